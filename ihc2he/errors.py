@@ -1,0 +1,33 @@
+"""Errors that a user can act on: what was found, what was expected, what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class Ihc2heError(Exception):
+    """A mistake in the user's input. The command line prints its message without a traceback."""
+
+
+class ConfigError(Ihc2heError):
+    """A name, value or combination in the configuration that cannot work."""
+
+
+class DataError(Ihc2heError):
+    """A file or folder that is missing, unreadable, or not in the documented layout."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint that names the nearest known name, or lists them all where none is near.
+
+    The hint starts with a space so that it can be appended to a finished sentence.
+
+    >>> did_you_mean("max_epoch", ["max_epochs", "precision"])
+    " Did you mean 'max_epochs'?"
+    >>> did_you_mean("zzz", ["b", "a"])
+    ' Known: a, b.'
+    """
+    known = sorted(set(known))
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return f" Known: {', '.join(known)}." if known else ""

@@ -1,0 +1,1 @@
+"""Optical density and colour deconvolution."""
