@@ -1,0 +1,62 @@
+"""Model bundles at the end of training: what the pipeline, the hub and other programs read."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ihc2he.models.bundle import save_bundle
+
+log = logging.getLogger(__name__)
+
+
+class Bundles(Callback):
+    """Writes a bundle for each network that `pl_module.exports()` names, with the weights of the best checkpoint.
+
+    Where there is no best checkpoint the final weights are taken. The pixel size is the DataModule's.
+
+    Args:
+        dirpath: bundles go to `<dirpath>/<name>/`.
+    """
+
+    def __init__(self, dirpath: str) -> None:
+        self.dirpath = Path(dirpath)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write the bundles, on the first rank, unless the run was interrupted."""
+        if not trainer.is_global_zero or trainer.interrupted:
+            return
+        keeper = best_keeper(trainer)
+        final = None
+        if keeper is None:
+            metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+            epoch = trainer.current_epoch
+        else:
+            final = copy.deepcopy(pl_module.state_dict())
+            best = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
+            pl_module.load_state_dict(best["state_dict"])
+            metrics, epoch = {str(keeper.monitor): float(keeper.best_model_score)}, best["epoch"]
+        shared = {"mpp": getattr(trainer.datamodule, "mpp", None), "epoch": epoch, "metrics": metrics}
+        for name, (network, info) in pl_module.exports().items():
+            if info.get("module") is None:
+                log.warning(
+                    "No bundle '%s': its network was given as an object, so nothing says how to build it.", name
+                )
+                continue
+            log.info("Bundle: %s", save_bundle(network, self.dirpath / name, {**info, **shared}))
+        if final is not None:
+            pl_module.load_state_dict(final)
+
+
+def best_keeper(trainer: Trainer) -> ModelCheckpoint | None:
+    """Return the callback that keeps the best checkpoint by a metric, or None where there is no such checkpoint."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and Path(callback.best_model_path).is_file():
+            return callback
+    return None

@@ -1,0 +1,109 @@
+"""Pictures to look at: the same few tiles after every validation, as PNG files and in every logger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ihc2he.files import complete
+
+HEADER_PX = 22
+
+
+class ImagePanels(Callback):
+    """Writes what `pl_module.panels(batch)` shows of the first tiles of a validation or test set.
+
+    Args:
+        dirpath: pictures go to `<dirpath>/<stage>/`.
+        n_images: tiles shown.
+        every_n_epochs: epochs between two validations that are shown.
+        max_side: larger pictures are shrunk to this many px.
+    """
+
+    def __init__(self, dirpath: str, n_images: int = 4, every_n_epochs: int = 1, max_side: int = 512) -> None:
+        self.dirpath = Path(dirpath)
+        self.n_images = n_images
+        self.every_n_epochs = every_n_epochs
+        self.max_side = max_side
+        self._shown = 0
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting."""
+        skip = trainer.sanity_checking or trainer.current_epoch % self.every_n_epochs
+        self._shown = self.n_images if skip else 0
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting."""
+        self._shown = 0
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Show the tiles of the batch, while there are too few."""
+        self._show(trainer, pl_module, batch, "val")
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Show the tiles of the batch, while there are too few."""
+        self._show(trainer, pl_module, batch, "test")
+
+    def _show(self, trainer: Trainer, pl_module: Any, batch: dict[str, Any], stage: str) -> None:
+        if not trainer.is_global_zero or self._shown >= self.n_images:
+            return
+        rows = pl_module.panels(batch)[: self.n_images - self._shown]
+        for name, row in zip(batch["name"], rows, strict=False):
+            picture = panel(row, self.max_side)
+            key = f"{stage}_{self._shown:02d}"
+            self._shown += 1
+            plain = Path(str(name)).stem.replace("/", "_")
+            write_png(self.dirpath / stage / f"epoch{trainer.current_epoch:03d}_{plain}.png", picture)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"panels/{key}", [picture], step=trainer.global_step, caption=[str(name)])
+                elif isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(f"panels/{key}", picture, trainer.global_step, dataformats="HWC")
+
+
+def panel(row: list[tuple[str, Tensor]], max_side: int = 512, columns: int = 4) -> NDArray[np.uint8]:
+    """Return pictures side by side under their titles, as HxWx3 uint8 RGB.
+
+    Args:
+        row: titles and (3, H, W) images in [-1, 1].
+        max_side: larger pictures are shrunk to this many px.
+        columns: pictures per line.
+    """
+    cells = [_cell(title, image, max_side) for title, image in row]
+    height, width = (max(cell.shape[i] for cell in cells) for i in (0, 1))
+    canvas = np.full((-(-len(cells) // columns) * height, min(columns, len(cells)) * width, 3), 255, np.uint8)
+    for i, cell in enumerate(cells):
+        top, left = i // columns * height, i % columns * width
+        canvas[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+    return canvas
+
+
+def _cell(title: str, image_chw: Tensor, max_side: int) -> NDArray[np.uint8]:
+    image = ((image_chw.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    picture = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+    scale = max_side / max(picture.shape[:2])
+    if scale < 1:
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    cell = np.full((picture.shape[0] + HEADER_PX + 2, max(picture.shape[1], 96) + 4, 3), 255, np.uint8)
+    cell[HEADER_PX : HEADER_PX + picture.shape[0], 2 : 2 + picture.shape[1]] = picture
+    cv2.putText(cell, title, (3, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return cell
+
+
+def write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an HxWx3 uint8 RGB image."""
+    encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+    with complete(path) as temporary:
+        temporary.write_bytes(encoded.tobytes())

@@ -1,0 +1,89 @@
+"""The numbers of a test: `results.csv`, one row per image, and `test.csv`, the final table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ihc2he.files import write_csv
+
+COLUMNS = ("metric", "group", "value", "n", "better", "protocol")
+
+
+class Results(Callback):
+    """Collects the `rows` that test steps return, from all ranks, and writes both tables.
+
+    A metric's direction and protocol come from `pl_module.cards`.
+
+    Args:
+        dirpath: the run's folder.
+    """
+
+    def __init__(self, dirpath: str) -> None:
+        self.dirpath = Path(dirpath)
+        self._rows: list[dict[str, Any]] = []
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the rows of an earlier test."""
+        self._rows = []
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Keep the rows of the batch."""
+        self._rows += outputs["rows"]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the rows of all ranks and write the tables."""
+        rows = self._rows
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, rows)
+            rows = [row for part in gathered for row in part]
+        if trainer.is_global_zero:
+            rows = sorted(rows, key=lambda row: str(row["name"]))
+            write_csv(self.dirpath / "results.csv", rows)
+            values = {key: float(value) for key, value in trainer.callback_metrics.items()}
+            write_csv(self.dirpath / "test.csv", table(values, rows, getattr(pl_module, "cards", {})), COLUMNS)
+
+
+def table(
+    values: Mapping[str, float], rows: Sequence[Mapping[str, Any]], cards: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the final table: a row for each metric and group, with its direction and protocol.
+
+    Args:
+        values: logged values; keys `test/<metric>` and `test/<metric>/<group>` are used.
+        rows: per-image results, to count the images behind a value: those with a number that is not NaN.
+        cards: name cards by metric.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        for key, value in row.items():
+            if isinstance(value, float) and value == value:  # noqa: PLR0124  # NaN is not counted
+                counts.update({(key, ""), (key, str(row.get("group", "")))})
+    lines = []
+    for key, value in values.items():
+        name = key.removeprefix("test/")
+        if name == key:
+            continue
+        metric, group = (name, "") if name in cards else (name.rpartition("/")[0], name.rpartition("/")[2])
+        if metric not in cards:
+            metric, group = name, ""
+        card = cards.get(metric)
+        lines.append(
+            {
+                "metric": metric,
+                "group": group,
+                "value": value,
+                "n": counts.get((metric, group), len(rows)),
+                "better": card.better if card else "",
+                "protocol": card.protocol if card else "",
+            }
+        )
+    return lines

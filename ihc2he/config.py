@@ -1,0 +1,177 @@
+"""What a configuration may contain: root schema, resolvers, the place of conf/, and the check before anything runs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from ihc2he.errors import ConfigError, did_you_mean
+
+
+class Stage(StrEnum):
+    """A verb of the Trainer."""
+
+    fit = "fit"
+    validate = "validate"
+    test = "test"
+    predict = "predict"
+
+
+@dataclass
+class Paths:
+    """Folders. All are relative to the working directory unless absolute."""
+
+    data: str = MISSING
+    store: str = MISSING
+    outputs: str = MISSING
+    output_dir: str = MISSING
+
+
+@dataclass
+class Config:
+    """Root of the configuration. Its keys are fixed, so that a misspelt one cannot pass unnoticed."""
+
+    experiment_name: str = MISSING
+    tags: list[str] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=lambda: [Stage.fit, Stage.test])
+    seed: int = 42
+    ckpt_path: str | None = None
+    optimized_metric: str | None = None
+    float32_matmul_precision: str = "high"
+    paths: Paths = field(default_factory=Paths)
+    data: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+
+
+def config_dir() -> Path:
+    """Return the absolute folder of the shipped configuration: inside a wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    msg = f"The configuration folder conf/ is missing, in {package} and beside it. Reinstall ihc2he."
+    raise ConfigError(msg)
+
+
+def stamp() -> str:
+    """Return the name of this run's folder: one for all processes of a launch, unique among launches.
+
+    Launchers that start every process by themselves (torchrun, SLURM) give their own id, since clocks differ.
+    """
+    env = os.environ
+    if run_id := env.get("IHC2HE_RUN_ID") or env.get("TORCHELASTIC_RUN_ID", "").replace("none", ""):
+        return run_id
+    if job := env.get("SLURM_JOB_ID"):
+        return f"slurm-{job}-{env.get('SLURM_RESTART_COUNT', '0')}"
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+
+
+def newest_run(folder: str | Path) -> Path | None:
+    """Return the run below a folder that wrote `checkpoints/last.ckpt` most recently, or None."""
+    found = sorted(Path(folder).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+    return found[-1].parent.parent if found else None
+
+
+def run_dir(outputs: str, experiment: str | None, ckpt_path: str | None) -> str:
+    """Return the folder of this run; `ckpt_path=last` continues in the newest run of the experiment."""
+    home = Path(outputs) / (experiment or "none")
+    if ckpt_path == "last":
+        run = newest_run(home)
+        if run is None:
+            msg = f"ckpt_path=last: no run below {home} has a checkpoints/last.ckpt. Start one without ckpt_path."
+            raise ConfigError(msg)
+        return str(run)
+    return str(home / stamp())
+
+
+def register() -> None:
+    """Make the schema and the resolvers known to Hydra; repeated calls do no harm."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("add", lambda *numbers: sum(numbers), replace=True)
+    OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("stamp", stamp, use_cache=True, replace=True)
+
+
+def target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the dotted path and the content of every mapping that has a `_target_`, outermost first."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield path, node
+        for key, value in node.items():
+            yield from target_nodes(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            yield from target_nodes(value, f"{path}.{i}")
+
+
+def locate(target: str, path: str = "_target_") -> Callable[..., Any]:
+    """Return the class or function that a dotted name stands for.
+
+    Args:
+        target: `package.module.Name`.
+        path: where it was written, for the message.
+
+    Raises:
+        ConfigError: naming the part that does not exist and the nearest one that does.
+    """
+    parts = target.split(".")
+    found: Any = None
+    for i, part in enumerate(parts):
+        name = ".".join(parts[: i + 1])
+        if found is not None and hasattr(found, part) and not inspect.ismodule(getattr(found, part)):
+            found = getattr(found, part)
+            continue
+        try:
+            found = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                msg = f"{path}: importing '{name}' needs the package '{error.name}', which is not installed."
+                raise ConfigError(msg) from error
+            msg = (
+                f"{path}: '{target}' does not exist; there is no '{part}' in '{'.'.join(parts[:i])}'."
+                if i
+                else (f"{path}: '{target}' does not exist; no module named '{part}' can be imported from here.")
+            )
+            raise ConfigError(msg + (did_you_mean(part, _names_in(found)) if i else "")) from error
+    if not callable(found):
+        msg = f"{path}: '{target}' is not a class or function."
+        raise ConfigError(msg)
+    return found
+
+
+def _names_in(module: Any) -> list[str]:
+    names = [name for name in dir(module) if not name.startswith("_")]
+    return names + [m.name for m in pkgutil.iter_modules(getattr(module, "__path__", []))]
+
+
+def preflight(cfg: Mapping[str, Any]) -> None:
+    """Check every argument of every `_target_` in a resolved configuration against the signature it goes to.
+
+    Builds nothing, so a typo ends the run before any data is touched.
+
+    Raises:
+        ConfigError: naming the path, the unknown argument and the nearest known one.
+    """
+    for path, node in target_nodes(cfg):
+        parameters = inspect.signature(locate(node["_target_"], f"{path}._target_")).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            continue
+        known = [name for name in parameters if name != "self"]
+        for key in node:
+            if key not in known and key not in ("_target_", "_partial_", "_recursive_", "_convert_", "_args_"):
+                msg = f"{path}.{key}: {node['_target_']} has no argument '{key}'.{did_you_mean(str(key), known)}"
+                raise ConfigError(msg)

@@ -1,0 +1,360 @@
+"""The shared part of the translation DataModules: build a store, split it, and load batches from it."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ihc2he.data.datasets import TrainingCrops, WholeTiles
+from ihc2he.data.samplers import EpochSampler, ShardSampler, balancing_weights
+from ihc2he.data.splits import STAINS, split_records
+from ihc2he.data.store import Record, Skipped, TileStore, check_store, write_store
+from ihc2he.data.summary import draw_exploration, stain_statistics, write_csv, write_index
+from ihc2he.data.transforms import training_transform
+from ihc2he.errors import ConfigError, DataError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+MIN_SIDE = 32  # px; the generators' deepest layers need some pixels to pad by reflection
+POLICIES = ("error", "skip")
+SAMPLERS = ("uniform", "level_balanced")
+
+
+class RawTile(NamedTuple):
+    """A tile of the raw dataset before it is read.
+
+    Attributes:
+        name: of the tile, relative to its split's folder.
+        split: "train", "val" or "test", as the dataset is laid out on disk.
+        group: its HER2 level, or "".
+        files: what to read, by role, for instance "ihc" and "he".
+    """
+
+    name: str
+    split: str
+    group: str
+    files: dict[str, Path]
+
+
+class TranslationDataModule(LightningDataModule, ABC):
+    """Batches of IHC and H&E from a tile store that `prepare_data` builds once.
+
+    A training batch is ``{"ihc": x_bchw, "he": x_bchw}``, float32 in [-1, 1]: random crops, drawn independently
+    of each other. A validation or test batch holds whole tiles and also ``name`` and ``group`` (lists of str) and
+    ``paired`` (bool tensor: both show the same place). Order and randomness depend on (seed, epoch, index) alone.
+
+    Args:
+        store: folder for the tile store and what is reported beside it.
+        mpp: um/px of the images it yields.
+        crop_size: side of the training crops in px.
+        batch_size: training crops of each stain per batch and process.
+        eval_batch_size: whole tiles per batch; more than 1 needs tiles of one size.
+        num_workers: processes that load training batches; as many load each evaluation set.
+        seed: of the splits, the order and the augmentation.
+        val_fraction: of the training tiles, for validation, where the dataset has no validation folder.
+        test_fraction: of the training tiles, for testing, where the dataset has no test folder.
+        fraction: of the remaining training tiles to keep; every level keeps its share.
+        samples_per_epoch: over all processes; None: as many as the larger stain has tiles.
+        sampler: "uniform", or "level_balanced": each level is drawn equally often, in both stains.
+        paired: train on registered crops of the same place instead of independent ones.
+        flip: augment by left-right and up-down flips.
+        rotate90: augment by quarter turns.
+        brightness_contrast: greatest relative change; 0 = off, since it moves the very stain to be learnt.
+        on_bad_file: "error", or "skip": leave out unreadable and too small images, counted and listed.
+        rebuild: build the store again even if there is one.
+
+    Attributes:
+        mpp: um/px of the images it yields.
+
+    Raises:
+        ConfigError: for a value outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: str,
+        mpp: float,
+        crop_size: int,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        seed: int,
+        val_fraction: float,
+        test_fraction: float,
+        fraction: float,
+        samples_per_epoch: int | None,
+        sampler: str,
+        paired: bool,
+        flip: bool,
+        rotate90: bool,
+        brightness_contrast: float,
+        on_bad_file: str,
+        rebuild: bool,
+    ) -> None:
+        super().__init__()
+        _require_choice("sampler", sampler, SAMPLERS)
+        _require_choice("on_bad_file", on_bad_file, POLICIES)
+        _require("data.mpp", mpp, mpp > 0, "um/px above 0")
+        _require("data.crop_size", crop_size, crop_size >= MIN_SIDE, f"at least {MIN_SIDE} px")
+        _require("data.batch_size", batch_size, batch_size >= 1, "at least 1")
+        _require("data.eval_batch_size", eval_batch_size, eval_batch_size >= 1, "at least 1")
+        _require("data.num_workers", num_workers, num_workers >= 0, "0 or more")
+        _require("data.fraction", fraction, 0 < fraction <= 1, "above 0 and at most 1")
+        _require("data.val_fraction", val_fraction, 0 <= val_fraction < 1, "from 0 to below 1")
+        _require("data.test_fraction", test_fraction, 0 <= test_fraction < 1 - val_fraction, "from 0, below 1 with val")
+        _require("data.brightness_contrast", brightness_contrast, 0 <= brightness_contrast < 1, "from 0 to below 1")
+        _require("data.samples_per_epoch", samples_per_epoch, samples_per_epoch is None or samples_per_epoch >= 1, "1+")
+        self.store_folder = Path(store).expanduser()
+        self.mpp = mpp
+        self.crop_size = crop_size
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.fraction = fraction
+        self.samples_per_epoch = samples_per_epoch
+        self.sampler = sampler
+        self.paired = paired
+        self.flip = flip
+        self.rotate90 = rotate90
+        self.brightness_contrast = brightness_contrast
+        self.on_bad_file = on_bad_file
+        self.rebuild = rebuild
+
+    @abstractmethod
+    def find_tiles(self) -> list[RawTile] | None:
+        """Return the tiles of the raw dataset without reading them, or None where the dataset is not there."""
+
+    @abstractmethod
+    def read_tile(self, tile: RawTile) -> dict[str, NDArray]:
+        """Return the images of a tile at `mpp`, by stain: HxWx3 uint8."""
+
+    @abstractmethod
+    def how_to_get(self) -> str:
+        """Return what to tell a user who has neither the dataset nor a store of it."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that change the content of the store."""
+
+    @property
+    def store_path(self) -> Path:
+        return self.store_folder / "tiles.h5"
+
+    def prepare_data(self) -> None:
+        """Build the store, or check that it still fits its source, and write the reports beside it."""
+        tiles = self.find_tiles()
+        sources = None
+        if tiles is not None:
+            sources = {f"{role}/{t.split}/{t.name}": file for t in tiles for role, file in t.files.items()}
+            self._build(tiles, sources)
+        elif not self.store_path.is_file():
+            raise DataError(self.how_to_get())
+        check_store(self.store_path, sources, self.settings())
+        store = TileStore(self.store_path)
+        self._report(store)
+        self._report_skipped(store)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the store and divide its records; reads no image."""
+        self.tiles = TileStore(self.store_path)
+        self.records, too_small = self._split(self.tiles)
+        if too_small and self.on_bad_file == "error" and stage in (None, "fit"):
+            found = "; ".join(_tile_name(self.tiles.rows[i]) for i in too_small[:3])
+            msg = (
+                f"{self.store_path}: {len(too_small)} training tiles are smaller than the crop of {self.crop_size} px "
+                f"at {self.mpp} um/px, such as {found}. Pass a smaller data.crop_size, or data.on_bad_file=skip."
+            )
+            raise DataError(msg)
+
+    def train_dataloader(self) -> DataLoader:
+        ihc, he = (self.records["train", stain] for stain in STAINS)
+        if not ihc or not he:
+            msg = f"{self.store_path}: found {len(ihc)} IHC and {len(he)} H&E training tiles, expected some of each."
+            raise DataError(msg)
+        weights = he_weights = None
+        if self.sampler == "level_balanced":
+            weights, he_weights = (self._level_weights(records) for records in (ihc, he))
+        transform = training_transform(
+            flip=self.flip, rotate90=self.rotate90, brightness_contrast=self.brightness_contrast
+        )
+        dataset = TrainingCrops(
+            self.tiles,
+            ihc=ihc,
+            he=he,
+            crop_size=self.crop_size,
+            transform=transform,
+            seed=self.seed,
+            he_weights=he_weights,
+            paired=self.paired,
+        )
+        rank, world_size = self._shard()
+        num_samples = self.samples_per_epoch or len(dataset)
+        sampler = EpochSampler(
+            size=len(ihc),
+            num_samples=num_samples,
+            seed=self.seed,
+            weights=weights,
+            rank=rank,
+            world_size=world_size,
+        )
+        if len(sampler) < self.batch_size:
+            msg = (
+                f"data.batch_size={self.batch_size}: an epoch has only {len(sampler)} samples per process, "
+                "less than one batch. Pass a smaller batch size, or a larger data.samples_per_epoch."
+            )
+            raise ConfigError(msg)
+        return self._loader(dataset, sampler, self.batch_size, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        if not self.records["test", "ihc"] or not self.records["test", "he"]:
+            msg = f"{self.store_path}: found no test tiles. Pass data.test_fraction=0.1, or add a test folder."
+            raise DataError(msg)
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        ihc, he = (self.records[split, stain] for stain in STAINS)
+        for stain, records in zip(STAINS, (ihc, he), strict=True):
+            sizes = {tuple(self.tiles.rows[i]["shapes"][stain]) for i in records}
+            if self.eval_batch_size > 1 and len(sizes) > 1:
+                msg = f"data.eval_batch_size={self.eval_batch_size}: {split} tiles have {len(sizes)} sizes. Pass 1."
+                raise ConfigError(msg)
+        dataset = WholeTiles(self.tiles, ihc, he)
+        return self._loader(dataset, ShardSampler(len(dataset), *self._shard()), self.eval_batch_size)
+
+    def _loader(self, dataset: Dataset, sampler: Sampler, batch_size: int, drop_last: bool = False) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=drop_last,
+        )
+
+    def _shard(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _level_weights(self, records: Sequence[int]) -> list[float]:
+        levels = [self.tiles.rows[i]["group"] for i in records]
+        if "" in levels:
+            msg = "data.sampler=level_balanced needs a HER2 level for every tile; this dataset has none. Pass uniform."
+            raise ConfigError(msg)
+        return balancing_weights(levels)
+
+    def _build(self, tiles: Sequence[RawTile], sources: dict[str, Path]) -> None:
+        if self.store_path.is_file() and not self.rebuild:
+            return
+        with _exclusive(self.store_path.with_suffix(".lock")):
+            if self.store_path.is_file() and not self.rebuild:  # built by another process meanwhile
+                return
+            for report in REPORTS:
+                (self.store_folder / report).unlink(missing_ok=True)
+            write_store(self.store_path, tiles, self._record, sources, self.settings())
+
+    def _record(self, tile: RawTile) -> Record | Skipped:
+        try:
+            images = self.read_tile(tile)
+            for image, file in zip(images.values(), tile.files.values(), strict=False):
+                _require_size(image, file)
+        except DataError as error:
+            if self.on_bad_file == "error":
+                raise
+            return Skipped(", ".join(str(file) for file in tile.files.values()), str(error))
+        row: dict[str, Any] = {"name": tile.name, "split": tile.split, "group": tile.group}
+        for stain, image in images.items():
+            row |= stain_statistics(image, stain)
+        return Record(images, row)
+
+    def _report(self, store: TileStore) -> None:
+        for name, write in REPORTS.items():
+            if not (self.store_folder / name).is_file():
+                write(self.store_folder / name, store)
+
+    def _report_skipped(self, store: TileStore) -> None:
+        table = self.store_folder / "skipped.csv"
+        if self.on_bad_file == "error":
+            if store.skipped:
+                msg = (
+                    f"{self.store_path} was built without {len(store.skipped)} bad files, such as "
+                    f"{store.skipped[0].name}. Mend or remove them and pass data.rebuild=true, or pass "
+                    "data.on_bad_file=skip."
+                )
+                raise DataError(msg)
+            table.unlink(missing_ok=True)
+            return
+        _, too_small = self._split(store)
+        reason = f"smaller than the training crop of {self.crop_size} px"
+        skipped = [*store.skipped, *(Skipped(_tile_name(store.rows[i]), reason) for i in too_small)]
+        write_csv(table, Skipped._fields, skipped)
+        if skipped:
+            log.warning("%d images are left out, listed in %s:", len(skipped), table)
+        for name, why in skipped:
+            log.warning("  %s: %s", name, why)
+
+    def _split(self, store: TileStore) -> tuple[dict[tuple[str, str], list[int]], list[int]]:
+        return split_records(
+            store.rows,
+            crop_size=self.crop_size,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            fraction=self.fraction,
+            seed=self.seed,
+        )
+
+
+REPORTS: dict[str, Callable[[Path, TileStore], None]] = {"index.csv": write_index, "exploration.png": draw_exploration}
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file, which the system releases when the process that holds it dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("Waiting for another process that is building the store (it holds %s).", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _tile_name(row: dict[str, Any]) -> str:
+    return f"{row['name']} ({', '.join(f'{stain} {w}x{h}' for stain, (h, w, *_) in row['shapes'].items())})"
+
+
+def _require_size(image: NDArray, file: Path) -> None:
+    height, width = image.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        msg = f"{file}: {width}x{height} px after resampling; expected at least {MIN_SIDE} px each way."
+        raise DataError(msg)
+
+
+def _require(name: str, value: Any, holds: bool, expected: str) -> None:
+    if not holds:
+        msg = f"{name}={value}: expected {expected}."
+        raise ConfigError(msg)
+
+
+def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        msg = f"data.{name}={value}: not a choice.{did_you_mean(value, choices)}"
+        raise ConfigError(msg)

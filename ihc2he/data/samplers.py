@@ -1,0 +1,97 @@
+"""Samplers whose order is a pure function of (seed, epoch), whatever the number of processes."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class SampleIndex(NamedTuple):
+    """An index that carries its epoch, so that a dataset in a worker process knows it without shared memory."""
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+
+
+class EpochSampler(Sampler[SampleIndex]):
+    """Yields this process's share of a new order in each epoch.
+
+    Indices run over [0, num_samples) or beyond ``size``; a dataset takes them modulo ``size``, and draws its
+    random numbers from the full index, so that a tile seen twice in an epoch is cropped differently.
+    Every process gets the same number of samples: the remainder is dropped. Lightning calls ``set_epoch``.
+
+    Args:
+        size: number of different tiles.
+        num_samples: samples per epoch over all processes.
+        seed: of the order.
+        weights: one per tile; tiles are then drawn with replacement, in proportion to them.
+        rank: of this process.
+        world_size: number of processes.
+
+    >>> sampler = EpochSampler(size=5, num_samples=5, seed=0)
+    >>> sorted(sample.index for sample in sampler)
+    [0, 1, 2, 3, 4]
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        num_samples: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.size = size
+        self.num_samples = num_samples
+        self.seed = seed
+        self.weights = None if weights is None else np.asarray(weights, np.float64) / np.sum(weights)
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_samples // self.world_size
+
+    def __iter__(self) -> Iterator[SampleIndex]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self.weights is None:
+            order = rng.permutation(max(self.size, self.num_samples))[: self.num_samples]
+        else:
+            # A new index for each repetition of a tile: position x size + tile.
+            tiles = rng.choice(self.size, self.num_samples, p=self.weights)
+            order = tiles + self.size * np.arange(self.num_samples)
+        for index in order[self.rank : len(self) * self.world_size : self.world_size]:
+            yield SampleIndex(self.epoch, int(index))
+
+
+class ShardSampler(Sampler[int]):
+    """Yields every world_size-th index in order: each tile once over all processes, none padded.
+
+    >>> list(ShardSampler(size=5, rank=1, world_size=2))
+    [1, 3]
+    """
+
+    def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, size, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+def balancing_weights(groups: Sequence[str]) -> list[float]:
+    """Return a weight per tile that gives every group the same total.
+
+    >>> balancing_weights(["3+", "3+", "0"])
+    [0.5, 0.5, 1.0]
+    """
+    counts = {group: groups.count(group) for group in set(groups)}
+    return [1 / counts[group] for group in groups]

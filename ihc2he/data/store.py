@@ -1,0 +1,250 @@
+"""The tile store: a raw dataset turned once into one HDF5 file that is cheap to read in pieces.
+
+In the file: one dataset ``<field>/<number>`` per array (``ihc/000012``); a JSON table of ``rows`` with what is known
+about each record; the ``source`` files with size, modification time and hash; the ``settings`` it was built with.
+
+Why chunks of about 128 px and no compression: measured on 1024-px H&E tiles, reading a 256-px crop takes 0.4 ms
+(decoding the whole PNG 45 ms); lzf with shuffle takes 1.0 ms and saves 4 % of the space, gzip 2.8 ms and 13 %.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ihc2he.errors import DataError
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+CHUNK = 128
+WHOLE = (slice(None), slice(None))
+REMEDY = "Pass data.rebuild=true, or delete the store, to build it again."
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Record(NamedTuple):
+    """What a store keeps of one tile: its arrays by field, and a row of values that JSON can hold."""
+
+    arrays: dict[str, NDArray]
+    row: dict[str, Any]
+
+
+class Skipped(NamedTuple):
+    """A tile that was left out, and why."""
+
+    name: str
+    reason: str
+
+
+class TileStore:
+    """Read access to a finished store; opens the file lazily in each process, so it can be forked and pickled.
+
+    Attributes:
+        rows: per record the values given when it was built, and under ``shapes`` the array shape of each field.
+        skipped: what was left out when it was built.
+
+    Raises:
+        DataError: for a file that is missing, unreadable, incomplete, or of another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: h5py.File | None = None
+        self._pid = 0
+        with _open_finished(path) as file:
+            self.rows: list[dict[str, Any]] = json.loads(file["rows"][()])
+            self.skipped = [Skipped(*entry) for entry in json.loads(file["skipped"][()])]
+
+    def read(self, number: int, field: str, window: tuple[slice, slice] = WHOLE) -> NDArray:
+        """Return an array of a record, or a window of it (rows, columns); only the chunks it touches are read."""
+        if self._file is None or self._pid != os.getpid():  # a handle must not be shared with a forked process
+            self._file, self._pid = h5py.File(self.path, "r", locking=False), os.getpid()
+        return self._file[_key(field, number)][window]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}
+
+
+def write_store(
+    path: Path,
+    jobs: Sequence[Job],
+    load: Callable[[Job], Record | Skipped],
+    sources: Mapping[str, Path],
+    settings: Mapping[str, Any],
+) -> None:
+    """Build a store under a temporary name and rename it when complete.
+
+    Args:
+        path: of the store; its folder is made.
+        jobs: one per tile, in the order of the records.
+        load: turns a job into a record; it runs in threads.
+        sources: every raw file the store depends on, under a name that stays valid when the dataset is moved.
+        settings: plain values that change the content; `check_store` compares them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with h5py.File(part, "w", locking=False) as file:
+            _write_manifest(file, sources)
+            _write_records(file, jobs, load)
+            file.attrs["settings"] = json.dumps(dict(settings))
+            file.attrs["version"] = VERSION
+        part.replace(path)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free / 1e9
+        msg = f"{path}: the store could not be written ({error}); {free:.1f} GB are free. Name another data.store."
+        raise DataError(msg) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_store(path: Path, sources: Mapping[str, Path] | None, settings: Mapping[str, Any]) -> None:
+    """Refuse a store that was built from other files or with other settings.
+
+    A file with the same size and modification time counts as unchanged; where only the time differs the content
+    decides, and the new time is noted so that the next start need not read the file again.
+
+    Args:
+        path: of the store.
+        sources: the raw files as they are now, named as for `write_store`; None where they have gone.
+        settings: as for `write_store`.
+
+    Raises:
+        DataError: naming what differs, and the remedy.
+    """
+    with _open_finished(path) as file:
+        built_with = json.loads(file.attrs["settings"])
+        names = [name.decode() for name in file["source/name"][()]]
+        sizes, times, hashes = (file[f"source/{column}"][()] for column in ("size", "mtime_ns", "hash"))
+    different = [
+        f"{key}: built with {built_with.get(key)!r}, now {settings.get(key)!r}"
+        for key in sorted({*built_with, *settings})
+        if built_with.get(key) != settings.get(key)
+    ]
+    if different:
+        msg = f"{path} was built with other settings: {'; '.join(different)}. {REMEDY} Or name another store."
+        raise DataError(msg)
+    if sources is None:
+        log.info("%s: its source is not there any more; the store is used as it is.", path)
+        return
+
+    changed, touched = [], {}
+    for i, name in enumerate(names):
+        if name not in sources:
+            continue
+        stat = sources[name].stat()
+        if stat.st_size != sizes[i]:
+            changed.append(name)
+        elif stat.st_mtime_ns != times[i]:
+            if hash_file(sources[name]) == hashes[i].decode():
+                touched[i] = stat.st_mtime_ns
+            else:
+                changed.append(name)
+    kinds = {
+        "added": sorted(set(sources) - set(names)),
+        "removed": sorted(set(names) - set(sources)),
+        "changed": changed,
+    }
+    if any(kinds.values()):
+        found = "; ".join(f"{len(files)} {kind} ({_first(files)})" for kind, files in kinds.items() if files)
+        msg = f"{path} does not match its source any more: {found}. {REMEDY}"
+        raise DataError(msg)
+    if touched:
+        with h5py.File(path, "r+", locking=False) as file:
+            for i, time in touched.items():
+                file["source/mtime_ns"][i] = time
+
+
+def hash_file(path: Path) -> str:
+    """Return the BLAKE2b hash of a file's content, 32 hexadecimal digits."""
+    return blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _open_finished(path: Path) -> h5py.File:
+    if not path.is_file():
+        msg = f"{path}: there is no tile store yet. DataModule.prepare_data() builds it; the Trainer calls that."
+        raise DataError(msg)
+    try:
+        file = h5py.File(path, "r", locking=False)
+    except OSError as error:
+        msg = f"{path}: not a readable tile store ({error}). {REMEDY}"
+        raise DataError(msg) from error
+    version = file.attrs.get("version")
+    if version != VERSION:
+        file.close()
+        found = "no version, so it was never completed" if version is None else f"version {version}"
+        msg = f"{path}: found {found}; expected a tile store of version {VERSION}. {REMEDY}"
+        raise DataError(msg)
+    return file
+
+
+def _write_records(file: h5py.File, jobs: Sequence[Job], load: Callable[[Job], Record | Skipped]) -> None:
+    from rich.progress import track
+
+    rows: list[dict[str, Any]] = []
+    skipped: list[Skipped] = []
+    for result in track(map_in_threads(load, jobs), "Building the tile store", total=len(jobs)):
+        if isinstance(result, Skipped):
+            skipped.append(result)
+            continue
+        for field, array in result.arrays.items():
+            chunks = tuple(_chunk(side) for side in array.shape[:2]) + array.shape[2:]
+            file.create_dataset(_key(field, len(rows)), data=array, chunks=chunks)
+        rows.append(result.row | {"shapes": {field: array.shape for field, array in result.arrays.items()}})
+    file["rows"] = json.dumps(rows)
+    file["skipped"] = json.dumps(skipped)
+
+
+def _write_manifest(file: h5py.File, sources: Mapping[str, Path]) -> None:
+    from rich.progress import track
+
+    stats = [path.stat() for path in sources.values()]
+    hashes = map_in_threads(hash_file, list(sources.values()))
+    group = file.create_group("source")
+    group["name"] = list(sources)
+    group["size"] = np.array([stat.st_size for stat in stats], np.int64)
+    group["mtime_ns"] = np.array([stat.st_mtime_ns for stat in stats], np.int64)
+    group["hash"] = list(track(hashes, "Hashing the source", total=len(sources)))
+
+
+def map_in_threads(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+    """Yield the result of each job in order, with all cores at work and few results in memory."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        pending = deque(pool.submit(work, job) for job in jobs[: 2 * workers])
+        for job in jobs[2 * workers :]:
+            yield pending.popleft().result()
+            pending.append(pool.submit(work, job))
+        while pending:
+            yield pending.popleft().result()
+
+
+def _chunk(side: int) -> int:
+    """Return a chunk's side that divides a tile's side into equal parts of at most 128, so that little is padded.
+
+    >>> _chunk(1024), _chunk(200), _chunk(50)
+    (128, 100, 50)
+    """
+    return ceil(side / ceil(side / CHUNK))
+
+
+def _key(field: str, number: int) -> str:
+    return f"{field}/{number:06d}"
+
+
+def _first(names: Sequence[str], n: int = 3) -> str:
+    return ", ".join(names[:n]) + (", ..." if len(names) > n else "")

@@ -1,0 +1,57 @@
+"""Augmentation of crops and the step from uint8 images to float tensors."""
+
+import random
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import albumentations
+
+
+def training_transform(*, flip: bool, rotate90: bool, brightness_contrast: float) -> "albumentations.Compose":
+    """Return the augmentation of a training crop; it gives float32 in [-1, 1].
+
+    Args:
+        flip: left-right and up-down, each with probability 1/2.
+        rotate90: by 0, 90, 180 or 270 degrees, each with probability 1/4.
+        brightness_contrast: greatest relative change; 0 switches it off.
+    """
+    import albumentations
+
+    steps: list[albumentations.BasicTransform] = []
+    if flip:
+        steps += [albumentations.HorizontalFlip(p=0.5), albumentations.VerticalFlip(p=0.5)]
+    if rotate90:
+        steps.append(albumentations.RandomRotate90(p=1))
+    if brightness_contrast:
+        limit = (-brightness_contrast, brightness_contrast)
+        steps.append(albumentations.RandomBrightnessContrast(brightness_limit=limit, contrast_limit=limit, p=1))
+    steps.append(albumentations.Normalize(mean=(0.5,) * 3, std=(0.5,) * 3))
+    return albumentations.Compose(steps)
+
+
+def augment(transform: "albumentations.Compose", image: NDArray[np.uint8], seed: int) -> torch.Tensor:
+    """Return an augmented image as a (3, H, W) tensor; the same seed gives the same change.
+
+    Differs from ``Compose.set_random_seed``, which gives every step its own copy of one random stream:
+    the two flips then always happen together (and costs six times as much).
+    """
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    return to_tensor(transform(image=image)["image"])
+
+
+def normalise(image: NDArray[np.uint8]) -> torch.Tensor:
+    """Return an HxWx3 uint8 image as a (3, H, W) float32 tensor in [-1, 1].
+
+    >>> normalise(np.array([[[0, 255, 51]]], np.uint8)).flatten().tolist()
+    [-1.0, 1.0, -0.6000000238418579]
+    """
+    return to_tensor(image.astype(np.float32) / 127.5 - 1)
+
+
+def to_tensor(image: NDArray[np.float32]) -> torch.Tensor:
+    """Return an HxWx3 array as a contiguous (3, H, W) tensor."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -1,0 +1,148 @@
+"""Two folders of images, one of IHC and one of H&E, of any size and without any correspondence."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ihc2he.data.base import RawTile, TranslationDataModule
+from ihc2he.data.images import SUFFIXES, find_images, read_image, resample
+from ihc2he.data.splits import SPLITS, STAINS
+from ihc2he.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+
+class UnpairedDataModule(TranslationDataModule):
+    """IHC and H&E images from anywhere; `TranslationDataModule` documents the batches and the other arguments.
+
+    Pass either ``root`` or both ``ihc`` and ``he``. Folders are searched with their sub-folders. Where there are no
+    folders for them, validation and test images are fractions of each stain's training images; images of one slide
+    may then fall on both sides. An evaluation batch pairs the i-th IHC with the i-th H&E image, unrelated.
+
+    Args:
+        root: folder with ``trainA`` and ``trainB``, and perhaps ``valA``, ``valB``, ``testA``, ``testB``.
+        ihc: folder of IHC images.
+        he: folder of H&E images.
+        stain_a: what the A folders of ``root`` hold, "ihc" or "he" (MIST has H&E in A).
+        mpp_ihc: um/px of the IHC files.
+        mpp_he: um/px of the H&E files.
+        mpp: um/px of the images it yields; None: the coarser of the two, so that no detail is made up.
+
+    Raises:
+        ConfigError: where a folder or a pixel size is not given.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: str,
+        root: str | None = None,
+        ihc: str | None = None,
+        he: str | None = None,
+        stain_a: str = "ihc",
+        mpp_ihc: float | None = None,
+        mpp_he: float | None = None,
+        mpp: float | None = None,
+        crop_size: int = 256,
+        batch_size: int = 1,
+        eval_batch_size: int = 1,
+        num_workers: int = 4,
+        seed: int = 0,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        fraction: float = 1.0,
+        samples_per_epoch: int | None = None,
+        flip: bool = True,
+        rotate90: bool = True,
+        brightness_contrast: float = 0.0,
+        on_bad_file: str = "error",
+        rebuild: bool = False,
+    ) -> None:
+        if (root is None) == (ihc is None and he is None) or (ihc is None) != (he is None):
+            msg = (
+                f"data.root={root}, data.ihc={ihc}, data.he={he}: pass data.root=FOLDER with trainA and trainB in it, "
+                "or both data.ihc=FOLDER and data.he=FOLDER."
+            )
+            raise ConfigError(msg)
+        if mpp_ihc is None or mpp_he is None or min(mpp_ihc, mpp_he) <= 0:
+            msg = (
+                f"data.mpp_ihc={mpp_ihc}, data.mpp_he={mpp_he}: pass the pixel size of both stains in um/px; "
+                "about 0.25 for a 40x scan, 0.5 for 20x. The scanner's metadata has the exact figure."
+            )
+            raise ConfigError(msg)
+        if stain_a not in STAINS:
+            msg = f"data.stain_a={stain_a}: expected ihc or he."
+            raise ConfigError(msg)
+        super().__init__(
+            store=store,
+            mpp=max(mpp_ihc, mpp_he) if mpp is None else mpp,
+            crop_size=crop_size,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            fraction=fraction,
+            samples_per_epoch=samples_per_epoch,
+            sampler="uniform",
+            paired=False,
+            flip=flip,
+            rotate90=rotate90,
+            brightness_contrast=brightness_contrast,
+            on_bad_file=on_bad_file,
+            rebuild=rebuild,
+        )
+        self.source_mpp = {"ihc": mpp_ihc, "he": mpp_he}
+        self.folders: dict[str, dict[str, Path]]
+        if root is None:
+            self.folders = {"train": {"ihc": Path(str(ihc)).expanduser(), "he": Path(str(he)).expanduser()}}
+        else:
+            letters = {"ihc": "A", "he": "B"} if stain_a == "ihc" else {"ihc": "B", "he": "A"}
+            self.folders = {
+                split: {s: Path(root).expanduser() / f"{split}{letters[s]}" for s in STAINS} for split in SPLITS
+            }
+
+    def find_tiles(self) -> list[RawTile] | None:
+        present = {
+            split: stains
+            for split, stains in self.folders.items()
+            if any(folder.is_dir() for folder in stains.values())
+        }
+        tiles = []
+        for split, stains in present.items():
+            for stain, folder in stains.items():
+                names = find_images(folder)
+                others = Counter(path.suffix.lower() or path.name for path in _other_files(folder))
+                if not names:
+                    msg = (
+                        f"{folder}: expected {stain} images ({', '.join(SUFFIXES)}), found {dict(others) or 'nothing'}."
+                    )
+                    raise DataError(msg)
+                if others:
+                    log.warning(
+                        "%s: files that are no images by their extension are not read: %s", folder, dict(others)
+                    )
+                tiles += [RawTile(name, split, "", {stain: folder / name}) for name in names]
+        return tiles or None
+
+    def read_tile(self, tile: RawTile) -> dict[str, NDArray]:
+        ((stain, path),) = tile.files.items()
+        return {stain: resample(read_image(path), self.source_mpp[stain], self.mpp)}
+
+    def how_to_get(self) -> str:
+        missing = ", ".join(str(folder) for stains in self.folders.values() for folder in stains.values())
+        return (
+            f"None of these folders is there: {missing}; nor is there a tile store of them at {self.store_path}. "
+            "Pass data.root=FOLDER with trainA and trainB in it, or both data.ihc=FOLDER and data.he=FOLDER."
+        )
+
+    def settings(self) -> dict[str, Any]:
+        return {"mpp": self.mpp, "mpp_ihc": self.source_mpp["ihc"], "mpp_he": self.source_mpp["he"]}
+
+
+def _other_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() not in SUFFIXES]

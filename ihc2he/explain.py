@@ -1,0 +1,98 @@
+"""What the command line says: one line for a mistake, one line for each experiment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from ihc2he.config import config_dir
+from ihc2he.errors import Ihc2heError, did_you_mean
+
+E = TypeVar("E", bound=BaseException)
+
+
+def one_line(error: Exception) -> str:
+    """Return what is wrong with a configuration and the nearest right name, as one line.
+
+    An error of this package is returned as it is: its text is written for the user already.
+    """
+    own = _first_of(Ihc2heError, error)
+    if own is not None:
+        return str(own)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if error.options is not None:
+            return f"There is no '{name}' in '{group}'.{did_you_mean(name, error.options)}"
+        return f"There is no configuration '{error.missing_cfg_file}'.{did_you_mean(group or name, _groups())}"
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        quoted = f" Quote a value with special characters: \"{key}='{value}'\"" if "=" in value else ""
+        return f"Cannot read '{error.override}'.{quoted}"
+    cause = _first_of(OmegaConfBaseException, error)
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key is not None:
+        parent = cause.parent_node
+        known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
+        if "." not in cause.full_key:
+            known += _groups()
+        return f"There is no key '{cause.full_key}'.{did_you_mean(str(cause.key), known)}"
+    if isinstance(cause, ValidationError):
+        return f"{cause.full_key}: {_joined(str(cause.msg))}"
+    if cause is not None and cause.full_key:
+        return f"{cause.full_key}: {_joined(str(cause.msg or cause))}"
+    return _joined(str(error) or str(cause) or type(error).__name__)
+
+
+def _first_of(kind: type[E], error: BaseException | None) -> E | None:
+    """Return the outermost error of a kind in a chain of causes."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _joined(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines()]
+    return " ".join(
+        line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))
+    )
+
+
+def _groups() -> list[str]:
+    root = config_dir()
+    return [str(p.relative_to(root)) for p in root.rglob("*") if p.is_dir()]
+
+
+def experiments(folders: Iterable[Path]) -> str:
+    """Return the names of all experiments in the configuration folders, with the first comment of each file.
+
+    Args:
+        folders: configuration folders; where two hold the same name, the later one's is shown, as Hydra reads it.
+    """
+    lines: dict[str, str] = {}
+    for folder in folders:
+        for file in sorted((folder / "experiment").rglob("*.yaml")):
+            comments = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+            about = next((line.lstrip("# ") for line in comments if "@package" not in line), "")
+            lines[str(file.relative_to(folder / "experiment").with_suffix(""))] = about
+    width = max((len(name) for name in lines), default=0)
+    listed = "\n".join(f"  {name:<{width}}  {line}" for name, line in lines.items())
+    return f"Choose an experiment: python -m ihc2he.train experiment=NAME [key=value ...]\n\n{listed}"
+
+
+def warn_shadowed(argv: Sequence[str], shipped: Path) -> None:
+    """Print a line for each of the user's configuration files that a shipped file of the same name hides.
+
+    Hydra reads the shipped one, without a word.
+    """
+    folders = [argv[i + 1] for i, arg in enumerate(argv[:-1]) if arg in ("--config-dir", "-cd")]
+    folders += [arg.partition("=")[2] for arg in argv if arg.startswith("--config-dir=")]
+    for folder in map(Path, folders):
+        for file in sorted(folder.rglob("*.yaml")):
+            if (shipped / file.relative_to(folder)).is_file():
+                text = f"ihc2he: {file} is not read: a shipped configuration has the same name. Choose a new one."
+                print(text, file=sys.stderr)

@@ -1,0 +1,98 @@
+"""Adversarial losses on the logits of a discriminator, computed in float32.
+
+Shape suffixes: bchw = batch, channel, height, width. A logit map of any shape is averaged over all its entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ihc2he.errors import ConfigError, did_you_mean
+
+MODES = ("lsgan", "bce", "hinge", "wgan_gp")
+
+
+def check_mode(mode: str) -> str:
+    """Return the name of an adversarial loss, or raise a ConfigError that names the nearest known one.
+
+    >>> check_mode("lsgan")
+    'lsgan'
+    """
+    if mode not in MODES:
+        msg = f"There is no adversarial loss '{mode}'.{did_you_mean(mode, MODES)}"
+        raise ConfigError(msg)
+    return mode
+
+
+def generator_loss(fake_logits: Tensor, mode: str) -> Tensor:
+    """Return the loss of a generator whose images got these logits; scalar.
+
+    Args:
+        fake_logits: the discriminator's logits for generated images, any shape.
+        mode: `lsgan` (Mao et al., ICCV 2017), `bce` (Goodfellow et al., 2014, non-saturating), `hinge`
+            (Lim and Ye, 2017) or `wgan_gp` (Gulrajani et al., 2017).
+
+    >>> float(generator_loss(torch.zeros(1, 1, 2, 2), "lsgan"))
+    1.0
+    """
+    logits = fake_logits.float()
+    if mode == "lsgan":
+        return (logits - 1).square().mean()
+    if mode == "bce":
+        return F.softplus(-logits).mean()
+    return -logits.mean()
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, mode: str, smoothing: float = 0.0) -> Tensor:
+    """Return the loss of a discriminator, the mean of its loss on real and on generated images; scalar.
+
+    The halving is the reference CycleGAN's for `lsgan`; it is kept for the others.
+
+    Args:
+        real_logits: logits for real images, any shape.
+        fake_logits: logits for generated images, any shape.
+        mode: as in `generator_loss`.
+        smoothing: one-sided label smoothing (Salimans et al., 2016): the target of real images is `1 - smoothing`;
+            for `lsgan` and `bce` only.
+
+    >>> float(discriminator_loss(torch.ones(4), torch.zeros(4), "lsgan"))
+    0.0
+    """
+    real, fake = real_logits.float(), fake_logits.float()
+    if mode == "lsgan":
+        loss_real, loss_fake = (real - (1 - smoothing)).square().mean(), fake.square().mean()
+    elif mode == "bce":
+        target = torch.full_like(real, 1 - smoothing)
+        loss_real, loss_fake = F.binary_cross_entropy_with_logits(real, target), F.softplus(fake).mean()
+    elif mode == "hinge":
+        loss_real, loss_fake = F.relu(1 - real).mean(), F.relu(1 + fake).mean()
+    else:
+        loss_real, loss_fake = -real.mean(), fake.mean()
+    return 0.5 * (loss_real + loss_fake)
+
+
+def gradient_penalty(
+    discriminator: Callable[[Tensor], Tensor],
+    real_bchw: Tensor,
+    fake_bchw: Tensor,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return the WGAN-GP penalty `(|grad D(x)| - 1)^2` at random points between real and generated images; scalar.
+
+    Args:
+        discriminator: maps (N, 3, H, W) to logits.
+        real_bchw: (N, 3, H, W).
+        fake_bchw: (N, 3, H, W), detached here.
+        generator: a CPU generator for the mixing weights; the global one where None.
+    """
+    n = len(real_bchw)
+    mix = torch.rand(n, 1, 1, 1, generator=generator).to(real_bchw)
+    points = (mix * real_bchw + (1 - mix) * fake_bchw).detach().requires_grad_()
+    with torch.enable_grad():
+        logits = discriminator(points).float()
+        (gradient,) = torch.autograd.grad(logits.sum(), points, create_graph=True)
+    return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()

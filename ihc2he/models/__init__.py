@@ -1,0 +1,1 @@
+"""LightningModules and, beside each, its pure networks."""

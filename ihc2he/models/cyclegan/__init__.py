@@ -1,0 +1,1 @@
+"""CycleGAN for unpaired stain translation."""

@@ -1,0 +1,1 @@
+"""Nuclei as arrays and tables: pure functions on instance maps and points."""

@@ -1,0 +1,257 @@
+"""Runs one checked configuration: seed, build, run the stages in order, and record what was done."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+from omegaconf import OmegaConf, read_write
+
+from ihc2he.build import build
+from ihc2he.callbacks.bundles import best_keeper
+from ihc2he.config import Stage
+from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.files import complete
+
+log = logging.getLogger(__name__)
+
+RECORDED_PACKAGES = ("ihc2he", "torch", "lightning", "hydra-core", "torchmetrics", "albumentations", "piq", "numpy")
+
+
+def run(cfg: dict[str, Any]) -> float | None:
+    """Build what the configuration describes, run its stages, and return the metric that a sweep optimises.
+
+    Args:
+        cfg: a composed, resolved and checked configuration of plain values.
+
+    Raises:
+        ConfigError: for a stage that cannot run, or a metric that was not logged.
+    """
+    folder = Path(cfg["paths"]["output_dir"])
+    first = _rank() == 0
+    logging.getLogger("ihc2he").setLevel(logging.INFO if first else logging.ERROR)
+    for chatty in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(chatty).handlers.clear()  # Hydra's root handlers print, once
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own
+    cfg["trainer"]["precision"] = _precision(cfg["trainer"])
+    _check_folder(folder, cfg)
+    torch.set_float32_matmul_precision(cfg["float32_matmul_precision"])
+    seed_everything(cfg["seed"], workers=True, verbose=False)
+
+    module = build(cfg["model"], LightningModule)
+    log.info("%s: %.2f M parameters", type(module).__name__, sum(p.numel() for p in module.parameters()) / 1e6)
+    data = build(cfg["data"], LightningDataModule) if cfg["data"] else None
+    trainer = build(
+        cfg["trainer"],
+        Trainer,
+        callbacks=[_LogConfig(cfg), *(build(node, Callback) for node in cfg["callbacks"].values() if node)],
+        logger=[build(node, Logger) for node in cfg["logger"].values() if node],
+    )
+    with _record(folder, cfg, enabled=first) as record:
+        ckpt_path = _checkpoint(cfg, folder)
+        for stage in cfg["stages"]:
+            started = time.perf_counter()
+            _run_stage(stage, trainer, module, data, ckpt_path, fitted="fit" in record["seconds"])
+            record["seconds"][stage] = round(time.perf_counter() - started, 2)
+            record["device"] = str(trainer.strategy.root_device)
+            record["world_size"] = trainer.world_size
+            _check_interrupted(trainer)
+    _finish(trainer)
+    return _optimized(cfg["optimized_metric"], trainer)
+
+
+def _run_stage(
+    stage: str,
+    trainer: Trainer,
+    module: LightningModule,
+    data: LightningDataModule | None,
+    ckpt_path: str | None,
+    fitted: bool,
+) -> None:
+    """Run one verb of the Trainer: `fit` continues from the checkpoint, the others judge it or what fit has left."""
+    if stage != Stage.fit and fitted:
+        keeper = best_keeper(trainer)
+        path = keeper.best_model_path if keeper else None  # None: the weights in memory, those of the last epoch
+        if data is not None:
+            log.info("%s: %s", stage, path or "the weights of the last epoch")
+    else:
+        path = ckpt_path
+        if stage != Stage.fit and path is None and getattr(module, "requires_checkpoint", False):
+            msg = f"stages=[{stage}] needs ckpt_path=PATH: a {type(module).__name__} with random weights says nothing."
+            raise ConfigError(msg)
+    getattr(trainer, stage)(module, datamodule=data, ckpt_path=path)
+
+
+def _checkpoint(cfg: Mapping[str, Any], folder: Path) -> str | None:
+    """Return the checkpoint to start from; `last` is that of this run's folder, which continues the newest run."""
+    path = cfg["ckpt_path"]
+    if path == "last":
+        path = str(folder / "checkpoints" / "last.ckpt")
+        log.info("Continuing %s", path)
+    if path is not None and not Path(path).is_file():
+        msg = f"ckpt_path={path}: there is no such file. Give a .ckpt file, or 'last' for this experiment's newest run."
+        raise ConfigError(msg)
+    return path
+
+
+def _check_folder(folder: Path, cfg: Mapping[str, Any]) -> None:
+    if _rank() == 0 and (folder / "run.json").exists() and cfg["ckpt_path"] is None:
+        msg = f"{folder} already holds a run. Continue it with ckpt_path=last, or choose another hydra.run.dir."
+        raise ConfigError(msg)
+
+
+def _precision(trainer: Mapping[str, Any]) -> Any:
+    """Return the precision to use; `auto` is bf16-mixed where the hardware multiplies bfloat16, else 32-true."""
+    precision = trainer.get("precision")
+    if precision != "auto":
+        return precision
+    accelerator = trainer.get("accelerator", "auto")
+    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps"):
+        return "32-true"
+    return "bf16-mixed" if torch.cpu._is_amx_tile_supported() else "32-true"
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))))
+
+
+@contextmanager
+def _record(folder: Path, cfg: Mapping[str, Any], enabled: bool) -> Iterator[dict[str, Any]]:
+    """Keep `config.yaml` and `run.json` in the run's folder: what was run, with what, how long, how it ended."""
+    heard = _Warnings()
+    record: dict[str, Any] = {
+        "status": "running",
+        "command": " ".join(sys.argv),
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in RECORDED_PACKAGES},
+        "seconds": {},
+        "warnings": heard.lines,
+    }
+
+    def write() -> None:
+        if enabled:
+            with complete(folder / "run.json") as temporary:
+                temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    if enabled:
+        with complete(folder / "config.yaml") as temporary:
+            temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(cfg))), encoding="utf-8")
+    write()
+    logging.getLogger("ihc2he").addHandler(heard)
+    try:
+        yield record
+        record["status"] = "finished"
+    except BaseException as error:
+        record["status"] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        logging.getLogger("ihc2he").removeHandler(heard)
+        write()
+
+
+class _LogConfig(Callback):
+    """Gives every logger the configuration, once the data is there: a run without data leaves no trace elsewhere."""
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        self.cfg = cfg
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Log the configuration."""
+        for logger in trainer.loggers:
+            logger.log_hyperparams(dict(self.cfg))
+
+
+class _Warnings(logging.Handler):
+    """Remembers the warnings of this package, so that the run's record and report can show them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the line, once."""
+        line = record.getMessage()
+        if line not in self.lines:
+            self.lines.append(line)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the checkout that this package runs from, `-dirty` where it has changes, or None."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _optimized(key: str | None, trainer: Trainer) -> float | None:
+    if key is None:
+        return None
+    if key not in trainer.callback_metrics:
+        msg = f"optimized_metric: '{key}' was not logged.{did_you_mean(key, trainer.callback_metrics)}"
+        raise ConfigError(msg)
+    return float(trainer.callback_metrics[key])
+
+
+def _check_interrupted(trainer: Trainer) -> None:
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+def _finish(trainer: Trainer) -> None:
+    """Close the loggers and the process group, so that the next job of a sweep starts clean."""
+    for logger in trainer.loggers:
+        logger.finalize("success")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+
+
+def pin_job_for_ddp_children() -> None:
+    """Make the processes that Lightning starts for the other devices run this very job, in this very folder.
+
+    Lightning repeats this process's command line. In a sweep that line describes the whole sweep, and a sampler would
+    give every process other values; so it is replaced by this job's own overrides.
+    """
+    hydra = HydraConfig.get()
+    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        return
+    with read_write(hydra):
+        hydra.run.dir = hydra.runtime.output_dir
+    if hydra.mode == RunMode.MULTIRUN:
+        folders = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
+        own = [argument for folder in folders for argument in ("--config-dir", folder)]
+        sys.argv[1:] = [*own, *hydra.overrides.task, "hydra.mode=RUN"]

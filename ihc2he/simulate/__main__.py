@@ -1,0 +1,87 @@
+"""Command line of the simulator."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+
+from ihc2he.errors import ConfigError, Ihc2heError, did_you_mean
+from ihc2he.simulate import write_bci, write_endonuke, write_nuclei, write_pannuke
+
+HELP = """\
+Write simulated tissue in the public layout of a data set.
+
+  python -m ihc2he.simulate LAYOUT out=FOLDER tiles=N [size=PIXELS] [seed=S] [workers=W]
+
+LAYOUT
+  bci        pairs of H&E and IHC (HER2), 0.46 um/px   [size=1024] [aligned=false]
+  pannuke    H&E of 19 tissues in three folds, 0.25    [size=256]
+  endonuke   IHC with keypoints, 0.5                   [size=200]
+  nuclei     H&E with instances, 0.25                  [size=512]
+
+  out        where to write; a killed run continues there
+  tiles      total over folds and splits
+  size       side of a tile in pixels
+  seed       equal seeds give equal bytes              [seed=0]
+  aligned    bci: both stains show the same cells
+  workers    processes                                 [workers=number of cores]
+"""
+LAYOUTS = {"bci": write_bci, "pannuke": write_pannuke, "endonuke": write_endonuke, "nuclei": write_nuclei}
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit status of the command line: 0, or 2 after one line about what is wrong."""
+    if not arguments or any(a in ("-h", "--help", "help") for a in arguments):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    try:
+        write, values = parse(arguments)
+        print(write(**values))
+    except Ihc2heError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[Callable, dict[str, str | int | bool]]:
+    """Return the function that writes the layout, and its keyword arguments.
+
+    Raises:
+        ConfigError: if a name, or the type of a value, is wrong, or one is missing.
+    """
+    layout, *pairs = arguments
+    if layout not in LAYOUTS:
+        msg = f"There is no layout '{layout}'.{did_you_mean(layout, LAYOUTS)}"
+        raise ConfigError(msg)
+    known = inspect.signature(LAYOUTS[layout]).parameters
+    values: dict[str, str | int | bool] = {"workers": os.cpu_count() or 1}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in known:
+            msg = f"'{pair}' is no name=value that {layout} takes.{did_you_mean(name, known)}"
+            raise ConfigError(msg)
+        values[name] = _value(name, text, str if name == "out" else type(known[name].default))
+    missing = [name for name in ("out", "tiles") if name not in values]
+    if missing:
+        msg = f"{layout} needs {' and '.join(f'{name}=...' for name in missing)}."
+        raise ConfigError(msg)
+    return LAYOUTS[layout], values
+
+
+def _value(name: str, text: str, kind: type) -> str | int | bool:
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        msg = f"{name}={text} is neither true nor false."
+        raise ConfigError(msg)
+    try:
+        return int(text)
+    except ValueError:
+        msg = f"{name}={text} is not a whole number."
+        raise ConfigError(msg) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,92 @@
+"""BCI look-alike: pairs of H&E and HER2 tiles of breast cancer from serial sections, 0.46 um/px."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ihc2he.simulate.scene import cut, cut_neighbour, draw_block
+from ihc2he.simulate.tile import draw_case, photograph_he, photograph_ihc, tile_rng, write_truth
+from ihc2he.simulate.tissue import BREAST, Marker
+from ihc2he.simulate.writing import open_simulation, run, share_out, write_image
+
+MPP = 0.46
+LEVELS = ("0", "1+", "2+", "3+")
+# Pairs of each level in the published data set.
+PUBLISHED = {"train": (202, 918, 1696, 1080), "test": (38, 235, 446, 258)}
+_SECTION = 4.0  # um from one section to the next
+_TILES_PER_CASE = 12
+
+
+@dataclass(frozen=True)
+class _Pair:
+    out: Path
+    name: str
+    split: str
+    level: int
+    index: int  # of the tile, over both splits
+    case: int
+    size: int
+    seed: int
+    aligned: bool
+
+
+def write_bci(
+    out: Path | str, tiles: int, size: int = 1024, seed: int = 0, *, aligned: bool = False, workers: int = 1
+) -> Path:
+    """Return `out` after writing a tree in the public layout of BCI, and its truth.
+
+    ``{HE,IHC}/{train,test}/<number>_<split>_<level>.png``, levels and splits in the published ratio. Under ``truth``:
+    instances, types and markers of both stains, and in ``he/IHC`` the H&E tile of the very cells that the IHC tile
+    shows, which the real data lacks. A killed call continues where it stopped.
+
+    Args:
+        out: folder to write to.
+        tiles: number of pairs over both splits.
+        size: side of a tile in pixels.
+        seed: equal seeds give equal bytes.
+        aligned: both stains show the same section instead of neighbouring ones.
+        workers: number of processes.
+
+    Raises:
+        DataError: if `out` holds something else.
+    """
+    out = open_simulation(out, "HE", "bci", tiles, size, seed, aligned=aligned)
+    pairs = _pairs(out, tiles, size, seed, aligned)
+    # The H&E tile is written last, so it stands for the whole pair.
+    run(_draw, [p for p in pairs if not (out / "HE" / p.split / p.name).exists()], workers, "BCI")
+    return out
+
+
+def _pairs(out: Path, tiles: int, size: int, seed: int, aligned: bool) -> Iterator[_Pair]:
+    n_test = min(tiles - 1, max(1, round(tiles * sum(PUBLISHED["test"]) / 4873)))
+    index = case = 0
+    for split, n in (("train", tiles - n_test), ("test", n_test)):
+        counts = share_out(n, PUBLISHED[split])
+        levels = np.repeat(np.arange(4), counts)
+        # The level belongs to the slide: tiles of one level and split share slides, in random file order.
+        cases = case + np.concatenate([[0], np.cumsum(np.diff(levels) > 0)]) * 100 if n else levels
+        cases = cases + np.concatenate([np.arange(c) // _TILES_PER_CASE for c in counts])
+        order = np.random.default_rng([seed, n]).permutation(n)
+        for number, i in enumerate(order):
+            name = f"{number:05d}_{split}_{LEVELS[levels[i]]}.png"
+            yield _Pair(out, name, split, int(levels[i]), index, int(cases[i]), size, seed, aligned)
+            index += 1
+        case += 1000
+
+
+def _draw(pair: _Pair) -> None:
+    case = draw_case(BREAST, Marker("membrane", pair.level), pair.seed, pair.case)
+    rng = tile_rng(pair.seed, pair.index)
+    block = draw_block(case.tissue, pair.size, MPP, rng)
+    he_section = cut(block, rng)
+    ihc_section = he_section if pair.aligned else cut_neighbour(block, he_section, _SECTION, rng)
+    for stain, section in (("HE", he_section), ("IHC", ihc_section)):
+        write_truth(pair.out, f"{stain}/{pair.split}/{pair.name}", section, case)
+    he = photograph_he(he_section, case, rng)
+    ihc = photograph_ihc(ihc_section, case, rng)
+    same_cells = he if pair.aligned else photograph_he(ihc_section, case, rng)
+    write_image(pair.out / "truth" / "he" / "IHC" / pair.split / pair.name, same_cells)
+    write_image(pair.out / "IHC" / pair.split / pair.name, ihc)
+    write_image(pair.out / "HE" / pair.split / pair.name, he)

@@ -1,0 +1,187 @@
+"""The plan of a tile: where epithelium, stroma, lumina, vessels, necrosis and empty glass lie.
+
+Every border is a level set of a smooth random field, so that a neighbouring section is the same plan with the
+fields mixed with a little fresh noise and bent. Lengths are in um; maps live on the tile's own pixel grid.
+
+Shape suffixes: h, w = height, width.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from ihc2he.simulate.noise import smooth_noise
+from ihc2he.simulate.tissue import Tissue
+
+_CLEFT = -1.75  # bundles of fibres part where the weave is this thin
+
+Map = NDArray[np.float32]
+Fields = dict[str, Map]
+
+
+class Region(IntEnum):
+    """What a pixel of the plan belongs to."""
+
+    OUTSIDE = 0
+    STROMA = 1
+    EPITHELIUM = 2
+    LUMEN = 3
+    GAP = 4
+    VESSEL = 5
+    BLOOD = 6
+    NECROSIS = 7
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Maps that say what grows where in one section of one tile."""
+
+    mpp: float
+    region_hw: NDArray[np.uint8]  # Region
+    depth_hw: Map  # um inside the outline of epithelium; negative in the stroma
+    normal_hw: Map  # rad, direction across the border of epithelium
+    fibre_hw: Map  # rad, direction along the fibres of the stroma
+    weave_hw: Map  # about unit variance, texture of the fibres
+    lymph_hw: Map  # 0 to 1, lymphocyte aggregates
+    crowd_hw: Map  # zero mean and unit variance, where nuclei crowd
+    wall_hw: Map  # um from the nearest vessel
+
+
+def draw_fields(shape: tuple[int, int], mpp: float, tissue: Tissue, rng: np.random.Generator) -> Fields:
+    """Return the random fields behind a plan, each HxW with zero mean and unit variance."""
+    scales = {
+        "epithelium": tissue.width / 2,
+        "border": 7.0,
+        "outside": 90.0,
+        "lymph": 28.0,
+        "necrosis": 30.0,
+        "vessel": 11.0,
+        "gap": 3.2,
+        "ragged": 0.9,
+        "crowd": 12.0,
+        "blood": 45.0,
+        "bend_x": 30.0,
+        "bend_y": 30.0,
+        "crimp": 6.0,
+    }
+    return {name: smooth_noise(shape, scale / mpp, rng) for name, scale in scales.items()}
+
+
+def neighbour(fields: Fields, mpp: float, distance: float, rng: np.random.Generator) -> tuple[Fields, Map]:
+    """Return the fields of a section `distance` um away, and the displacement that led there.
+
+    The displacement is HxWx2 (x, y) in pixels: what the first section shows at p + displacement(p) the neighbour
+    shows at p.
+    """
+    shape = next(iter(fields.values())).shape
+    shift = rng.normal(0, 0.5 * distance, 2)
+    bend = [smooth_noise(shape, 60.0 / mpp, rng) for _ in "xy"]
+    move_hw2 = np.stack([(shift[k] + 0.25 * distance * bend[k]) / mpp for k in range(2)], -1).astype(np.float32)
+    out = {}
+    for name, field_hw in fields.items():
+        # A structure of 40 um differs by some per cent across 4 um, one of 4 um is another one.
+        scale = {"border": 7.0, "gap": 3.2, "ragged": 0.9, "crimp": 6.0, "vessel": 11.0}.get(name, 40.0)
+        keep = float(np.exp(-0.5 * (distance / scale) ** 2))
+        fresh_hw = smooth_noise(shape, scale / mpp, rng)
+        out[name] = _sample(np.float32(keep) * field_hw + np.float32(np.sqrt(1 - keep**2)) * fresh_hw, move_hw2)
+    return out, move_hw2
+
+
+def draw_plan(fields: Fields, tissue: Tissue, mpp: float, angle: float, rng: np.random.Generator) -> Plan:
+    """Return the plan that the fields spell for this tissue.
+
+    Args:
+        fields: from `draw_fields` or `neighbour`.
+        tissue: shares and lengths.
+        mpp: pixel size, um/px.
+        angle: rad, main direction of the fibres.
+        rng: source of the fibres' texture.
+    """
+    inside_hw = fields["epithelium"] + 0.12 * fields["border"] > -ndtri(tissue.epithelium)
+    depth_hw = _signed_distance(inside_hw, mpp)
+    region_hw = np.full(inside_hw.shape, Region.STROMA, np.uint8)
+    region_hw[_above(fields["gap"] + 0.45 * fields["ragged"] + 0.5 * fields["bend_x"], tissue.gaps, 1.2)] = Region.GAP
+    lymph_hw = np.clip(1.5 * (fields["lymph"] + ndtri(max(tissue.inflammation, 1e-3))) + 0.5, 0, 1)
+    region_hw[(region_hw == Region.GAP) & (lymph_hw > 0.7)] = Region.STROMA
+    fibre_hw, weave_hw = _weave(fields, depth_hw, mpp, angle, rng)
+    region_hw[weave_hw < _CLEFT] = Region.GAP
+    flooded_hw = _above(fields["blood"], tissue.blood)
+    region_hw[flooded_hw & (fields["gap"] > -0.9) & (lymph_hw < 0.5)] = Region.BLOOD
+    vessel_hw = _above(fields["vessel"] + 0.1 * fields["border"], tissue.vessels) & (depth_hw < -4)
+    region_hw[vessel_hw] = Region.VESSEL
+    region_hw[inside_hw] = Region.EPITHELIUM
+    if tissue.layer:
+        region_hw[depth_hw > tissue.layer + 2.0 * fields["border"] + 0.3 * fields["ragged"]] = Region.LUMEN
+    else:
+        region_hw[_above(fields["necrosis"], tissue.necrosis) & (depth_hw > 15)] = Region.NECROSIS
+    region_hw[_above(fields["outside"] + 0.12 * fields["border"] + 0.04 * fields["ragged"], tissue.outside)] = Region.OUTSIDE
+
+    gx, gy = _gradient(depth_hw, 3.0 / mpp)
+    normal_hw = np.arctan2(gy, gx)
+    return Plan(
+        mpp,
+        region_hw,
+        depth_hw,
+        normal_hw,
+        fibre_hw,
+        weave_hw,
+        lymph_hw.astype(np.float32),
+        fields["crowd"],
+        _distance(~vessel_hw, mpp),
+    )
+
+
+def _weave(fields: Fields, depth_hw: Map, mpp: float, angle: float, rng: np.random.Generator) -> tuple[Map, Map]:
+    """Direction and texture of fibres that run along the level lines of a bent coordinate."""
+    h, w = depth_hw.shape
+    y_hw, x_hw = np.mgrid[:h, :w].astype(np.float32) * np.float32(mpp)
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    along_hw = x_hw * cos + y_hw * sin + 12 * fields["bend_x"]
+    across_hw = y_hw * cos - x_hw * sin + 12 * fields["bend_y"]
+    # Fibres wrap around glands: near epithelium the distance to it takes over as the coordinate across.
+    near_hw = np.exp(np.minimum(depth_hw, 0) / 10)
+    across_hw = across_hw - near_hw * (depth_hw + 0.5 * across_hw) + 0.8 * fields["crimp"]
+    gx, gy = _gradient(across_hw, 2.0 / mpp)
+    fibre_hw = np.arctan2(gy, gx) + np.float32(np.pi / 2)
+
+    side = 512
+    weave_hw = np.zeros_like(depth_hw)
+    for length, width, weight in ((26.0, 1.5, 0.75), (11.0, 0.6, 0.65)):
+        sheet_hw = cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), 1.2)
+        sheet_hw *= np.float32(weight * np.sqrt(4 * np.pi) * 1.2)
+        u_hw, v_hw = np.mod(along_hw * (2 / length), side - 1), np.mod(across_hw * (2 / width), side - 1)
+        weave_hw += cv2.remap(sheet_hw, u_hw.astype(np.float32), v_hw.astype(np.float32), cv2.INTER_LINEAR)
+    return fibre_hw.astype(np.float32), weave_hw
+
+
+def _above(field_hw: Map, share: float, spread: float = 1.0) -> NDArray[np.bool_]:
+    """Where a Gaussian field of standard deviation `spread` exceeds the level that leaves `share` above it."""
+    return field_hw > -spread * ndtri(share) if share > 0 else np.zeros(field_hw.shape, bool)
+
+
+def _distance(mask_hw: NDArray[np.bool_], mpp: float) -> Map:
+    """Distance in um to the nearest False pixel; far where there is none."""
+    if mask_hw.all():
+        return np.full(mask_hw.shape, 1e3, np.float32)
+    return cv2.distanceTransform(mask_hw.astype(np.uint8), cv2.DIST_L2, 5) * np.float32(mpp)
+
+
+def _signed_distance(mask_hw: NDArray[np.bool_], mpp: float) -> Map:
+    return np.where(mask_hw, _distance(mask_hw, mpp), -_distance(~mask_hw, mpp))
+
+
+def _gradient(field_hw: Map, sigma: float) -> tuple[Map, Map]:
+    smooth_hw = cv2.GaussianBlur(field_hw, (0, 0), max(sigma, 0.5))
+    return cv2.Sobel(smooth_hw, cv2.CV_32F, 1, 0), cv2.Sobel(smooth_hw, cv2.CV_32F, 0, 1)
+
+
+def _sample(field_hw: Map, move_hw2: Map) -> Map:
+    h, w = field_hw.shape
+    y_hw, x_hw = np.mgrid[:h, :w].astype(np.float32)
+    return cv2.remap(
+        field_hw, x_hw + move_hw2[..., 0], y_hw + move_hw2[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+    )

@@ -1,0 +1,178 @@
+"""One section of one tile: its plan, its nuclei, and everything that both stains show alike.
+
+Shape suffixes: h, w = height, width.
+"""
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ihc2he.simulate.cells import NUCLEUS, Nuclei, draw_masks, sow, spread
+from ihc2he.simulate.geometry import Fields, Map, Plan, Region, draw_fields, draw_plan, neighbour
+from ihc2he.simulate.noise import smooth_noise
+from ihc2he.simulate.tissue import Tissue
+
+_MARGIN = 8.0  # um around the tile, so that cells and optics know what lies beyond its border
+_RED_CELL = 5.0  # um, diameter after fixation
+
+
+@dataclass(frozen=True)
+class Section:
+    """What lies in the focal plane, margin included; maps are HxW on the tile's pixel grid."""
+
+    tissue: Tissue
+    plan: Plan
+    nuclei: Nuclei  # row i has the label i + 1
+    top_hw: NDArray[np.int32]  # labels of nuclei; of overlapping ones the topmost
+    bottom_hw: NDArray[np.int32]  # the same with the lowest on top
+    cover_hw: Map  # 0 to 1, share of the pixel that nuclei cover
+    edge_hw: Map  # um inside the outline of the topmost nucleus
+    cell_hw: NDArray[np.int32]  # label of the nearest nucleus
+    reach_hw: Map  # um to the nearest nucleus
+    membrane_hw: Map  # um to the nearest border between two epithelial cells
+    red_hw: Map  # um inside the outline of a red cell, 0 elsewhere
+    chromatin_hw: Map  # textures of zero mean and about unit variance
+    grain_hw: Map
+    patch_hw: Map
+    web_hw: Map  # 0 to 1, fibrils across gaps
+    margin: int  # px, between the border of the maps and the tile
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of tissue from which sections are cut."""
+
+    tissue: Tissue
+    mpp: float
+    malignant: bool
+    angle: float  # rad, main direction of the fibres
+    fields: Fields
+    margin: int  # px
+
+
+def draw_block(tissue: Tissue, size: int, mpp: float, rng: np.random.Generator) -> Block:
+    """Return a block of tissue for a tile of `size` pixels a side at `mpp` um/px."""
+    margin = round(_MARGIN / mpp)
+    fields = draw_fields((size + 2 * margin, size + 2 * margin), mpp, tissue, rng)
+    return Block(tissue, mpp, rng.random() < tissue.malignant, rng.uniform(0, np.pi), fields, margin)
+
+
+def cut(block: Block, rng: np.random.Generator, kept: Nuclei | None = None) -> Section:
+    """Return a section of the block; `kept` nuclei reach into it from the section before."""
+    plan = draw_plan(block.fields, block.tissue, block.mpp, block.angle, rng)
+    nuclei = sow(plan, block.tissue, block.malignant, rng, kept)
+    mpp, shape = block.mpp, plan.region_hw.shape
+    top_hw, bottom_hw, cover_hw = draw_masks(nuclei, shape, mpp)
+    cell_hw, reach_hw = _nearest(top_hw, mpp)
+    return Section(
+        tissue=block.tissue,
+        plan=plan,
+        nuclei=nuclei,
+        top_hw=top_hw,
+        bottom_hw=bottom_hw,
+        cover_hw=cover_hw,
+        edge_hw=_inside(top_hw, mpp),
+        cell_hw=cell_hw,
+        reach_hw=reach_hw,
+        membrane_hw=_membrane(cell_hw, plan),
+        red_hw=_red_cells(plan, rng),
+        chromatin_hw=_mix(shape, (0.35 / mpp, 0.9 / mpp), rng),
+        grain_hw=_mix(shape, (0.4 / mpp, 1.2 / mpp), rng),
+        patch_hw=smooth_noise(shape, 10 / mpp, rng),
+        web_hw=np.exp(-((smooth_noise(shape, 2.6 / mpp, rng) / 0.16) ** 2)),
+        margin=block.margin,
+    )
+
+
+def cut_neighbour(block: Block, section: Section, distance: float, rng: np.random.Generator) -> Section:
+    """Return the section `distance` um deeper: the same structures shifted and bent, with partly different cells."""
+    fields, move_hw2 = neighbour(block.fields, block.mpp, distance, rng)
+    nuclei = section.nuclei
+    # A nucleus of diameter d that one section cuts is cut d - distance deep by the next, on average.
+    depth_n = np.clip(1 - distance / nuclei["length"], 0, 1)
+    kept = nuclei[rng.random(len(nuclei)) < depth_n].copy()
+    h, w = section.top_hw.shape
+    at = (np.clip(kept["y"], 0, h - 1).astype(int), np.clip(kept["x"], 0, w - 1).astype(int))
+    kept["x"] -= move_hw2[at][:, 0]
+    kept["y"] -= move_hw2[at][:, 1]
+    kept = kept[(kept["x"] >= 0) & (kept["y"] >= 0) & (kept["x"] <= w - 1) & (kept["y"] <= h - 1)]
+    shrink_n = rng.uniform(0.75, 1.05, len(kept)).astype(np.float32)
+    kept["length"] *= shrink_n
+    kept["width"] *= shrink_n
+    return cut(Block(block.tissue, block.mpp, block.malignant, block.angle, fields, block.margin), rng, kept)
+
+
+def crop(section: Section, border: int) -> Section:
+    """Return the same section for a smaller tile, `border` pixels less on each side."""
+    return replace(section, margin=section.margin + border)
+
+
+def truth(section: Section) -> tuple[NDArray[np.int32], Nuclei]:
+    """Return the tile's instance map, with ids 1 to N, and the table of these N nuclei.
+
+    Nuclei that another one hides, or that lie outside the tile, are left out. Positions become the tile's pixels.
+    """
+    m = section.margin
+    inner_hw = section.top_hw[m:-m, m:-m]
+    ids = np.unique(inner_hw)
+    ids = ids[ids > 0]
+    dense = np.zeros(len(section.nuclei) + 1, np.int32)
+    dense[ids] = np.arange(1, len(ids) + 1)
+    nuclei = section.nuclei[ids - 1].astype(NUCLEUS)
+    nuclei["x"] -= m
+    nuclei["y"] -= m
+    return dense[inner_hw], nuclei
+
+
+def _inside(label_hw: NDArray[np.int32], mpp: float) -> Map:
+    inside_hw = label_hw > 0
+    for axis in (0, 1):
+        differs = np.diff(label_hw, axis=axis) != 0
+        head, tail = (np.s_[:-1], np.s_[1:]) if axis == 0 else (np.s_[:, :-1], np.s_[:, 1:])
+        inside_hw[head] &= ~differs
+        inside_hw[tail] &= ~differs
+    depth_hw = cv2.distanceTransform(inside_hw.astype(np.uint8), cv2.DIST_L2, 3) + 0.5
+    return np.where(label_hw > 0, depth_hw * np.float32(mpp), np.float32(0))
+
+
+def _nearest(label_hw: NDArray[np.int32], mpp: float) -> tuple[NDArray[np.int32], Map]:
+    empty_hw = (label_hw == 0).astype(np.uint8)
+    if empty_hw.all():
+        return np.zeros_like(label_hw), np.full(label_hw.shape, 1e3, np.float32)
+    reach_hw, source_hw = cv2.distanceTransformWithLabels(empty_hw, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    of_source = np.zeros(source_hw.max() + 1, np.int32)
+    of_source[source_hw[empty_hw == 0]] = label_hw[empty_hw == 0]
+    return of_source[source_hw], reach_hw * np.float32(mpp)
+
+
+def _membrane(cell_hw: NDArray[np.int32], plan: Plan) -> Map:
+    """Distance to the borders between epithelial cells, and to the outline of the epithelium."""
+    tissue_hw = np.where(plan.region_hw == Region.EPITHELIUM, cell_hw, 0)
+    border_hw = np.zeros(cell_hw.shape, bool)
+    border_hw[:, 1:] |= tissue_hw[:, 1:] != tissue_hw[:, :-1]
+    border_hw[1:] |= tissue_hw[1:] != tissue_hw[:-1]
+    if not border_hw.any():
+        return np.full(cell_hw.shape, 1e3, np.float32)
+    return cv2.distanceTransform((~border_hw).astype(np.uint8), cv2.DIST_L2, 5) * np.float32(plan.mpp)
+
+
+def _red_cells(plan: Plan, rng: np.random.Generator) -> Map:
+    """Red cells lie packed in blood and loosely in vessels."""
+    h, w = plan.region_hw.shape
+    n = rng.poisson(0.12 * h * w * plan.mpp**2)
+    x_n, y_n = rng.uniform(0, w - 1, n), rng.uniform(0, h - 1, n)
+    region_n = plan.region_hw[y_n.astype(int), x_n.astype(int)]
+    lives_n = (region_n == Region.BLOOD) | ((region_n == Region.VESSEL) & (rng.random(n) < 0.25))
+    cells = np.zeros(lives_n.sum(), NUCLEUS)
+    cells["x"], cells["y"] = x_n[lives_n], y_n[lives_n]
+    cells["length"] = rng.uniform(0.8, 1.1, len(cells)) * _RED_CELL
+    cells["width"] = cells["length"] * rng.uniform(0.7, 1, len(cells))
+    cells["angle"] = rng.uniform(0, np.pi, len(cells))
+    cells = cells[spread(cells, np.full(len(cells), 0.9, np.float32), plan.mpp)]
+    return _inside(draw_masks(cells, (h, w), plan.mpp)[0], plan.mpp)
+
+
+def _mix(shape: tuple[int, int], scales: tuple[float, ...], rng: np.random.Generator) -> Map:
+    return sum(smooth_noise(shape, max(scale, 0.5), rng) for scale in scales) / np.float32(np.sqrt(len(scales)))

@@ -1,0 +1,191 @@
+"""Stains: how much hematoxylin, eosin and DAB each pixel of a section holds, and the colour that makes.
+
+Concentrations are in units of optical density along unit stain vectors; colours follow the Beer-Lambert law.
+
+Shape suffixes: h, w = height, width; s = stain (3); c = colour (3); n = nuclei, preceded by one entry for "none".
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ihc2he.simulate.geometry import Map, Region
+from ihc2he.simulate.scene import Section
+from ihc2he.simulate.tissue import CONNECTIVE, DEAD, EPITHELIAL, INFLAMMATORY, NEOPLASTIC, Marker
+
+Vectors = tuple[tuple[float, float, float], ...]
+
+# Means and spreads of the stain vectors, measured by the method of Macenko on real tiles; the third is red cells.
+_HE = ((0.63, 0.70, 0.35), (0.27, 0.87, 0.40), (0.10, 0.80, 0.59))
+_IHC = ((0.72, 0.62, 0.31), (0.25, 0.52, 0.80), (0.58, 0.50, 0.64))
+_VECTOR_SD = 0.02
+
+
+@dataclass(frozen=True)
+class Slide:
+    """What the laboratory did to one slide."""
+
+    vectors: Vectors  # hematoxylin, then eosin or DAB, then red cells
+    hematoxylin: float  # in a nucleus
+    counter: float  # eosin in dense collagen, or DAB of a marker at full strength
+    background: float  # DAB that sticks anywhere
+    positive: float  # fraction of nuclei that express a nuclear marker
+    spread: float  # of the marker's intensity from nucleus to nucleus
+
+
+def draw_he_slide(rng: np.random.Generator) -> Slide:
+    """Return an H&E slide with vectors and strengths drawn from the ranges of real ones."""
+    strength = float(np.exp(rng.normal(-0.30, 0.30)))
+    return Slide(_jitter(_HE, rng), strength, strength * float(np.exp(rng.normal(-0.75, 0.25))), 0.0, 0.0, 0.0)
+
+
+def draw_ihc_slide(rng: np.random.Generator) -> Slide:
+    """Return an IHC slide with vectors and strengths drawn from the ranges of real ones."""
+    return Slide(
+        vectors=_jitter(_IHC, rng),
+        hematoxylin=float(np.exp(rng.normal(-0.70, 0.2))),
+        counter=float(np.exp(rng.normal(-0.35, 0.2))),
+        background=float(np.exp(np.clip(rng.normal(-2.5, 0.6), -4, -1.6))),
+        positive=float(rng.beta(12, 2)),
+        spread=float(rng.uniform(0.35, 0.6)),
+    )
+
+
+def he_concentrations(section: Section, slide: Slide) -> Map:
+    """Return HxWx3 concentrations of hematoxylin, eosin and the red cells' own colour."""
+    region_hw, s = section.plan.region_hw, section
+    eosin_of = np.zeros(len(Region), np.float32)
+    eosin_of[[Region.EPITHELIUM, Region.NECROSIS, Region.STROMA, Region.LUMEN]] = 0.75, 0.95, 0.85, 0.04
+    eosin_of[[Region.GAP, Region.BLOOD, Region.VESSEL]] = 0.03, 0.05, 0.06
+    weave_hw = s.tissue.collagen * np.clip(0.75 + 0.38 * s.plan.weave_hw, 0.05, 2.0)
+    texture_hw = np.where(region_hw == Region.STROMA, weave_hw, 1 + 0.16 * s.grain_hw + 0.12 * s.patch_hw)
+    eosin_hw = eosin_of[region_hw] * texture_hw
+    eosin_hw += 0.40 * s.web_hw * (region_hw == Region.GAP)
+    eosin_hw += 0.45 * _cytoplasm(s)
+    red_hw = np.minimum(s.red_hw / 1.2, 1)
+    epithelium_hw = region_hw == Region.EPITHELIUM
+    eosin_hw += 0.20 * np.exp(-((s.membrane_hw / 0.5) ** 2)) * epithelium_hw
+    eosin_hw *= np.where(s.top_hw > 0, 0.55, 1.0)
+
+    basophilia_hw = np.where(epithelium_hw, 0.16 + 0.05 * s.grain_hw, 0.07 * (eosin_hw > 0.2))
+    nuclear_hw = _nuclear(s, _hematoxylin(s))
+    hematoxylin_hw = slide.hematoxylin * (nuclear_hw + basophilia_hw)
+    return np.stack([hematoxylin_hw, slide.counter * eosin_hw, 0.6 * red_hw], -1).clip(0)
+
+
+def ihc_concentrations(section: Section, slide: Slide, marker: Marker) -> Map:
+    """Return HxWx3 concentrations of hematoxylin, DAB and the red cells' own colour."""
+    s = section
+    amount_n = expression(s.nuclei, slide, marker)
+    # The brown precipitate keeps most of the hematoxylin out.
+    counterstain_hw = _nuclear(s, 0.9 * _hematoxylin(s) ** 0.6 * (1 - 0.65 * np.minimum(amount_n, 1)))
+    tissue_hw = _substance(s)
+    counterstain_hw = counterstain_hw + 0.10 * tissue_hw
+    dab_hw = slide.background * tissue_hw * (0.6 + np.abs(s.grain_hw) + 0.4 * s.patch_hw)
+    dab_hw += 4 * slide.background * tissue_hw * np.maximum(s.grain_hw - 1.8, 0)  # grains of precipitate
+    if marker.site == "nucleus":
+        signal_hw = slide.counter * _nuclear(s, amount_n, flat=True)
+        # What does not stay in the nuclei stains their cytoplasm, the more the dirtier the slide.
+        dab_hw = dab_hw + signal_hw + 2 * slide.background * cv2.GaussianBlur(signal_hw, (0, 0), 1.6 / s.plan.mpp)
+    else:
+        dab_hw = dab_hw + slide.counter * _membrane(s, marker)
+    red_hw = np.exp(-(((s.red_hw - 0.5) / 0.4) ** 2)) * (s.red_hw > 0)
+    return np.stack([slide.hematoxylin * counterstain_hw, dab_hw, 0.3 * red_hw], -1).clip(0)
+
+
+def expression(nuclei: NDArray[np.void], slide: Slide, marker: Marker) -> NDArray[np.float32]:
+    """Return the marker's intensity in each nucleus, 0 where negative; all 0 for a membrane marker."""
+    if marker.site != "nucleus":
+        return np.zeros(len(nuclei), np.float32)
+    share_of = np.zeros(6, np.float32)
+    share_of[[NEOPLASTIC, EPITHELIAL, CONNECTIVE, INFLAMMATORY, DEAD]] = (
+        min(1, 1.12 * slide.positive),
+        min(1, 1.12 * slide.positive),
+        slide.positive,
+        0.12 * slide.positive,
+        0.3 * slide.positive,
+    )
+    positive_n = nuclei["chance"] < share_of[nuclei["type"]]
+    # Where few nuclei express a marker, those that do express little of it.
+    return np.where(positive_n, np.exp(slide.spread * np.clip(nuclei["dose"], -2.5, 1.0) - 0.1), 0).astype(np.float32)
+
+
+def absorb(concentration_hws: Map, vectors: Vectors) -> Map:
+    """Return the optical density, HxWx3, of concentrations along unit stain vectors (Beer-Lambert)."""
+    vectors_sc = np.asarray(vectors, np.float32)
+    return concentration_hws @ (vectors_sc / np.linalg.norm(vectors_sc, axis=1, keepdims=True))
+
+
+def _jitter(vectors: Vectors, rng: np.random.Generator) -> Vectors:
+    jittered = np.asarray(vectors) + rng.normal(0, _VECTOR_SD, (3, 3))
+    jittered = np.maximum(jittered, 0.02)
+    return tuple(tuple(float(v) for v in row / np.linalg.norm(row)) for row in jittered)
+
+
+def _hematoxylin(section: Section) -> NDArray[np.float32]:
+    return section.nuclei["hematoxylin"]
+
+
+def _nuclear(section: Section, amount_n: NDArray[np.float32], flat: bool = False) -> Map:
+    """Spread an amount per nucleus over its mask, with chromatin, membrane, overlap and focus.
+
+    `flat` leaves out the chromatin's structure, as DAB does.
+    """
+    s = section
+    amount_n = _with_none(amount_n)
+    habit = s.tissue.habits
+    chromatin_n = _with_none(np.float32([habit[k].chromatin for k in s.nuclei["type"]]))
+    rim_n = _with_none(np.float32([habit[k].rim for k in s.nuclei["type"]]))
+    chromatin_n[1:][s.nuclei["mitosis"]] = rim_n[1:][s.nuclei["mitosis"]] = 0
+    # A nucleus is a flattened ball: it absorbs a little less towards its outline.
+    profile_hw = s.cover_hw * (1 - 0.3 * np.exp(-s.edge_hw / 0.6))
+    texture_hw = (0.3 if flat else 1.0) * chromatin_n[s.top_hw] * s.chromatin_hw
+    if not flat:
+        texture_hw += rim_n[s.top_hw] * (np.exp(-(((s.edge_hw - 0.45) / 0.45) ** 2)) - 0.25)
+    map_hw = amount_n[s.cell_hw] * profile_hw * (1 + texture_hw).clip(0.3)
+    hidden_hw = s.top_hw != s.bottom_hw
+    map_hw[hidden_hw] += 0.6 * amount_n[s.bottom_hw[hidden_hw]]
+    blur_n = _with_none(s.nuclei["blur"])
+    if blur_n.any():
+        blurred_hw = cv2.GaussianBlur(map_hw, (0, 0), 1.1 / s.plan.mpp)
+        near_hw = cv2.GaussianBlur(blur_n[s.top_hw], (0, 0), 1.1 / s.plan.mpp)
+        near_hw = np.maximum(near_hw, blur_n[s.top_hw])
+        near_hw[(s.top_hw > 0) & (blur_n[s.top_hw] == 0)] = 0
+        map_hw += near_hw * (0.85 * blurred_hw - map_hw)
+    return map_hw
+
+
+def _with_none(value_n: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.concatenate([np.zeros(1, np.float32), value_n.astype(np.float32)])
+
+
+def _cytoplasm(section: Section) -> Map:
+    """Cytoplasm of cells outside epithelium, 0 to 1."""
+    loose_hw = np.isin(section.plan.region_hw, (Region.GAP, Region.BLOOD))
+    return loose_hw * np.exp(-((section.reach_hw / 1.6) ** 2)) * (1 + 0.3 * section.grain_hw)
+
+
+def _substance(section: Section) -> Map:
+    """How much tissue a pixel holds, 0 to about 1, for what stains all of it a little."""
+    s = section
+    of = np.zeros(len(Region), np.float32)
+    of[[Region.EPITHELIUM, Region.STROMA, Region.NECROSIS, Region.LUMEN, Region.GAP]] = 1.0, 0.85, 1.2, 0.15, 0.25
+    weave_hw = np.where(s.plan.region_hw == Region.STROMA, np.clip(0.7 + 0.4 * s.plan.weave_hw, 0, 2), 1)
+    web_hw = 0.8 * s.web_hw * (s.plan.region_hw == Region.GAP)
+    return of[s.plan.region_hw] * weave_hw + web_hw + _cytoplasm(s)
+
+
+def _membrane(section: Section, marker: Marker) -> Map:
+    """HER2: level 1+ is faint and broken, 2+ weak to moderate and mostly complete, 3+ strong and complete."""
+    s = section
+    complete, strength, width, blush = ((0, 0, 0.5, 0), (0.4, 0.25, 0.5, 0), (0.8, 0.5, 0.6, 0.03), (1, 1.1, 0.8, 0.2))[
+        marker.level
+    ]
+    if not strength:
+        return np.zeros(s.top_hw.shape, np.float32)
+    line_hw = np.exp(-((s.membrane_hw / width) ** 2)) * (s.plan.region_hw == Region.EPITHELIUM)
+    broken_hw = np.clip(2 * s.patch_hw + 1.5 * s.chromatin_hw + 6 * (complete - 0.5), 0, 1)
+    shared_hw = line_hw * broken_hw * strength * (1 + 0.2 * s.grain_hw)
+    return shared_hw + blush * strength * (s.plan.region_hw == Region.EPITHELIUM) * (s.top_hw == 0)

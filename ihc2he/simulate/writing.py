@@ -1,0 +1,120 @@
+"""Files of a simulation: whole or not there at all, drawn in parallel, continued where a run was killed."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from ihc2he.errors import ConfigError, DataError
+
+Job = TypeVar("Job")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name beside `path`, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+    write_bytes(path, content.encode())
+
+
+def write_image(path: Path, image: NDArray[np.uint8 | np.uint16]) -> None:
+    """Write a PNG, whole or not at all: RGB of HxWx3, or grey of HxW."""
+    _, png = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)
+    write_bytes(path, png.tobytes())
+
+
+def read_image(path: Path) -> NDArray:
+    """Return an image that `write_image` wrote: RGB of HxWx3, or grey of HxW."""
+    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    return image[..., ::-1] if image.ndim == 3 else image
+
+
+def open_simulation(
+    out: Path | str, owns: str, layout: str, tiles: int, size: int, seed: int, **settings: Any
+) -> Path:
+    """Return the root of a simulation after noting its settings in ``<out>/truth/simulation.json``.
+
+    Args:
+        out: the root.
+        owns: name of the folder that only this layout writes; where it exists without the note, the data is real.
+        layout: name of the layout.
+        tiles: total number of tiles.
+        size: side of a tile in pixels.
+        seed: of all randomness.
+        settings: whatever else changes the files.
+
+    Raises:
+        ConfigError: if tiles, size or seed make no sense.
+        DataError: if `out` already holds a simulation with other settings, or data that is no simulation.
+    """
+    for name, value, least in (("tiles", tiles, 1), ("size", size, 16), ("seed", seed, 0)):
+        if value < least:
+            msg = f"{name}={value} is too small for a simulation; use at least {least}."
+            raise ConfigError(msg)
+    out = Path(out)
+    note = out / "truth" / "simulation.json"
+    wanted = {"layout": layout, "tiles": tiles, "size": size, "seed": seed, **settings}
+    if note.exists():
+        found = json.loads(note.read_text())
+        if found != wanted:
+            differing = ", ".join(f"{k}={found.get(k)}" for k in {**found, **wanted} if found.get(k) != wanted.get(k))
+            msg = f"{out} holds another simulation ({differing}). Delete the folder or choose another out=."
+            raise DataError(msg)
+    elif (out / owns).exists():
+        msg = f"{out / owns} exists and is no simulation; it may be real data. Choose another out=."
+        raise DataError(msg)
+    write_text(note, json.dumps(wanted, indent=1) + "\n")
+    return out
+
+
+def run(draw: Callable[[Job], None], jobs: Iterable[Job], workers: int, title: str) -> None:
+    """Call `draw` on every job, over `workers` processes, behind a progress bar.
+
+    Args:
+        draw: a function of a module; writes what the job makes.
+        jobs: what is still to do.
+        workers: number of processes; 1 stays in this one.
+        title: of the progress bar.
+    """
+    jobs = list(jobs)
+    if not jobs:
+        return
+    if workers <= 1:
+        for job in track(jobs, title):
+            draw(job)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        futures = [pool.submit(draw, job) for job in jobs]
+        for future in track(as_completed(futures), title, total=len(futures)):
+            future.result()
+
+
+def share_out(total: int, weights: Iterable[int]) -> list[int]:
+    """Return whole numbers in the ratio of the weights that sum to the total (largest remainders).
+
+    >>> share_out(10, (1, 1, 2))
+    [3, 2, 5]
+    """
+    exact = np.asarray(list(weights), float)
+    exact = exact / exact.sum() * total
+    parts = np.floor(exact).astype(int)
+    parts[np.argsort(parts - exact, kind="stable")[: total - parts.sum()]] += 1
+    return parts.tolist()
+
+
+def _one_thread() -> None:
+    cv2.setNumThreads(1)

@@ -1,0 +1,92 @@
+"""The command line: `python -m ihc2he.train experiment=NAME [key=value ...]`.
+
+Composes the configuration, checks it, and hands it to the runner. Imports neither torch nor Lightning, so that
+`--help`, `--cfg job` and a typo are answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ihc2he import config, explain
+from ihc2he.errors import ConfigError, Ihc2heError
+
+EXPECTED = (Ihc2heError, HydraException, OmegaConfBaseException)
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"  # the user wants tracebacks
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Check one composed configuration and run its stages; return the metric that a sweep optimises."""
+    if HydraConfig.get().runtime.choices.get("experiment") is None and not cfg.model:
+        print(explain.experiments(_config_folders()))
+        return None
+    try:
+        with _full_error(FULL_ERROR):  # what this process starts asks the user's own wish
+            plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
+            assert isinstance(plain, dict)
+            config.preflight(plain)
+
+            from ihc2he import runner
+
+            runner.pin_job_for_ddp_children()
+            return runner.run({str(key): value for key, value in plain.items()})
+    except EXPECTED as error:
+        if FULL_ERROR or HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep records it and goes on
+            raise
+        _exit(error)
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's ends in one line on stderr.
+
+    Exit status: 2 for a mistake in the configuration, 1 for anything else.
+    """
+    try:
+        config.register()
+        explain.warn_shadowed(sys.argv[1:], config.config_dir())
+        with _full_error(True):  # Hydra then raises instead of printing
+            hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name="train")(run)()
+    except EXPECTED as error:
+        if FULL_ERROR:
+            raise
+        _exit(error)
+
+
+def _exit(error: Exception) -> NoReturn:
+    print(f"ihc2he: {explain.one_line(error)}", file=sys.stderr)
+    sys.exit(1 if isinstance(error, Ihc2heError) and not isinstance(error, ConfigError) else 2)
+
+
+@contextmanager
+def _full_error(wanted: bool) -> Iterator[None]:
+    before = os.environ.pop("HYDRA_FULL_ERROR", None)
+    if wanted:
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _config_folders() -> list[Path]:
+    """Return the folders that hold configurations: the user's `--config-dir` first, then the shipped one."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(s.path) for s in sources if s.schema == "file"][::-1]
+
+
+if __name__ == "__main__":
+    main()
