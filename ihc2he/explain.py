@@ -84,14 +84,17 @@ def experiments(folders: Iterable[Path]) -> str:
     return f"Choose an experiment: python -m ihc2he.train experiment=NAME [key=value ...]\n\n{listed}"
 
 
-def warn_shadowed(argv: Sequence[str], shipped: Path) -> None:
+def config_folders(argv: Sequence[str]) -> list[Path]:
+    """Return the folders that a command line adds with `--config-dir FOLDER`."""
+    return [Path(argv[i + 1]) for i, argument in enumerate(argv[:-1]) if argument in ("--config-dir", "-cd")]
+
+
+def warn_shadowed(folders: Iterable[Path], shipped: Path) -> None:
     """Print a line for each of the user's configuration files that a shipped file of the same name hides.
 
     Hydra reads the shipped one, without a word.
     """
-    folders = [argv[i + 1] for i, arg in enumerate(argv[:-1]) if arg in ("--config-dir", "-cd")]
-    folders += [arg.partition("=")[2] for arg in argv if arg.startswith("--config-dir=")]
-    for folder in map(Path, folders):
+    for folder in folders:
         for file in sorted(folder.rglob("*.yaml")):
             if (shipped / file.relative_to(folder)).is_file():
                 text = f"ihc2he: {file} is not read: a shipped configuration has the same name. Choose a new one."

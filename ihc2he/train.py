@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -29,10 +28,10 @@ FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"  # the user wants traceba
 
 def run(cfg: DictConfig) -> float | None:
     """Check one composed configuration and run its stages; return the metric that a sweep optimises."""
-    if HydraConfig.get().runtime.choices.get("experiment") is None and not cfg.model:
-        print(explain.experiments(_config_folders()))
-        return None
     try:
+        if not cfg.model:
+            msg = "Nothing to run: give experiment=NAME. `python -m ihc2he.train` alone lists them."
+            raise ConfigError(msg)
         with _full_error(FULL_ERROR):  # what this process starts asks the user's own wish
             plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
             assert isinstance(plain, dict)
@@ -53,9 +52,13 @@ def main() -> None:
 
     Exit status: 2 for a mistake in the configuration, 1 for anything else.
     """
+    folders = explain.config_folders(sys.argv[1:])
     try:
         config.register()
-        explain.warn_shadowed(sys.argv[1:], config.config_dir())
+        if len(sys.argv) == 1 + 2 * len(folders):
+            print(explain.experiments([*folders, config.config_dir()]))
+            return
+        explain.warn_shadowed(folders, config.config_dir())
         with _full_error(True):  # Hydra then raises instead of printing
             hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name="train")(run)()
     except EXPECTED as error:
@@ -80,12 +83,6 @@ def _full_error(wanted: bool) -> Iterator[None]:
         os.environ.pop("HYDRA_FULL_ERROR", None)
         if before is not None:
             os.environ["HYDRA_FULL_ERROR"] = before
-
-
-def _config_folders() -> list[Path]:
-    """Return the folders that hold configurations: the user's `--config-dir` first, then the shipped one."""
-    sources = HydraConfig.get().runtime.config_sources
-    return [Path(s.path) for s in sources if s.schema == "file"][::-1]
 
 
 if __name__ == "__main__":

@@ -80,15 +80,12 @@ class Report(Callback):
         self.dirpath = Path(dirpath)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the report."""
         self._write(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the report."""
         self._write(trainer)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the report."""
         self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
@@ -128,7 +125,7 @@ def _facts(run_dir: Path) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         return {"warnings": [f"run.json cannot be read: {error}"]}
 
 
@@ -166,7 +163,7 @@ def _test_table(run_dir: Path) -> Markup | None:
 
 
 def _curves(run_dir: Path) -> Markup | None:
-    """Return the curves of the logged scalars, one figure for each kind of quantity."""
+    """Return the curves of the logged scalars, one figure for each kind of quantity; tests have their table."""
     series: dict[str, list[tuple[float, float]]] = {}
     for i, row in enumerate(_read_csv(run_dir / "metrics.csv")):
         step = _float(row.get("step") or str(i))
@@ -245,7 +242,7 @@ def _figure(title: str, draw: Callable[[Axes], object]) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({"svg.fonttype": "none", "font.size": 9}):
+    with mpl.rc_context({"svg.fonttype": "none", "text.parse_math": False, "font.size": 9}):
         figure = Figure(figsize=(5.4, 3.2), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
@@ -261,7 +258,11 @@ def _figure(title: str, draw: Callable[[Axes], object]) -> str:
 def _extremes(run_dir: Path) -> Markup | None:
     """Return the worst and the best images by the first metric, and how its values are spread."""
     rows = _read_csv(run_dir / "results.csv")
-    columns = [key for key in (rows[0] if rows else {}) if key not in ("name", "group")]
+    columns = [
+        key
+        for key in (rows[0] if rows else {})
+        if key not in ("name", "group") and any(math.isfinite(_float(row[key])) for row in rows)
+    ]
     if not columns:
         return None
     metric = "he/ssim" if "he/ssim" in columns else columns[0]
@@ -276,7 +277,7 @@ def _extremes(run_dir: Path) -> Markup | None:
 
     direction = "higher" if higher else "lower"
     html = _macros().note(
-        f"By {metric} ({direction} is better); {len(known)} of {len(rows)} images have a finite value of it."
+        f"By {metric} ({direction} is better); {len(known)} of {len(rows)} images have a finite value."
     )
     values = [_float(row[metric]) for row in known]
     histogram = _figure(f"Images by {metric}", lambda axes: axes.hist(values, bins=30, color="0.35"))

@@ -17,9 +17,10 @@ from ihc2he.data.datasets import TrainingCrops, WholeTiles
 from ihc2he.data.samplers import EpochSampler, ShardSampler, balancing_weights
 from ihc2he.data.splits import STAINS, split_records
 from ihc2he.data.store import Record, Skipped, TileStore, check_store, write_store
-from ihc2he.data.summary import draw_exploration, stain_statistics, write_csv, write_index
+from ihc2he.data.summary import draw_exploration, stain_statistics, warn_if_swapped, write_index
 from ihc2he.data.transforms import training_transform
-from ihc2he.errors import ConfigError, DataError, did_you_mean
+from ihc2he.errors import ConfigError, DataError
+from ihc2he.files import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -101,18 +102,20 @@ class TranslationDataModule(LightningDataModule, ABC):
         rebuild: bool,
     ) -> None:
         super().__init__()
-        _require_choice("sampler", sampler, SAMPLERS)
-        _require_choice("on_bad_file", on_bad_file, POLICIES)
-        _require("data.mpp", mpp, mpp > 0, "um/px above 0")
-        _require("data.crop_size", crop_size, crop_size >= MIN_SIDE, f"at least {MIN_SIDE} px")
-        _require("data.batch_size", batch_size, batch_size >= 1, "at least 1")
-        _require("data.eval_batch_size", eval_batch_size, eval_batch_size >= 1, "at least 1")
-        _require("data.num_workers", num_workers, num_workers >= 0, "0 or more")
-        _require("data.fraction", fraction, 0 < fraction <= 1, "above 0 and at most 1")
-        _require("data.val_fraction", val_fraction, 0 <= val_fraction < 1, "from 0 to below 1")
-        _require("data.test_fraction", test_fraction, 0 <= test_fraction < 1 - val_fraction, "from 0, below 1 with val")
-        _require("data.brightness_contrast", brightness_contrast, 0 <= brightness_contrast < 1, "from 0 to below 1")
-        _require("data.samples_per_epoch", samples_per_epoch, samples_per_epoch is None or samples_per_epoch >= 1, "1+")
+        _require("sampler", sampler, sampler in SAMPLERS, " or ".join(SAMPLERS))
+        _require("on_bad_file", on_bad_file, on_bad_file in POLICIES, " or ".join(POLICIES))
+        _require("mpp", mpp, mpp > 0, "um/px above 0")
+        _require("crop_size", crop_size, crop_size >= MIN_SIDE, f"at least {MIN_SIDE} px")
+        _require("batch_size", batch_size, batch_size >= 1, "at least 1")
+        _require("eval_batch_size", eval_batch_size, eval_batch_size >= 1, "at least 1")
+        _require("num_workers", num_workers, num_workers >= 0, "0 or more")
+        _require("val_fraction", val_fraction, 0 <= val_fraction < 1, "from 0 to below 1")
+        _require("test_fraction", test_fraction, 0 <= test_fraction < 1, "from 0 to below 1")
+        _require("fraction", fraction, 0 < fraction <= 1, "above 0 and at most 1")
+        _require(
+            "samples_per_epoch", samples_per_epoch, samples_per_epoch is None or samples_per_epoch >= 1, "1 or more"
+        )
+        _require("brightness_contrast", brightness_contrast, 0 <= brightness_contrast < 1, "from 0 to below 1")
         self.store_folder = Path(store).expanduser()
         self.mpp = mpp
         self.crop_size = crop_size
@@ -260,12 +263,13 @@ class TranslationDataModule(LightningDataModule, ABC):
     def _build(self, tiles: Sequence[RawTile], sources: dict[str, Path]) -> None:
         if self.store_path.is_file() and not self.rebuild:
             return
-        with _exclusive(self.store_path.with_suffix(".lock")):
+        with exclusive(self.store_path.with_suffix(".lock")):
             if self.store_path.is_file() and not self.rebuild:  # built by another process meanwhile
                 return
             for report in REPORTS:
                 (self.store_folder / report).unlink(missing_ok=True)
             write_store(self.store_path, tiles, self._record, sources, self.settings())
+            self.rebuild = False  # the next stage of the same run comes here again
 
     def _record(self, tile: RawTile) -> Record | Skipped:
         try:
@@ -276,15 +280,16 @@ class TranslationDataModule(LightningDataModule, ABC):
             if self.on_bad_file == "error":
                 raise
             return Skipped(", ".join(str(file) for file in tile.files.values()), str(error))
-        row: dict[str, Any] = {"name": tile.name, "split": tile.split, "group": tile.group}
+        statistics: dict[str, float] = {}
         for stain, image in images.items():
-            row |= stain_statistics(image, stain)
-        return Record(images, row)
+            statistics |= stain_statistics(image, stain)
+        return Record(images, {"name": tile.name, "split": tile.split, "group": tile.group, "stains": statistics})
 
     def _report(self, store: TileStore) -> None:
         for name, write in REPORTS.items():
             if not (self.store_folder / name).is_file():
                 write(self.store_folder / name, store)
+        warn_if_swapped(store)
 
     def _report_skipped(self, store: TileStore) -> None:
         table = self.store_folder / "skipped.csv"
@@ -301,7 +306,7 @@ class TranslationDataModule(LightningDataModule, ABC):
         _, too_small = self._split(store)
         reason = f"smaller than the training crop of {self.crop_size} px"
         skipped = [*store.skipped, *(Skipped(_tile_name(store.rows[i]), reason) for i in too_small)]
-        write_csv(table, Skipped._fields, skipped)
+        write_csv(table, [entry._asdict() for entry in skipped], Skipped._fields)
         if skipped:
             log.warning("%d images are left out, listed in %s:", len(skipped), table)
         for name, why in skipped:
@@ -322,14 +327,14 @@ REPORTS: dict[str, Callable[[Path, TileStore], None]] = {"index.csv": write_inde
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """Hold a lock file, which the system releases when the process that holds it dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("Waiting for another process that is building the store (it holds %s).", path)
+        log.info("Waiting for another process, which holds %s.", path)
         lock.acquire()
     try:
         yield
@@ -350,11 +355,5 @@ def _require_size(image: NDArray, file: Path) -> None:
 
 def _require(name: str, value: Any, holds: bool, expected: str) -> None:
     if not holds:
-        msg = f"{name}={value}: expected {expected}."
-        raise ConfigError(msg)
-
-
-def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        msg = f"data.{name}={value}: not a choice.{did_you_mean(value, choices)}"
+        msg = f"data.{name}={value}: expected {expected}."
         raise ConfigError(msg)

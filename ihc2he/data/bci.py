@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from ihc2he.data.base import RawTile, TranslationDataModule
+from ihc2he.data.base import RawTile, TranslationDataModule, exclusive
 from ihc2he.data.images import find_images, read_image, resample
 from ihc2he.data.splits import SPLITS
 from ihc2he.data.store import TileStore
@@ -39,7 +39,7 @@ Expected one of these trees (names such as 00000_train_1+.png; a val folder is o
   {root}/{{train,val,test}}/HE/*.png and {root}/{{train,val,test}}/IHC/*.png
   {root}/{{train,test}}/*.png, each with the H&E tile on the left and the IHC tile on the right
 If it lies elsewhere, pass data.root=/path/to/BCI_dataset.
-To try the program without it, make simulated tiles: python -m ihc2he.simulate bci out={root} tiles=40"""
+To try the program without it, pass data=bci_sim: simulated tissue in the same layout."""
 
 
 class TileName(NamedTuple):
@@ -115,6 +115,8 @@ class BCIDataModule(TranslationDataModule):
 
     Args:
         root: folder of the dataset; its layout is found by looking.
+        simulate: arguments of `ihc2he.simulate.bci.write_bci` (tiles, size, seed), to fill ``root`` with simulated
+            tissue instead.
         mpp: um/px of the images it yields; other than the native 0.46 resamples the tiles.
     """
 
@@ -137,6 +139,7 @@ class BCIDataModule(TranslationDataModule):
         flip: bool = True,
         rotate90: bool = True,
         brightness_contrast: float = 0.0,
+        simulate: dict[str, Any] | None = None,
         rebuild: bool = False,
     ) -> None:
         super().__init__(
@@ -160,10 +163,17 @@ class BCIDataModule(TranslationDataModule):
             rebuild=rebuild,
         )
         self.root = Path(root).expanduser()
+        self.simulate = simulate
 
     def prepare_data(self) -> None:
+        if self.simulate is not None:
+            from ihc2he.simulate.bci import write_bci
+
+            with exclusive(self.root.with_name(f"{self.root.name}.lock")):
+                write_bci(self.root, **self.simulate)
         super().prepare_data()
-        warn_of_counts(TileStore(self.store_path).rows)
+        if self.simulate is None:
+            warn_of_counts(TileStore(self.store_path).rows)
 
     def find_tiles(self) -> list[RawTile] | None:
         tiles = [tile for split, folders in find_folders(self.root).items() for tile in pair_tiles(split, folders)]
@@ -174,8 +184,10 @@ class BCIDataModule(TranslationDataModule):
         if "pair" in images:
             images = _halves(images["pair"], tile.files["pair"])
         if images["ihc"].shape != images["he"].shape:
-            (ihc, he), (height, width) = tile.files.values(), images["ihc"].shape[:2]
-            msg = f"{ihc}: {width}x{height} px, but its partner {he} is not of that size. Download both again."
+            (ihc_path, ihc_size), (he_path, he_size) = (
+                (tile.files[stain], "x".join(map(str, images[stain].shape[1::-1]))) for stain in ("ihc", "he")
+            )
+            msg = f"{ihc_path}: {ihc_size} px, but its partner {he_path} has {he_size}. Download both again."
             raise DataError(msg)
         return {stain: resample(image, NATIVE_MPP, self.mpp) for stain, image in images.items()}
 

@@ -14,7 +14,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -171,7 +171,8 @@ def check_store(path: Path, sources: Mapping[str, Path] | None, settings: Mappin
 
 def hash_file(path: Path) -> str:
     """Return the BLAKE2b hash of a file's content, 32 hexadecimal digits."""
-    return blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    with path.open("rb") as stream:
+        return file_digest(stream, lambda: blake2b(digest_size=16)).hexdigest()
 
 
 def _open_finished(path: Path) -> h5py.File:

@@ -1,16 +1,18 @@
 """What `prepare_data` leaves beside a store for people to look at: index.csv, skipped.csv, exploration.png."""
 
-import csv
+import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.data.store import TileStore
+from ihc2he.files import complete, write_csv
 from ihc2he.stain.deconvolution import HE, IHC, optical_density, separate
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,43 +23,33 @@ TISSUE_OD = 0.06
 
 
 def stain_statistics(image: NDArray[np.uint8], stain: str) -> dict[str, float]:
-    """Return the tissue fraction of an image and the mean concentration of its stains, in optical density.
+    """Return the tissue fraction of an image, the mean concentration of its stains, and the share of blue.
 
-    Large images are measured on a regular grid of about 256 x 256 of their pixels.
+    Concentrations are in optical density. The share of blue is the mean optical density of the blue channel over that
+    of all three: about 0.4 for DAB brown, 0.26 for H&E. Large images are measured on a grid of some 256 x 256 pixels.
 
     Args:
         image: HxWx3, uint8 RGB.
         stain: "ihc" or "he".
 
     >>> stain_statistics(np.full((8, 8, 3), 255, np.uint8), "he")
-    {'he_tissue': 0.0, 'he_hematoxylin': 0.0, 'he_eosin': 0.0}
+    {'he_tissue': 0.0, 'he_hematoxylin': 0.0, 'he_eosin': 0.0, 'he_blue_share': 0.0}
     """
     step = max(1, min(image.shape[:2]) // 256)
     image = image[::step, ::step]
     vectors, names = UNMIXING[stain]
     concentrations = separate(image, vectors).mean((0, 1))
-    tissue = (optical_density(image).mean(-1) > TISSUE_OD).mean()
-    values = {"tissue": tissue} | dict(zip(names, concentrations, strict=True))
+    od_hwc = optical_density(image)
+    blue_share = od_hwc[..., 2].sum() / max(od_hwc.sum(), 1e-6)
+    values = {"tissue": (od_hwc.mean(-1) > TISSUE_OD).mean()}
+    values |= dict(zip(names, concentrations, strict=True)) | {"blue_share": blue_share}
     return {f"{stain}_{name}": round(float(value), 4) for name, value in values.items()}
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table, under a temporary name until it is complete."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
-    part.replace(path)
-
-
 def write_index(path: Path, store: TileStore) -> None:
-    """Write one line per record: tile, split, level, tissue fractions and stain concentrations."""
-    names = {"name": "tile", "group": "level"}
-    columns = list(dict.fromkeys(key for row in store.rows for key in row if key != "shapes"))
-    write_csv(
-        path, [names.get(key, key) for key in columns], ([row.get(key, "") for key in columns] for row in store.rows)
-    )
+    """Write one line per record: tile, split, level, and the statistics of each stain it has."""
+    rows = [{"tile": row["name"], "split": row["split"], "level": row["group"]} | row["stains"] for row in store.rows]
+    write_csv(path, rows)
 
 
 def draw_exploration(path: Path, store: TileStore) -> None:
@@ -78,9 +70,8 @@ def draw_exploration(path: Path, store: TileStore) -> None:
         for axis, number in zip(row, examples[stain], strict=False):
             axis.imshow(store.read(number, stain))
             axis.set_title(f"{stain}: {store.rows[number]['name']}", fontsize=7)
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", dpi=100)
-    part.replace(path)
+    with complete(path) as temporary:
+        figure.savefig(temporary, dpi=100)
 
 
 def _draw_levels(axis: "Axes", store: TileStore) -> None:
@@ -99,7 +90,7 @@ def _draw_histograms(axis: "Axes", store: TileStore, quantity: str) -> None:
     values = {}
     for stain, (_, names) in UNMIXING.items():
         name = names[1] if quantity == "counterstain" else quantity
-        values[f"{stain} {name}"] = [row[f"{stain}_{name}"] for row in store.rows if stain in row["shapes"]]
+        values[f"{stain} {name}"] = [row["stains"][f"{stain}_{name}"] for row in store.rows if stain in row["shapes"]]
     axis.hist(list(values.values()), bins=20, label=list(values))
     axis.set_xlabel("fraction of pixels" if quantity == "tissue" else "mean concentration (OD)")
     axis.set_ylabel("tiles")
@@ -115,3 +106,13 @@ def _examples(store: TileStore, n: int = 6) -> dict[str, list[int]]:
         numbers.sort(key=lambda i: store.rows[i]["group"])
         chosen[stain] = [numbers[round(i)] for i in np.linspace(0, len(numbers) - 1, min(n, len(numbers)))]
     return chosen
+
+
+def warn_if_swapped(store: TileStore) -> None:
+    """Log a warning where the IHC images are less brown than the H&E images, as if the two were exchanged."""
+    shares = [
+        [row["stains"][f"{stain}_blue_share"] for row in store.rows if stain in row["shapes"]]
+        for stain in ("ihc", "he")
+    ]
+    if all(shares) and np.median(shares[0]) < np.median(shares[1]):
+        log.warning("The IHC images are less brown than the H&E images. Are the two stains exchanged?")

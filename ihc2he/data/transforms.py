@@ -1,5 +1,6 @@
 """Augmentation of crops and the step from uint8 images to float tensors."""
 
+import os
 import random
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ def training_transform(*, flip: bool, rotate90: bool, brightness_contrast: float
         rotate90: by 0, 90, 180 or 270 degrees, each with probability 1/4.
         brightness_contrast: greatest relative change; 0 switches it off.
     """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks a server for news otherwise
     import albumentations
 
     steps: list[albumentations.BasicTransform] = []

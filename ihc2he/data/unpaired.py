@@ -76,6 +76,9 @@ class UnpairedDataModule(TranslationDataModule):
         if stain_a not in STAINS:
             msg = f"data.stain_a={stain_a}: expected ihc or he."
             raise ConfigError(msg)
+        if ihc is not None and he is not None and (inside(ihc, he) or inside(he, ihc)):
+            msg = f"data.ihc={ihc}, data.he={he}: one lies inside the other, so its images would count as both stains."
+            raise ConfigError(msg)
         super().__init__(
             store=store,
             mpp=max(mpp_ihc, mpp_he) if mpp is None else mpp,
@@ -142,6 +145,15 @@ class UnpairedDataModule(TranslationDataModule):
 
     def settings(self) -> dict[str, Any]:
         return {"mpp": self.mpp, "mpp_ihc": self.source_mpp["ihc"], "mpp_he": self.source_mpp["he"]}
+
+
+def inside(folder: str, other: str) -> bool:
+    """Return whether a folder is another one, or lies below it.
+
+    >>> inside("data/he", "data"), inside("data/he", "data/ihc")
+    (True, False)
+    """
+    return Path(folder).resolve().is_relative_to(Path(other).resolve())
 
 
 def _other_files(folder: Path) -> list[Path]:

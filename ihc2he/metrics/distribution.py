@@ -164,8 +164,8 @@ def feature_network(spec: str | nn.Module) -> nn.Module:
 
     Args:
         spec: ``inception`` for the network of the FID papers (torch-fidelity; 2048 features of images rounded to uint8
-            and resized to 299 px), downloaded once to the folder of ``torch.hub``; or a module that keeps the contract
-            above, which a dry run on two images of 64 px checks.
+            and resized to 299 px as TensorFlow 1 did, without antialiasing), downloaded once to the folder of
+            ``torch.hub``; or a module that keeps the contract above, which a dry run on two images of 64 px checks.
 
     Raises:
         FeaturesUnavailable: torch-fidelity is not installed, or its weights are neither here nor to be downloaded.
@@ -246,7 +246,7 @@ def _download(url: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with urlopen(url, timeout=_TIMEOUT_S) as response, part.open("wb") as target:
-            size = int(response.headers["Content-Length"])
+            size = int(response.headers["Content-Length"] or 0)
             with wrap_file(response, size, description="Inception weights") as source:
                 shutil.copyfileobj(source, target)
         _verify(part)

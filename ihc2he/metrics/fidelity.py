@@ -8,8 +8,8 @@ Shape suffixes: b = batch, c = colour (3), h, w = height, width, n = values, u =
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -43,7 +43,9 @@ class Card:
 
 
 _ALL = (
-    Card("psnr", "PSNR", True, "dB", 1, "data range 1, MSE over all pixels and channels; at most 100, so equal images"),
+    Card(
+        "psnr", "PSNR", True, "dB", 1, "data range 1, MSE over pixels and channels; capped at 100, as for equal images"
+    ),
     Card("ssim", "SSIM", True, "-1 to 1", 11, "11x11 Gaussian window, sigma 1.5, valid region, mean over channels"),
     Card("ms_ssim", "MS-SSIM", True, "0 to 1", 161, "5 scales with the weights of Wang 2003, 11x11 Gaussian window"),
     Card("ms_gmsd", "MS-GMSD", False, "0 upwards", 17, "4 scales, luminance, constants of Zhang 2017 (piq)"),
@@ -132,12 +134,11 @@ def _shape(x_bchw: Tensor) -> tuple[int, ...]:
     return tuple(x_bchw.shape)
 
 
-def full_float32(device: torch.device) -> ExitStack:
-    """Return a context without autocast and without TF32, whose 10 bits of mantissa drown the variances in SSIM."""
-    stack = ExitStack()
-    stack.enter_context(torch.autocast(device.type, enabled=False))
-    stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-    return stack
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Switch autocast off, and TF32, whose 10 bits of mantissa drown the variances in SSIM."""
+    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 @cache

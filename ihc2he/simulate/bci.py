@@ -15,6 +15,7 @@ MPP = 0.46
 LEVELS = ("0", "1+", "2+", "3+")
 # Pairs of each level in the published data set.
 PUBLISHED = {"train": (202, 918, 1696, 1080), "test": (38, 235, 446, 258)}
+SCANNER = {"blur": 0.36, "sharpening": 0.4}  # 20x: softer than a 40x scan
 _SECTION = 4.0  # um from one section to the next
 _TILES_PER_CASE = 12
 
@@ -61,23 +62,23 @@ def write_bci(
 
 def _pairs(out: Path, tiles: int, size: int, seed: int, aligned: bool) -> Iterator[_Pair]:
     n_test = min(tiles - 1, max(1, round(tiles * sum(PUBLISHED["test"]) / 4873)))
-    index = case = 0
-    for split, n in (("train", tiles - n_test), ("test", n_test)):
-        counts = share_out(n, PUBLISHED[split])
-        levels = np.repeat(np.arange(4), counts)
-        # The level belongs to the slide: tiles of one level and split share slides, in random file order.
-        cases = case + np.concatenate([[0], np.cumsum(np.diff(levels) > 0)]) * 100 if n else levels
-        cases = cases + np.concatenate([np.arange(c) // _TILES_PER_CASE for c in counts])
-        order = np.random.default_rng([seed, n]).permutation(n)
-        for number, i in enumerate(order):
-            name = f"{number:05d}_{split}_{LEVELS[levels[i]]}.png"
-            yield _Pair(out, name, split, int(levels[i]), index, int(cases[i]), size, seed, aligned)
+    index = 0
+    for split, n, first in (("train", tiles - n_test, 0), ("test", n_test, 10_000)):
+        # The level belongs to the slide, so the slides of a level follow one another.
+        slides = [
+            (level, first + 1000 * level + k // _TILES_PER_CASE)
+            for level, count in enumerate(share_out(n, PUBLISHED[split]))
+            for k in range(count)
+        ]
+        for number, row in enumerate(np.random.default_rng([seed, n]).permutation(n)):
+            level, case = slides[row]
+            name = f"{number:05d}_{split}_{LEVELS[level]}.png"
+            yield _Pair(out, name, split, level, index, case, size, seed, aligned)
             index += 1
-        case += 1000
 
 
 def _draw(pair: _Pair) -> None:
-    case = draw_case(BREAST, Marker("membrane", pair.level), pair.seed, pair.case)
+    case = draw_case(BREAST, Marker("membrane", pair.level), pair.seed, pair.case, **SCANNER)
     rng = tile_rng(pair.seed, pair.index)
     block = draw_block(case.tissue, pair.size, MPP, rng)
     he_section = cut(block, rng)

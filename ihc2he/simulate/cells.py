@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from ihc2he.simulate.geometry import Map, Plan, Region
+from ihc2he.simulate.geometry import Plan, Region
+from ihc2he.simulate.noise import Map
 from ihc2he.simulate.tissue import CONNECTIVE, DEAD, EPITHELIAL, INFLAMMATORY, NEOPLASTIC, Tissue
 
 NUCLEUS = np.dtype(
@@ -33,7 +34,7 @@ NUCLEUS = np.dtype(
 Nuclei = NDArray[np.void]
 
 _CANDIDATES = 0.055  # per um^2; three times what the densest tissue holds
-_LYMPHOID = 30.0  # density of lymphocyte aggregates and of endothelium, per 1000 um^2
+_LYMPHOID = 50.0  # density of lymphocyte aggregates and of endothelium, per 1000 um^2
 _VERTICES = 32
 _MITOSES = 0.012  # of neoplastic nuclei
 
@@ -68,9 +69,7 @@ def sow(plan: Plan, tissue: Tissue, malignant: bool, rng: np.random.Generator, k
     return nuclei[chosen_n][rng.permutation(chosen_n.sum())]
 
 
-def draw_masks(
-    nuclei: Nuclei, shape: tuple[int, int], mpp: float
-) -> tuple[NDArray[np.int32], NDArray[np.int32], Map]:
+def draw_masks(nuclei: Nuclei, shape: tuple[int, int], mpp: float) -> tuple[NDArray[np.int32], NDArray[np.int32], Map]:
     """Return two instance maps and the share of each pixel that nuclei cover.
 
     The maps are HxW int32: nucleus i is i + 1, and 0 is background. Where nuclei overlap, the first shows the topmost
@@ -107,9 +106,7 @@ def _settle(
 ) -> tuple[NDArray[np.uint8], Map]:
     """Type (0 = dies) and spacing of candidates by the region they fell into."""
     at = nuclei["y"].astype(int), nuclei["x"].astype(int)
-    region_n, depth_n, lymph_n, wall_n = (
-        m[at] for m in (plan.region_hw, plan.depth_hw, plan.lymph_hw, plan.wall_hw)
-    )
+    region_n, depth_n, lymph_n, wall_n = (m[at] for m in (plan.region_hw, plan.depth_hw, plan.lymph_hw, plan.wall_hw))
     u_n, v_n = rng.random((2, len(nuclei)), np.float32)
     kind_n = np.zeros(len(nuclei), np.uint8)
     density_n = np.full(len(nuclei), tissue.stromal_density, np.float32)
@@ -119,7 +116,7 @@ def _settle(
     loose = (region_n == Region.GAP) | (region_n == Region.BLOOD)
     kind_n[loose] = CONNECTIVE
     density_n[loose] = tissue.gap_density
-    kind_n[(stroma | loose) & (u_n < np.maximum(0.95 * lymph_n, 0.07))] = INFLAMMATORY
+    kind_n[(stroma | loose) & (u_n < np.maximum(0.95 * lymph_n, 0.05))] = INFLAMMATORY
     density_n[lymph_n > 0.5] = _LYMPHOID
     # Endothelium: flat nuclei in a single row along the vessel.
     lining = (wall_n > 0) & (wall_n < 2.5) & (region_n != Region.VESSEL) & (depth_n < 0)
@@ -165,7 +162,7 @@ def _grow(nuclei: Nuclei, tissue: Tissue, rng: np.random.Generator) -> None:
         nuclei["width"][is_n] = np.maximum(length_n * aspect_n, 2.0)
         stain_n = np.exp(habit.hematoxylin_sd * np.clip(normal[2, is_n], -2, 2))
         nuclei["hematoxylin"][is_n] = habit.hematoxylin * stain_n
-        decay = np.float32([1.0, 0.8, 0.5, 0.35])
+        decay = np.array([1.0, 0.8, 0.5, 0.35], np.float32)
         nuclei["amplitude"][is_n] = habit.wobble * decay * np.abs(rng.standard_normal((is_n.sum(), 4)))
     nuclei["phase"] = rng.uniform(0, 2 * np.pi, (n, 4))
     nuclei["blur"] = np.where(rng.random(n) < tissue.unfocused, rng.uniform(0.4, 1, n), 0)

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ihc2he.simulate.scene import Section, crop, cut, draw_block, truth
-from ihc2he.simulate.tile import Case, draw_case, photograph_he, photograph_ihc, tile_rng, write_truth
+from ihc2he.simulate.tile import draw_case, photograph_he, photograph_ihc, tile_rng, write_truth
 from ihc2he.simulate.tissue import CONNECTIVE, DEAD, ENDOMETRIUM, EPITHELIAL, INFLAMMATORY, NEOPLASTIC, Marker
 from ihc2he.simulate.writing import open_simulation, run, write_image, write_text
 
 MPP = 0.5  # of nine tiles in ten; the others have twice the pixels on the same area
 CASES = 12
+SCANNER = {"blur": 0.35, "sharpening": 1.45, "glare": 0.10}  # this set's scanner sharpens hard
 ANNOTATORS = ("ptg1", "ptg2", "ptg3", "stud1", "stud2", "stud3", "stud4")
 STUDIES = ("hidden_agreement", "posterior_agreement", "preliminary_agreement")
 # EndoNuke's classes are 0 stroma, 1 epithelium, 2 other.
@@ -58,8 +59,8 @@ class Hand:
         return np.concatenate([xy_n2, class_n[:, None]], axis=1)
 
 
-PATHOLOGIST = Hand(jitter=0.5, miss=0.03, miss_blurred=0.5, invent=0.02, confuse=0.02)
-STUDENT = Hand(jitter=0.6, miss=0.05, miss_blurred=0.6, invent=0.03, confuse=0.04)
+PATHOLOGIST = Hand(jitter=0.5, miss=0.03, miss_blurred=0.35, invent=0.02, confuse=0.02)
+STUDENT = Hand(jitter=0.6, miss=0.05, miss_blurred=0.45, invent=0.03, confuse=0.04)
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,9 @@ class _Tile:
 def write_endonuke(out: Path | str, tiles: int, size: int = 200, seed: int = 0, *, workers: int = 1) -> Path:
     """Return `out` after writing a tree in the public layout of EndoNuke, and its truth.
 
-    ``dataset/{images,images_context}/<id>.png``, ``dataset/labels/<split>/<annotator>/<id>.txt``, ``dataset/file_lists``
-    and ``master_ymls``. One tile in ten has twice the pixels at half the pixel size, and one in 44 is read by all
-    seven annotators. Under ``truth``: the H&E of the same cells, instances, types and markers.
+    ``dataset/{images,images_context}/<id>.png``, ``dataset/labels/<split>/<annotator>/<id>.txt``,
+    ``dataset/file_lists`` and ``master_ymls``. One tile in ten has twice the pixels at half the pixel size, and one in
+    44 is read by all seven annotators. Under ``truth``: the H&E of the same cells, instances, types and markers.
     A killed call continues where it stopped.
 
     Args:
@@ -117,7 +118,7 @@ def write_endonuke(out: Path | str, tiles: int, size: int = 200, seed: int = 0, 
 
 
 def _draw(tile: _Tile) -> None:
-    case = draw_case(ENDOMETRIUM, Marker("nucleus"), tile.seed, tile.index % CASES, sharpening=1.3)
+    case = draw_case(ENDOMETRIUM, Marker("nucleus"), tile.seed, tile.index % CASES, **SCANNER)
     rng = tile_rng(tile.seed, tile.index)
     block = draw_block(case.tissue, 3 * tile.pixels, tile.mpp, rng)
     around = cut(block, rng)

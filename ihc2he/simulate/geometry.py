@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from ihc2he.simulate.noise import smooth_noise
+from ihc2he.simulate.noise import Map, smooth_noise
 from ihc2he.simulate.tissue import Tissue
 
-_CLEFT = -1.75  # bundles of fibres part where the weave is this thin
+_SEPTA = 0.12  # the field's zero lines, this far to both sides, are stroma
+_CLEFT = -1.9  # bundles of fibres part where the weave is this thin
 
-Map = NDArray[np.float32]
 Fields = dict[str, Map]
 
 
@@ -42,6 +42,7 @@ class Plan:
 
     mpp: float
     region_hw: NDArray[np.uint8]  # Region
+    solid_hw: Map  # 0 to 1, how dense the stroma is
     depth_hw: Map  # um inside the outline of epithelium; negative in the stroma
     normal_hw: Map  # rad, direction across the border of epithelium
     fibre_hw: Map  # rad, direction along the fibres of the stroma
@@ -53,25 +54,12 @@ class Plan:
 
 def draw_fields(shape: tuple[int, int], mpp: float, tissue: Tissue, rng: np.random.Generator) -> Fields:
     """Return the random fields behind a plan, each HxW with zero mean and unit variance."""
-    scales = {
-        "epithelium": tissue.width / 2,
-        "border": 7.0,
-        "outside": 90.0,
-        "lymph": 28.0,
-        "necrosis": 30.0,
-        "vessel": 11.0,
-        "gap": 3.2,
-        "ragged": 0.9,
-        "crowd": 12.0,
-        "blood": 45.0,
-        "bend_x": 30.0,
-        "bend_y": 30.0,
-        "crimp": 6.0,
-    }
-    return {name: smooth_noise(shape, scale / mpp, rng) for name, scale in scales.items()}
+    return {name: smooth_noise(shape, scale / mpp, rng) for name, scale in _scales(tissue).items()}
 
 
-def neighbour(fields: Fields, mpp: float, distance: float, rng: np.random.Generator) -> tuple[Fields, Map]:
+def neighbour(
+    fields: Fields, tissue: Tissue, mpp: float, distance: float, rng: np.random.Generator
+) -> tuple[Fields, Map]:
     """Return the fields of a section `distance` um away, and the displacement that led there.
 
     The displacement is HxWx2 (x, y) in pixels: what the first section shows at p + displacement(p) the neighbour
@@ -82,13 +70,32 @@ def neighbour(fields: Fields, mpp: float, distance: float, rng: np.random.Genera
     bend = [smooth_noise(shape, 60.0 / mpp, rng) for _ in "xy"]
     move_hw2 = np.stack([(shift[k] + 0.25 * distance * bend[k]) / mpp for k in range(2)], -1).astype(np.float32)
     out = {}
-    for name, field_hw in fields.items():
-        # A structure of 40 um differs by some per cent across 4 um, one of 4 um is another one.
-        scale = {"border": 7.0, "gap": 3.2, "ragged": 0.9, "crimp": 6.0, "vessel": 11.0}.get(name, 40.0)
-        keep = float(np.exp(-0.5 * (distance / scale) ** 2))
-        fresh_hw = smooth_noise(shape, scale / mpp, rng)
-        out[name] = _sample(np.float32(keep) * field_hw + np.float32(np.sqrt(1 - keep**2)) * fresh_hw, move_hw2)
+    for name, scale in _scales(tissue).items():
+        # A structure of 40 um hardly differs across 4 um, one of 4 um is another one.
+        keep = np.float32(np.exp(-0.5 * (distance / scale) ** 2))
+        mixed_hw = keep * fields[name] + np.sqrt(1 - keep**2) * smooth_noise(shape, scale / mpp, rng)
+        out[name] = _sample(mixed_hw, move_hw2)
     return out, move_hw2
+
+
+def _scales(tissue: Tissue) -> dict[str, float]:
+    """Correlation length in um of each field."""
+    return {
+        "epithelium": tissue.width / 2,
+        "septum": 0.55 * tissue.width,
+        "border": 7.0,
+        "outside": 90.0,
+        "lymph": 28.0,
+        "necrosis": 30.0,
+        "vessel": 11.0,
+        "gap": 3.2,
+        "ragged": 0.9,
+        "crowd": 22.0,
+        "blood": 45.0,
+        "bend_x": 30.0,
+        "bend_y": 30.0,
+        "crimp": 6.0,
+    }
 
 
 def draw_plan(fields: Fields, tissue: Tissue, mpp: float, angle: float, rng: np.random.Generator) -> Plan:
@@ -102,9 +109,13 @@ def draw_plan(fields: Fields, tissue: Tissue, mpp: float, angle: float, rng: np.
         rng: source of the fibres' texture.
     """
     inside_hw = fields["epithelium"] + 0.12 * fields["border"] > -ndtri(tissue.epithelium)
+    if tissue.layer:  # thin walls of stroma part large patches of epithelium into glands
+        inside_hw &= np.abs(fields["septum"]) > _SEPTA
     depth_hw = _signed_distance(inside_hw, mpp)
     region_hw = np.full(inside_hw.shape, Region.STROMA, np.uint8)
-    region_hw[_above(fields["gap"] + 0.45 * fields["ragged"] + 0.5 * fields["bend_x"], tissue.gaps, 1.2)] = Region.GAP
+    # Positive in the solid stroma: the tissue thins out before it ends.
+    solid_hw = -1.17 * ndtri(tissue.gaps) - (fields["gap"] + 0.35 * fields["ragged"] + 0.5 * fields["bend_x"])
+    region_hw[solid_hw < 0] = Region.GAP
     lymph_hw = np.clip(1.5 * (fields["lymph"] + ndtri(max(tissue.inflammation, 1e-3))) + 0.5, 0, 1)
     region_hw[(region_hw == Region.GAP) & (lymph_hw > 0.7)] = Region.STROMA
     fibre_hw, weave_hw = _weave(fields, depth_hw, mpp, angle, rng)
@@ -118,13 +129,16 @@ def draw_plan(fields: Fields, tissue: Tissue, mpp: float, angle: float, rng: np.
         region_hw[depth_hw > tissue.layer + 2.0 * fields["border"] + 0.3 * fields["ragged"]] = Region.LUMEN
     else:
         region_hw[_above(fields["necrosis"], tissue.necrosis) & (depth_hw > 15)] = Region.NECROSIS
-    region_hw[_above(fields["outside"] + 0.12 * fields["border"] + 0.04 * fields["ragged"], tissue.outside)] = Region.OUTSIDE
+    region_hw[_above(fields["outside"] + 0.12 * fields["border"] + 0.04 * fields["ragged"], tissue.outside)] = (
+        Region.OUTSIDE
+    )
 
     gx, gy = _gradient(depth_hw, 3.0 / mpp)
     normal_hw = np.arctan2(gy, gx)
     return Plan(
         mpp,
         region_hw,
+        np.clip(0.15 + 1.6 * solid_hw, 0, 1),
         depth_hw,
         normal_hw,
         fibre_hw,
@@ -140,22 +154,20 @@ def _weave(fields: Fields, depth_hw: Map, mpp: float, angle: float, rng: np.rand
     h, w = depth_hw.shape
     y_hw, x_hw = np.mgrid[:h, :w].astype(np.float32) * np.float32(mpp)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    along_hw = x_hw * cos + y_hw * sin + 12 * fields["bend_x"]
     across_hw = y_hw * cos - x_hw * sin + 12 * fields["bend_y"]
     # Fibres wrap around glands: near epithelium the distance to it takes over as the coordinate across.
     near_hw = np.exp(np.minimum(depth_hw, 0) / 10)
-    across_hw = across_hw - near_hw * (depth_hw + 0.5 * across_hw) + 0.8 * fields["crimp"]
+    across_hw = across_hw - near_hw * (depth_hw + 0.5 * across_hw)
     gx, gy = _gradient(across_hw, 2.0 / mpp)
-    fibre_hw = np.arctan2(gy, gx) + np.float32(np.pi / 2)
+    fibre_hw = np.arctan2(gy, gx) + np.float32(np.pi / 2) + np.float32(0.3) * fields["crimp"]
 
-    side = 512
-    weave_hw = np.zeros_like(depth_hw)
-    for length, width, weight in ((26.0, 1.5, 0.75), (11.0, 0.6, 0.65)):
-        sheet_hw = cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), 1.2)
-        sheet_hw *= np.float32(weight * np.sqrt(4 * np.pi) * 1.2)
-        u_hw, v_hw = np.mod(along_hw * (2 / length), side - 1), np.mod(across_hw * (2 / width), side - 1)
-        weave_hw += cv2.remap(sheet_hw, u_hw.astype(np.float32), v_hw.astype(np.float32), cv2.INTER_LINEAR)
-    return fibre_hw.astype(np.float32), weave_hw
+    # White noise averaged along the fibres, over twice the length at each pass.
+    weave_hw = smooth_noise((h, w), max(0.4 / mpp, 0.6), rng)
+    u_hw, v_hw = np.cos(fibre_hw) / np.float32(mpp), np.sin(fibre_hw) / np.float32(mpp)
+    for length in (0.5, 1.0, 2.0, 4.0):
+        ahead_hw2 = np.stack([length * u_hw, length * v_hw], -1).astype(np.float32)
+        weave_hw = (weave_hw + _sample(weave_hw, ahead_hw2) + _sample(weave_hw, -ahead_hw2)) / 3
+    return fibre_hw, weave_hw / max(weave_hw.std(), np.float32(1e-6))
 
 
 def _above(field_hw: Map, share: float, spread: float = 1.0) -> NDArray[np.bool_]:

@@ -5,7 +5,6 @@ from csv import writer
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from ihc2he.simulate.scene import cut, draw_block
 from ihc2he.simulate.tile import draw_case, photograph_he, tile_rng, write_truth
 from ihc2he.simulate.tissue import ORGANS, Marker

@@ -4,20 +4,21 @@ Shape suffixes: h, w = height, width; c = colour (3).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.simulate.geometry import Map
-from ihc2he.simulate.noise import smooth_noise
+from ihc2he.simulate.noise import Map, smooth_noise
 
 
 @dataclass(frozen=True)
 class Scanner:
     """What one scanner does to light."""
 
-    white: tuple[float, float, float]  # level of empty glass, 0 to 255
+    white: NDArray[np.float64]  # (3,) level of empty glass, 0 to 255
+    glare: float  # stray light that reaches every pixel, relative to white
     blur: float  # um, sigma of the point spread
     sharpening: float  # weight of the unsharp mask
     noise: float  # levels, standard deviation
@@ -27,11 +28,12 @@ class Scanner:
     pen: float = 0.003
 
 
-def draw_scanner(rng: np.random.Generator, blur: float = 0.35, sharpening: float = 0.0) -> Scanner:
-    """Return a scanner; `blur` and `sharpening` are the centres of their ranges."""
+def draw_scanner(rng: np.random.Generator, blur: float = 0.24, sharpening: float = 0.8, glare: float = 0.04) -> Scanner:
+    """Return a scanner; `blur`, `sharpening` and `glare` are the centres of their ranges."""
     level = rng.uniform(240, 253)
     return Scanner(
-        white=tuple(float(min(255, level + v)) for v in rng.normal(0, 2, 3)),
+        white=np.minimum(level + rng.normal(0, 2, 3), 255),
+        glare=glare * float(rng.uniform(0.8, 1.2)),
         blur=blur * float(np.exp(rng.normal(0, 0.15))),
         sharpening=sharpening * float(np.exp(rng.normal(0, 0.2))),
         noise=float(rng.uniform(0.8, 2.2)),
@@ -59,16 +61,19 @@ def expose(od_hwc: Map, mpp: float, scanner: Scanner, rng: np.random.Generator) 
         od_hwc = od_hwc * (1 + 0.8 * _stroke(shape, 12 / mpp, rng)[..., None])
     if rng.random() < scanner.pen:
         od_hwc = od_hwc + _stroke(shape, 40 / mpp, rng)[..., None] * rng.uniform(0.1, 0.9, 3).astype(np.float32)
-    light_hwc = np.exp(-np.float32(np.log(10)) * od_hwc) * np.float32(scanner.white)
+    light_hwc = np.exp(-np.float32(np.log(10)) * od_hwc)
     light_hwc = cv2.GaussianBlur(light_hwc, (0, 0), max(scanner.blur / mpp, 0.25))
     if scanner.sharpening:
         halo_hwc = cv2.GaussianBlur(light_hwc, (0, 0), 1.2)
-        light_hwc = light_hwc + np.float32(scanner.sharpening) * (light_hwc - halo_hwc)
+        light_hwc = np.maximum(light_hwc + np.float32(scanner.sharpening) * (light_hwc - halo_hwc), 0)
+    # Stray light is why no scan is black: it caps what the darkest brown can lose.
+    light_hwc = (light_hwc + np.float32(scanner.glare)) * (scanner.white / (1 + scanner.glare)).astype(np.float32)
     light_hwc *= (1 + np.float32(scanner.shading) * smooth_noise(shape, max(shape) / 2, rng))[..., None]
     light_hwc += np.float32(scanner.noise) * rng.standard_normal(light_hwc.shape, np.float32)
     image = np.clip(np.round(light_hwc), 0, 255).astype(np.uint8)
     _, jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, scanner.quality])
-    return np.ascontiguousarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[..., ::-1])
+    decoded: NDArray[Any] = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)  # type: ignore[assignment]
+    return np.ascontiguousarray(decoded[..., ::-1])
 
 
 def _stroke(shape: tuple[int, int], width: float, rng: np.random.Generator) -> Map:

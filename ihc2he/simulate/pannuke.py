@@ -1,6 +1,5 @@
 """PanNuke look-alike: H&E of 19 tissues in three folds, with six-channel masks, 0.25 um/px."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from ihc2he.simulate.scene import cut, draw_block, truth
+from ihc2he.simulate.scene import cut, draw_block
 from ihc2he.simulate.tile import draw_case, photograph_he, tile_rng, write_truth
 from ihc2he.simulate.tissue import ORGANS, TYPES, Marker
 from ihc2he.simulate.writing import open_simulation, read_image, run, share_out, write_image
@@ -137,4 +136,4 @@ def _save(path: Path, shape: tuple[int, ...], dtype: np.dtype, fill: Callable[[N
         array = open_memmap(part, mode="w+", dtype=dtype, shape=shape)
         fill(array)
         array.flush()
-    os.replace(part, path)
+    part.replace(path)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.simulate.cells import NUCLEUS, Nuclei, draw_masks, sow, spread
-from ihc2he.simulate.geometry import Fields, Map, Plan, Region, draw_fields, draw_plan, neighbour
-from ihc2he.simulate.noise import smooth_noise
+from ihc2he.simulate.geometry import Fields, Plan, Region, draw_fields, draw_plan, neighbour
+from ihc2he.simulate.noise import Map, smooth_noise
 from ihc2he.simulate.tissue import Tissue
 
 _MARGIN = 8.0  # um around the tile, so that cells and optics know what lies beyond its border
@@ -33,6 +33,7 @@ class Section:
     reach_hw: Map  # um to the nearest nucleus
     membrane_hw: Map  # um to the nearest border between two epithelial cells
     red_hw: Map  # um inside the outline of a red cell, 0 elsewhere
+    nucleoli_hw: Map  # 0 to 1
     chromatin_hw: Map  # textures of zero mean and about unit variance
     grain_hw: Map
     patch_hw: Map
@@ -78,8 +79,9 @@ def cut(block: Block, rng: np.random.Generator, kept: Nuclei | None = None) -> S
         reach_hw=reach_hw,
         membrane_hw=_membrane(cell_hw, plan),
         red_hw=_red_cells(plan, rng),
-        chromatin_hw=_mix(shape, (0.35 / mpp, 0.9 / mpp), rng),
-        grain_hw=_mix(shape, (0.4 / mpp, 1.2 / mpp), rng),
+        nucleoli_hw=_nucleoli(nuclei, block.tissue, shape, mpp, rng),
+        chromatin_hw=_mix(shape, (0.25 / mpp, 0.55 / mpp), rng),
+        grain_hw=_mix(shape, (0.25 / mpp, 0.6 / mpp, 1.5 / mpp), rng),
         patch_hw=smooth_noise(shape, 10 / mpp, rng),
         web_hw=np.exp(-((smooth_noise(shape, 2.6 / mpp, rng) / 0.16) ** 2)),
         margin=block.margin,
@@ -88,7 +90,7 @@ def cut(block: Block, rng: np.random.Generator, kept: Nuclei | None = None) -> S
 
 def cut_neighbour(block: Block, section: Section, distance: float, rng: np.random.Generator) -> Section:
     """Return the section `distance` um deeper: the same structures shifted and bent, with partly different cells."""
-    fields, move_hw2 = neighbour(block.fields, block.mpp, distance, rng)
+    fields, move_hw2 = neighbour(block.fields, block.tissue, block.mpp, distance, rng)
     nuclei = section.nuclei
     # A nucleus of diameter d that one section cuts is cut d - distance deep by the next, on average.
     depth_n = np.clip(1 - distance / nuclei["length"], 0, 1)
@@ -161,18 +163,33 @@ def _membrane(cell_hw: NDArray[np.int32], plan: Plan) -> Map:
 def _red_cells(plan: Plan, rng: np.random.Generator) -> Map:
     """Red cells lie packed in blood and loosely in vessels."""
     h, w = plan.region_hw.shape
-    n = rng.poisson(0.12 * h * w * plan.mpp**2)
+    n = rng.poisson(0.2 * h * w * plan.mpp**2)
     x_n, y_n = rng.uniform(0, w - 1, n), rng.uniform(0, h - 1, n)
     region_n = plan.region_hw[y_n.astype(int), x_n.astype(int)]
-    lives_n = (region_n == Region.BLOOD) | ((region_n == Region.VESSEL) & (rng.random(n) < 0.25))
+    lives_n = (region_n == Region.BLOOD) | ((region_n == Region.VESSEL) & (rng.random(n) < 0.5))
     cells = np.zeros(lives_n.sum(), NUCLEUS)
     cells["x"], cells["y"] = x_n[lives_n], y_n[lives_n]
     cells["length"] = rng.uniform(0.8, 1.1, len(cells)) * _RED_CELL
     cells["width"] = cells["length"] * rng.uniform(0.7, 1, len(cells))
     cells["angle"] = rng.uniform(0, np.pi, len(cells))
-    cells = cells[spread(cells, np.full(len(cells), 0.9, np.float32), plan.mpp)]
+    cells = cells[spread(cells, np.full(len(cells), 0.85, np.float32), plan.mpp)]
     return _inside(draw_masks(cells, (h, w), plan.mpp)[0], plan.mpp)
 
 
+def _nucleoli(nuclei: Nuclei, tissue: Tissue, shape: tuple[int, int], mpp: float, rng: np.random.Generator) -> Map:
+    """Dark dots in the inner half of nuclei, as many as each type has on average."""
+    mean_n = np.array([tissue.habits[kind].nucleoli for kind in nuclei["type"]], np.float32) * ~nuclei["mitosis"]
+    owner = np.repeat(np.arange(len(nuclei)), rng.poisson(mean_n))
+    turn, away = rng.uniform(0, 2 * np.pi, len(owner)), np.sqrt(rng.uniform(0, 0.25, len(owner)))
+    dots = np.zeros(len(owner), NUCLEUS)
+    reach = away * nuclei["width"][owner] / (2 * mpp)
+    dots["x"] = nuclei["x"][owner] + reach * np.cos(turn)
+    dots["y"] = nuclei["y"][owner] + reach * np.sin(turn)
+    dots["length"] = rng.uniform(0.10, 0.19, len(owner)) * nuclei["length"][owner] + 0.9 * mpp
+    dots["width"] = 0.85 * dots["length"]
+    return draw_masks(dots, shape, mpp)[2]
+
+
 def _mix(shape: tuple[int, int], scales: tuple[float, ...], rng: np.random.Generator) -> Map:
-    return sum(smooth_noise(shape, max(scale, 0.5), rng) for scale in scales) / np.float32(np.sqrt(len(scales)))
+    layers_lhw = np.stack([smooth_noise(shape, max(scale, 0.5), rng) for scale in scales])
+    return layers_lhw.sum(0) / np.float32(np.sqrt(len(scales)))

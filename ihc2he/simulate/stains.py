@@ -11,16 +11,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.simulate.geometry import Map, Region
+from ihc2he.simulate.geometry import Region
+from ihc2he.simulate.noise import Map
 from ihc2he.simulate.scene import Section
 from ihc2he.simulate.tissue import CONNECTIVE, DEAD, EPITHELIAL, INFLAMMATORY, NEOPLASTIC, Marker
 
-Vectors = tuple[tuple[float, float, float], ...]
+Vectors = tuple[tuple[float, ...], ...]
 
 # Means and spreads of the stain vectors, measured by the method of Macenko on real tiles; the third is red cells.
 _HE = ((0.63, 0.70, 0.35), (0.27, 0.87, 0.40), (0.10, 0.80, 0.59))
-_IHC = ((0.72, 0.62, 0.31), (0.25, 0.52, 0.80), (0.58, 0.50, 0.64))
-_VECTOR_SD = 0.02
+_IHC = ((0.72, 0.62, 0.31), (0.29, 0.54, 0.79), (0.58, 0.50, 0.64))
+_HE_SD = (0.025, 0.05, 0.02)
+_IHC_SD = (0.015, 0.015, 0.015)
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,19 @@ class Slide:
 
 def draw_he_slide(rng: np.random.Generator) -> Slide:
     """Return an H&E slide with vectors and strengths drawn from the ranges of real ones."""
-    strength = float(np.exp(rng.normal(-0.30, 0.30)))
-    return Slide(_jitter(_HE, rng), strength, strength * float(np.exp(rng.normal(-0.75, 0.25))), 0.0, 0.0, 0.0)
+    strength = float(np.exp(rng.normal(-0.46, 0.33)))
+    return Slide(_jitter(_HE, _HE_SD, rng), strength, strength * float(np.exp(rng.normal(-0.75, 0.25))), 0.0, 0.0, 0.0)
 
 
 def draw_ihc_slide(rng: np.random.Generator) -> Slide:
     """Return an IHC slide with vectors and strengths drawn from the ranges of real ones."""
     return Slide(
-        vectors=_jitter(_IHC, rng),
-        hematoxylin=float(np.exp(rng.normal(-0.70, 0.2))),
-        counter=float(np.exp(rng.normal(-0.35, 0.2))),
-        background=float(np.exp(np.clip(rng.normal(-2.5, 0.6), -4, -1.6))),
-        positive=float(rng.beta(12, 2)),
-        spread=float(rng.uniform(0.35, 0.6)),
+        vectors=_jitter(_IHC, _IHC_SD, rng),
+        hematoxylin=float(np.exp(rng.normal(-1.1, 0.2))),
+        counter=float(np.exp(rng.normal(0.25, 0.2))),
+        background=float(np.exp(np.clip(rng.normal(-2.6, 0.6), -4, -1.9))),
+        positive=float(rng.beta(14, 2)),
+        spread=float(rng.uniform(0.5, 0.75)),
     )
 
 
@@ -58,44 +60,52 @@ def he_concentrations(section: Section, slide: Slide) -> Map:
     region_hw, s = section.plan.region_hw, section
     eosin_of = np.zeros(len(Region), np.float32)
     eosin_of[[Region.EPITHELIUM, Region.NECROSIS, Region.STROMA, Region.LUMEN]] = 0.75, 0.95, 0.85, 0.04
-    eosin_of[[Region.GAP, Region.BLOOD, Region.VESSEL]] = 0.03, 0.05, 0.06
-    weave_hw = s.tissue.collagen * np.clip(0.75 + 0.38 * s.plan.weave_hw, 0.05, 2.0)
-    texture_hw = np.where(region_hw == Region.STROMA, weave_hw, 1 + 0.16 * s.grain_hw + 0.12 * s.patch_hw)
+    eosin_of[[Region.GAP, Region.BLOOD, Region.VESSEL]] = 0.03, 0.30, 0.2
+    stroma_hw = s.tissue.collagen * s.plan.solid_hw * (1 - 0.5 * s.plan.lymph_hw)
+    stroma_hw *= np.clip(0.75 + 0.26 * s.plan.weave_hw + 0.15 * s.patch_hw, 0.05, 2.0)
+    # Cells differ in their cytoplasm, and part along some of their borders.
+    cell_n = _with_none(np.exp(0.25 * s.nuclei["dose"]))
+    border_hw = np.exp(-((s.membrane_hw / 0.45) ** 2))
+    texture_hw = cell_n[s.cell_hw] * (1 + 0.17 * s.grain_hw + 0.14 * s.patch_hw)
+    texture_hw *= 1 - border_hw * np.clip(0.1 + 0.4 * s.patch_hw, -0.3, 0.8)
+    texture_hw *= s.tissue.cytoplasm * (1 - s.tissue.foam * (1 - s.web_hw))
+    texture_hw *= 1 - 2 * s.tissue.foam * np.exp(-((s.reach_hw / 0.8) ** 2))
+    texture_hw = np.where(region_hw == Region.STROMA, stroma_hw, texture_hw)
     eosin_hw = eosin_of[region_hw] * texture_hw
-    eosin_hw += 0.40 * s.web_hw * (region_hw == Region.GAP)
+    eosin_hw += 0.40 * s.web_hw * (region_hw == Region.GAP) * (1 - s.plan.solid_hw)
     eosin_hw += 0.45 * _cytoplasm(s)
-    red_hw = np.minimum(s.red_hw / 1.2, 1)
+    red_hw = np.minimum(s.red_hw / 0.5, 1) - 0.25 * np.minimum(s.red_hw / 2, 1)
     epithelium_hw = region_hw == Region.EPITHELIUM
-    eosin_hw += 0.20 * np.exp(-((s.membrane_hw / 0.5) ** 2)) * epithelium_hw
-    eosin_hw *= np.where(s.top_hw > 0, 0.55, 1.0)
+    eosin_hw += s.cover_hw * (0.55 - 0.4 * eosin_hw)  # proteins of the nucleus
 
     basophilia_hw = np.where(epithelium_hw, 0.16 + 0.05 * s.grain_hw, 0.07 * (eosin_hw > 0.2))
     nuclear_hw = _nuclear(s, _hematoxylin(s))
     hematoxylin_hw = slide.hematoxylin * (nuclear_hw + basophilia_hw)
-    return np.stack([hematoxylin_hw, slide.counter * eosin_hw, 0.6 * red_hw], -1).clip(0)
+    return np.stack([hematoxylin_hw, slide.counter * eosin_hw, 0.38 * red_hw], -1).clip(0)
 
 
 def ihc_concentrations(section: Section, slide: Slide, marker: Marker) -> Map:
     """Return HxWx3 concentrations of hematoxylin, DAB and the red cells' own colour."""
     s = section
     amount_n = expression(s.nuclei, slide, marker)
-    # The brown precipitate keeps most of the hematoxylin out.
-    counterstain_hw = _nuclear(s, 0.9 * _hematoxylin(s) ** 0.6 * (1 - 0.65 * np.minimum(amount_n, 1)))
+    # The brown precipitate keeps some of the hematoxylin out.
+    counterstain_hw = _nuclear(s, 0.9 * _hematoxylin(s) ** 0.6 * (1 - 0.3 * np.minimum(amount_n, 1)))
     tissue_hw = _substance(s)
-    counterstain_hw = counterstain_hw + 0.10 * tissue_hw
-    dab_hw = slide.background * tissue_hw * (0.6 + np.abs(s.grain_hw) + 0.4 * s.patch_hw)
-    dab_hw += 4 * slide.background * tissue_hw * np.maximum(s.grain_hw - 1.8, 0)  # grains of precipitate
+    counterstain_hw = counterstain_hw + 0.14 * tissue_hw
+    background = slide.background * (1 if marker.site == "nucleus" else 0.5)
+    dab_hw = background * tissue_hw * (0.8 + np.abs(s.grain_hw) + 0.4 * s.patch_hw)
+    dab_hw += 4 * background * tissue_hw * np.maximum(s.grain_hw - 1.8, 0)  # grains of precipitate
     if marker.site == "nucleus":
         signal_hw = slide.counter * _nuclear(s, amount_n, flat=True)
         # What does not stay in the nuclei stains their cytoplasm, the more the dirtier the slide.
-        dab_hw = dab_hw + signal_hw + 2 * slide.background * cv2.GaussianBlur(signal_hw, (0, 0), 1.6 / s.plan.mpp)
+        dab_hw = dab_hw + signal_hw + 3 * slide.background * cv2.GaussianBlur(signal_hw, (0, 0), 1.2 / s.plan.mpp)
     else:
         dab_hw = dab_hw + slide.counter * _membrane(s, marker)
     red_hw = np.exp(-(((s.red_hw - 0.5) / 0.4) ** 2)) * (s.red_hw > 0)
     return np.stack([slide.hematoxylin * counterstain_hw, dab_hw, 0.3 * red_hw], -1).clip(0)
 
 
-def expression(nuclei: NDArray[np.void], slide: Slide, marker: Marker) -> NDArray[np.float32]:
+def expression(nuclei: NDArray[np.void], slide: Slide, marker: Marker) -> Map:
     """Return the marker's intensity in each nucleus, 0 where negative; all 0 for a membrane marker."""
     if marker.site != "nucleus":
         return np.zeros(len(nuclei), np.float32)
@@ -109,7 +119,7 @@ def expression(nuclei: NDArray[np.void], slide: Slide, marker: Marker) -> NDArra
     )
     positive_n = nuclei["chance"] < share_of[nuclei["type"]]
     # Where few nuclei express a marker, those that do express little of it.
-    return np.where(positive_n, np.exp(slide.spread * np.clip(nuclei["dose"], -2.5, 1.0) - 0.1), 0).astype(np.float32)
+    return np.where(positive_n, np.exp(slide.spread * np.clip(nuclei["dose"], -2.5, 0.7) - 0.1), 0).astype(np.float32)
 
 
 def absorb(concentration_hws: Map, vectors: Vectors) -> Map:
@@ -118,17 +128,17 @@ def absorb(concentration_hws: Map, vectors: Vectors) -> Map:
     return concentration_hws @ (vectors_sc / np.linalg.norm(vectors_sc, axis=1, keepdims=True))
 
 
-def _jitter(vectors: Vectors, rng: np.random.Generator) -> Vectors:
-    jittered = np.asarray(vectors) + rng.normal(0, _VECTOR_SD, (3, 3))
+def _jitter(vectors: Vectors, sd: tuple[float, ...], rng: np.random.Generator) -> Vectors:
+    jittered = np.asarray(vectors) + rng.normal(0, 1, (3, 3)) * np.reshape(sd, (3, 1))
     jittered = np.maximum(jittered, 0.02)
     return tuple(tuple(float(v) for v in row / np.linalg.norm(row)) for row in jittered)
 
 
-def _hematoxylin(section: Section) -> NDArray[np.float32]:
+def _hematoxylin(section: Section) -> Map:
     return section.nuclei["hematoxylin"]
 
 
-def _nuclear(section: Section, amount_n: NDArray[np.float32], flat: bool = False) -> Map:
+def _nuclear(section: Section, amount_n: Map, flat: bool = False) -> Map:
     """Spread an amount per nucleus over its mask, with chromatin, membrane, overlap and focus.
 
     `flat` leaves out the chromatin's structure, as DAB does.
@@ -136,13 +146,14 @@ def _nuclear(section: Section, amount_n: NDArray[np.float32], flat: bool = False
     s = section
     amount_n = _with_none(amount_n)
     habit = s.tissue.habits
-    chromatin_n = _with_none(np.float32([habit[k].chromatin for k in s.nuclei["type"]]))
-    rim_n = _with_none(np.float32([habit[k].rim for k in s.nuclei["type"]]))
+    chromatin_n = _with_none(np.array([habit[k].chromatin for k in s.nuclei["type"]]))
+    rim_n = _with_none(np.array([habit[k].rim for k in s.nuclei["type"]]))
     chromatin_n[1:][s.nuclei["mitosis"]] = rim_n[1:][s.nuclei["mitosis"]] = 0
     # A nucleus is a flattened ball: it absorbs a little less towards its outline.
     profile_hw = s.cover_hw * (1 - 0.3 * np.exp(-s.edge_hw / 0.6))
     texture_hw = (0.3 if flat else 1.0) * chromatin_n[s.top_hw] * s.chromatin_hw
     if not flat:
+        texture_hw += 0.7 * s.nucleoli_hw
         texture_hw += rim_n[s.top_hw] * (np.exp(-(((s.edge_hw - 0.45) / 0.45) ** 2)) - 0.25)
     map_hw = amount_n[s.cell_hw] * profile_hw * (1 + texture_hw).clip(0.3)
     hidden_hw = s.top_hw != s.bottom_hw
@@ -157,7 +168,7 @@ def _nuclear(section: Section, amount_n: NDArray[np.float32], flat: bool = False
     return map_hw
 
 
-def _with_none(value_n: NDArray[np.float32]) -> NDArray[np.float32]:
+def _with_none(value_n: Map) -> Map:
     return np.concatenate([np.zeros(1, np.float32), value_n.astype(np.float32)])
 
 
@@ -171,8 +182,8 @@ def _substance(section: Section) -> Map:
     """How much tissue a pixel holds, 0 to about 1, for what stains all of it a little."""
     s = section
     of = np.zeros(len(Region), np.float32)
-    of[[Region.EPITHELIUM, Region.STROMA, Region.NECROSIS, Region.LUMEN, Region.GAP]] = 1.0, 0.85, 1.2, 0.15, 0.25
-    weave_hw = np.where(s.plan.region_hw == Region.STROMA, np.clip(0.7 + 0.4 * s.plan.weave_hw, 0, 2), 1)
+    of[[Region.EPITHELIUM, Region.STROMA, Region.NECROSIS, Region.LUMEN, Region.GAP]] = 1.0, 0.9, 1.2, 0.07, 0.35
+    weave_hw = np.where(s.plan.region_hw == Region.STROMA, s.plan.solid_hw * np.clip(0.8 + 0.25 * s.plan.weave_hw, 0, 2), 1)
     web_hw = 0.8 * s.web_hw * (s.plan.region_hw == Region.GAP)
     return of[s.plan.region_hw] * weave_hw + web_hw + _cytoplasm(s)
 
@@ -180,12 +191,15 @@ def _substance(section: Section) -> Map:
 def _membrane(section: Section, marker: Marker) -> Map:
     """HER2: level 1+ is faint and broken, 2+ weak to moderate and mostly complete, 3+ strong and complete."""
     s = section
-    complete, strength, width, blush = ((0, 0, 0.5, 0), (0.4, 0.25, 0.5, 0), (0.8, 0.5, 0.6, 0.03), (1, 1.1, 0.8, 0.2))[
-        marker.level
-    ]
+    complete, strength, width, blush = (
+        (0, 0, 0.5, 0),
+        (0.4, 0.25, 0.5, 0),
+        (0.8, 0.5, 0.6, 0.03),
+        (1.2, 1.1, 0.9, 0.12),
+    )[marker.level]
     if not strength:
         return np.zeros(s.top_hw.shape, np.float32)
     line_hw = np.exp(-((s.membrane_hw / width) ** 2)) * (s.plan.region_hw == Region.EPITHELIUM)
-    broken_hw = np.clip(2 * s.patch_hw + 1.5 * s.chromatin_hw + 6 * (complete - 0.5), 0, 1)
+    broken_hw = np.clip(2 * s.patch_hw + 0.8 * s.grain_hw + 6 * (complete - 0.5), 0, 1)
     shared_hw = line_hw * broken_hw * strength * (1 + 0.2 * s.grain_hw)
     return shared_hw + blush * strength * (s.plan.region_hw == Region.EPITHELIUM) * (s.top_hw == 0)

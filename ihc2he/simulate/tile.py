@@ -40,7 +40,7 @@ def tile_rng(seed: int, tile: int) -> np.random.Generator:
     return np.random.default_rng([seed, tile])
 
 
-def draw_case(tissue: Tissue, marker: Marker, seed: int, number: int, sharpening: float = 0.0) -> Case:
+def draw_case(tissue: Tissue, marker: Marker, seed: int, number: int, **scanner: float) -> Case:
     """Return case `number` of a simulation: tissue varied about its kind, stained and scanned in its own way.
 
     Args:
@@ -48,22 +48,40 @@ def draw_case(tissue: Tissue, marker: Marker, seed: int, number: int, sharpening
         marker: of the IHC slide.
         seed: of the simulation.
         number: of the case; equal numbers give equal cases.
-        sharpening: of the IHC scanner, see `optics.Scanner`.
+        scanner: what is known about it, see `optics.draw_scanner`.
     """
     rng = np.random.default_rng([seed, _SLIDES + number])
     vary = lambda value, sd: float(value * np.exp(rng.normal(0, sd)))  # noqa: E731
+    vesicular = vary(1.0, 0.3)  # pale nuclei with a sharp membrane, or dense ones
+    habits = {
+        kind: replace(
+            habit,
+            hematoxylin=habit.hematoxylin / vesicular**0.5,
+            chromatin=habit.chromatin * vesicular,
+            rim=habit.rim * vesicular,
+        )
+        for kind, habit in tissue.habits.items()
+    }
     own = replace(
         tissue,
+        habits=habits,
         epithelium=min(vary(tissue.epithelium, 0.25), 0.9),
         width=vary(tissue.width, 0.15),
         gaps=min(vary(tissue.gaps, 0.3), 0.9),
-        collagen=vary(tissue.collagen, 0.15),
+        collagen=vary(tissue.collagen, 0.2),
+        cytoplasm=vary(tissue.cytoplasm, 0.25),
+        foam=min(vary(tissue.foam, 0.6), 0.4),
         epithelial_density=vary(tissue.epithelial_density, 0.1),
-        stromal_density=vary(tissue.stromal_density, 0.3),
-        gap_density=vary(tissue.gap_density, 0.3),
+        stromal_density=vary(tissue.stromal_density, 0.4),
+        gap_density=vary(tissue.gap_density, 0.4),
     )
     return Case(
-        own, marker, draw_he_slide(rng), draw_ihc_slide(rng), draw_scanner(rng), draw_scanner(rng, sharpening=sharpening)
+        own,
+        marker,
+        draw_he_slide(rng),
+        draw_ihc_slide(rng),
+        draw_scanner(rng, **scanner),
+        draw_scanner(rng, **scanner),
     )
 
 
@@ -105,4 +123,3 @@ def write_truth(root: Path, relative: str, section: Section, case: Case) -> None
 
 def _crop(image: NDArray[np.uint8], margin: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[margin:-margin, margin:-margin])
-

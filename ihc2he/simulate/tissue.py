@@ -25,11 +25,11 @@ class Habit:
 
 
 HABITS = {
-    NEOPLASTIC: Habit(10.5, 1.7, 0.72, 0.10, 0.060, 0.85, 0.22, 0.30, 0.45, 1.2),
-    INFLAMMATORY: Habit(6.2, 0.6, 0.88, 0.06, 0.035, 1.25, 0.15, 0.22, 0.15, 0.0),
-    CONNECTIVE: Habit(10.5, 2.2, 0.38, 0.11, 0.060, 1.00, 0.20, 0.20, 0.25, 0.1),
+    NEOPLASTIC: Habit(9.8, 1.7, 0.72, 0.11, 0.070, 0.82, 0.28, 0.34, 0.50, 1.4),
+    INFLAMMATORY: Habit(6.2, 0.6, 0.88, 0.06, 0.045, 1.20, 0.18, 0.30, 0.15, 0.0),
+    CONNECTIVE: Habit(9.8, 2.2, 0.40, 0.13, 0.080, 0.95, 0.28, 0.26, 0.30, 0.15),
     DEAD: Habit(5.0, 1.3, 0.80, 0.12, 0.110, 0.95, 0.35, 0.10, 0.00, 0.0),
-    EPITHELIAL: Habit(8.2, 0.9, 0.66, 0.10, 0.040, 0.95, 0.15, 0.22, 0.35, 0.4),
+    EPITHELIAL: Habit(7.9, 0.9, 0.68, 0.11, 0.050, 0.92, 0.20, 0.28, 0.40, 0.6),
 }
 
 
@@ -44,11 +44,13 @@ class Tissue:
     malignant: float = 0.8  # probability that the epithelium of a tile is neoplastic
     gaps: float = 0.15  # share of the stroma that is empty
     collagen: float = 1.0  # eosin of the stroma, relative
+    cytoplasm: float = 1.0  # eosin of the epithelium, relative
+    foam: float = 0.15  # how much of the epithelium's cytoplasm is vacuoles
     inflammation: float = 0.12  # share of the stroma inside lymphocyte aggregates
     necrosis: float = 0.02  # share of the epithelium
     vessels: float = 0.03  # share of the stroma
     blood: float = 0.03  # share of the stroma's gaps flooded with red cells
-    outside: float = 0.04  # share of the area off the tissue
+    outside: float = 0.02  # share of the area off the tissue
     epithelial_density: float = 14.0  # nuclei that want to live per 1000 um^2; fewer do where they would overlap
     stromal_density: float = 6.0
     gap_density: float = 0.6
@@ -69,48 +71,48 @@ class Marker:
 
 BREAST = Tissue("Breast", epithelium=0.55, width=70.0, malignant=1.0)
 
-_STROMAL_ENDOMETRIUM = replace(HABITS[CONNECTIVE], length=6.5, length_sd=1.0, aspect=0.72, aspect_sd=0.14)
-_GLANDULAR_ENDOMETRIUM = replace(HABITS[EPITHELIAL], length=7.8, length_sd=0.9, aspect=0.55)
+_STROMAL_ENDOMETRIUM = replace(HABITS[CONNECTIVE], length=6.2, length_sd=1.0, aspect=0.72, aspect_sd=0.14)
+_GLANDULAR_ENDOMETRIUM = replace(HABITS[EPITHELIAL], length=7.6, length_sd=0.9, aspect=0.54)
 ENDOMETRIUM = Tissue(
     "Endometrium",
-    epithelium=0.26,
-    width=45.0,
+    epithelium=0.28,
+    width=38.0,
     layer=16.0,
     malignant=0.0,
     gaps=0.45,
     collagen=0.8,
-    inflammation=0.03,
-    blood=0.10,
+    inflammation=0.015,
+    blood=0.06,
     outside=0.01,
-    epithelial_density=30.0,
-    stromal_density=22.0,
-    gap_density=20.0,
-    clumping=0.6,
-    spacing=0.82,
-    overlapping=0.10,
-    unfocused=0.2,
+    epithelial_density=36.0,
+    stromal_density=15.5,
+    gap_density=14.0,
+    clumping=0.7,
+    spacing=0.9,
+    overlapping=0.05,
+    unfocused=0.28,
     habits={**HABITS, CONNECTIVE: _STROMAL_ENDOMETRIUM, EPITHELIAL: _GLANDULAR_ENDOMETRIUM},
 )
 
 # The tissues of PanNuke, each by what tells it from the others at a glance.
 ORGANS = {
     "Adrenal_gland": Tissue("Adrenal_gland", epithelium=0.8, width=45.0, malignant=0.3, collagen=0.7),
-    "Bile-duct": Tissue("Bile-duct", epithelium=0.4, width=42.0, layer=13.0, malignant=0.8),
+    "Bile-duct": Tissue("Bile-duct", epithelium=0.4, width=30.0, layer=13.0, malignant=0.8),
     "Bladder": Tissue("Bladder", epithelium=0.6, width=80.0, malignant=0.7),
     "Breast": BREAST,
     "Cervix": Tissue("Cervix", epithelium=0.6, width=90.0, malignant=0.6, inflammation=0.2),
-    "Colon": Tissue("Colon", epithelium=0.5, width=55.0, layer=20.0, malignant=0.6, inflammation=0.25),
+    "Colon": Tissue("Colon", epithelium=0.5, width=36.0, layer=18.0, malignant=0.6, inflammation=0.25),
     "Esophagus": Tissue("Esophagus", epithelium=0.5, width=90.0, malignant=0.5),
     "HeadNeck": Tissue("HeadNeck", epithelium=0.55, width=80.0, malignant=0.8, inflammation=0.2),
-    "Kidney": Tissue("Kidney", epithelium=0.65, width=40.0, layer=12.0, malignant=0.5, collagen=0.6),
+    "Kidney": Tissue("Kidney", epithelium=0.65, width=28.0, layer=11.0, malignant=0.5, collagen=0.6),
     "Liver": Tissue("Liver", epithelium=0.9, width=60.0, malignant=0.5, collagen=0.7),
     "Lung": Tissue("Lung", epithelium=0.4, width=50.0, malignant=0.7, gaps=0.35, inflammation=0.2),
     "Ovarian": Tissue("Ovarian", epithelium=0.6, width=60.0, malignant=0.9),
-    "Pancreatic": Tissue("Pancreatic", epithelium=0.5, width=40.0, layer=13.0, malignant=0.6),
-    "Prostate": Tissue("Prostate", epithelium=0.5, width=50.0, layer=15.0, malignant=0.6),
+    "Pancreatic": Tissue("Pancreatic", epithelium=0.5, width=28.0, layer=12.0, malignant=0.6),
+    "Prostate": Tissue("Prostate", epithelium=0.5, width=36.0, layer=14.0, malignant=0.6),
     "Skin": Tissue("Skin", epithelium=0.4, width=80.0, malignant=0.5, collagen=1.3),
-    "Stomach": Tissue("Stomach", epithelium=0.5, width=45.0, layer=17.0, malignant=0.6, inflammation=0.3),
+    "Stomach": Tissue("Stomach", epithelium=0.5, width=33.0, layer=16.0, malignant=0.6, inflammation=0.3),
     "Testis": Tissue("Testis", epithelium=0.7, width=80.0, malignant=0.8, inflammation=0.25),
-    "Thyroid": Tissue("Thyroid", epithelium=0.6, width=60.0, layer=9.0, malignant=0.4),
+    "Thyroid": Tissue("Thyroid", epithelium=0.6, width=40.0, layer=9.0, malignant=0.4),
     "Uterus": replace(ENDOMETRIUM, name="Uterus", gaps=0.2, malignant=0.5),
 }

@@ -1,7 +1,6 @@
 """Files of a simulation: whole or not there at all, drawn in parallel, continued where a run was killed."""
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -23,7 +22,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(content)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -39,13 +38,11 @@ def write_image(path: Path, image: NDArray[np.uint8 | np.uint16]) -> None:
 
 def read_image(path: Path) -> NDArray:
     """Return an image that `write_image` wrote: RGB of HxWx3, or grey of HxW."""
-    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    image: NDArray[Any] = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)  # type: ignore
     return image[..., ::-1] if image.ndim == 3 else image
 
 
-def open_simulation(
-    out: Path | str, owns: str, layout: str, tiles: int, size: int, seed: int, **settings: Any
-) -> Path:
+def open_simulation(out: Path | str, owns: str, layout: str, tiles: int, size: int, seed: int, **settings: Any) -> Path:
     """Return the root of a simulation after noting its settings in ``<out>/truth/simulation.json``.
 
     Args:

@@ -8,6 +8,9 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import CSVLogger
 
 from ihc2he.callbacks import report
 from ihc2he.callbacks.report import Report, write_report
@@ -202,6 +205,21 @@ def test_where_lower_is_better_the_worst_is_the_highest(tmp_path):
     assert [row[0] for row in rows_of(page)[1:]] == ["b", "a"]
 
 
+def test_columns_without_a_number_are_passed_over(tmp_path):
+    write_csv(tmp_path / "results.csv", [{"name": "a", "scanner": "S60", "he/ssim": "nan", "he/psnr": 20.0}])
+    page = page_of(tmp_path)
+    assert "By he/psnr (higher is better); 1 of 1 images" in page
+    assert rows_of(page) == [["name", "group", "he/psnr"], ["a", "", "20.00"]]
+
+
+@pytest.mark.parametrize("text", ['{"status": ', "[1]"])
+def test_facts_that_cannot_be_read_are_a_warning(text, tmp_path):
+    (tmp_path / "run.json").write_text(text)
+    page = page_of(tmp_path)
+    assert "run.json cannot be read" in page
+    assert titles(page) == []
+
+
 def test_curves_are_grouped_and_thinned(full):
     section = full[full.index("<h2>Curves") : full.index("<h2>Worst")]
     captions = re.findall(r'alt="Curves of (.*?)"', section)
@@ -238,12 +256,10 @@ def test_a_broken_file_is_named_and_costs_only_its_section(tmp_path):
     write_test(tmp_path)
     write_images(tmp_path, n=1)
     (tmp_path / "images" / "test" / "half.png").write_bytes(b"\x89PNG")
-    (tmp_path / "run.json").write_text('{"status": ')
     (tmp_path / "config.yaml").write_text("a: [")
     page = page_of(tmp_path)
     assert titles(page) == ["Test", "Images", "Configuration"]
     assert "half.png is not a readable image" in page
-    assert "run.json cannot be read" in page
     assert f"<title>{tmp_path.name}</title>" in page
 
 
@@ -294,3 +310,33 @@ def test_the_callback_raises_nothing_but_logs_why(tmp_path, caplog):
     Report(str(tmp_path / "nowhere")).on_test_end(SimpleNamespace(is_global_zero=True, loggers=[]), None)
     assert "could not be written" in caplog.text
     assert "nowhere is not a folder" in caplog.text
+
+
+class Failing(BoringModel):
+    def training_step(self, batch, batch_idx):
+        self.log("train/loss_g", 0.5)
+        if self.trainer.current_epoch == 1:
+            raise RuntimeError("the original error")
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_with_a_trainer_a_good_run_gets_its_curves_and_a_failed_one_its_own_error(epochs, tmp_path):
+    trainer = Trainer(
+        max_epochs=epochs,
+        limit_train_batches=2,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        logger=CSVLogger(tmp_path, name="", version=""),
+        callbacks=[Report(str(tmp_path))],
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    if epochs == 2:
+        with pytest.raises(RuntimeError, match="the original error"):
+            trainer.fit(Failing())
+    else:
+        trainer.fit(Failing())
+        assert 'alt="Curves of train/loss_g"' in (tmp_path / "report.html").read_text(encoding="utf-8")

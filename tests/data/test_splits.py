@@ -63,5 +63,6 @@ def test_reduction_keeps_the_level_ratio_and_leaves_evaluation_alone():
 @pytest.mark.parametrize(("split", "lost"), [("train", [0]), ("test", [])])
 def test_only_training_tiles_can_be_too_small(split, lost):
     table = rows([(split, "0")], size=31) + rows([("train", "0")] * 4)
-    _, too_small = split_records(table, **DEFAULTS | {"val_fraction": 0.0})
+    records, too_small = split_records(table, **DEFAULTS | {"val_fraction": 0.0})
     assert too_small == lost
+    assert records["train", "he"] == [1, 2, 3, 4]

@@ -18,7 +18,9 @@ def make(flip=False, rotate90=False, brightness_contrast=0.0):
     return training_transform(flip=flip, rotate90=rotate90, brightness_contrast=brightness_contrast)
 
 
-@pytest.mark.parametrize(("flip", "rotate90", "n"), [(False, False, 1), (True, False, 4), (False, True, 4), (True, True, 8)])
+@pytest.mark.parametrize(
+    ("flip", "rotate90", "n"), [(False, False, 1), (True, False, 4), (False, True, 4), (True, True, 8)]
+)
 def test_all_orientations_come_equally_often(flip, rotate90, n):
     counts = variants(make(flip, rotate90))
     assert len(counts) == n

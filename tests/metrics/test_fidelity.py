@@ -40,9 +40,9 @@ def test_ms_ssim_is_near_that_of_torchmetrics(pair):
 
 
 def test_bci_variants_are_what_the_evaluator_computes(pair):
-    # The evaluator reads two PNG files as uint8 and calls exactly these functions.
+    # The evaluator reads two PNG files, rounded to uint8, and calls exactly these functions.
     pngs = [(x_bchw * 255).round().byte() for x_bchw in pair]
-    found = fidelity(*(png.float() / 255 for png in pngs), ["bci_psnr", "bci_ssim"])
+    found = fidelity(*pair, ["bci_psnr", "bci_ssim"])
     for i, (pred, target) in enumerate(zip(*map(numpy_images, pngs), strict=True)):
         assert found["bci_psnr"][i].item() == pytest.approx(peak_signal_noise_ratio(pred, target), abs=1e-4)
         expected = structural_similarity(pred, target, channel_axis=2, data_range=255)
