@@ -25,6 +25,7 @@ from omegaconf import OmegaConf, read_write
 
 from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
+from ihc2he.callbacks.report import write_report
 from ihc2he.config import Stage
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.files import complete
@@ -64,7 +65,7 @@ def run(cfg: dict[str, Any]) -> float | None:
         callbacks=[_LogConfig(cfg), *(build(node, Callback) for node in cfg["callbacks"].values() if node)],
         logger=[build(node, Logger) for node in cfg["logger"].values() if node],
     )
-    with _record(folder, cfg, enabled=first) as record:
+    with _record(folder, cfg, trainer.loggers, enabled=first) as record:
         ckpt_path = _checkpoint(cfg, folder)
         for stage in cfg["stages"]:
             started = time.perf_counter()
@@ -135,8 +136,11 @@ def _rank() -> int:
 
 
 @contextmanager
-def _record(folder: Path, cfg: Mapping[str, Any], enabled: bool) -> Iterator[dict[str, Any]]:
-    """Keep `config.yaml` and `run.json` in the run's folder: what was run, with what, how long, how it ended."""
+def _record(folder: Path, cfg: Mapping[str, Any], loggers: list[Logger], enabled: bool) -> Iterator[dict[str, Any]]:
+    """Keep `config.yaml` and `run.json` in the run's folder: what was run, with what, how long, how it ended.
+
+    However it ended, `report.html` shows what is there.
+    """
     heard = _Warnings()
     record: dict[str, Any] = {
         "status": "running",
@@ -168,6 +172,10 @@ def _record(folder: Path, cfg: Mapping[str, Any], enabled: bool) -> Iterator[dic
     finally:
         logging.getLogger("ihc2he").removeHandler(heard)
         write()
+        if enabled:
+            for logger in loggers:
+                logger.save()
+            log.info("Report: %s", write_report(folder))
 
 
 class _LogConfig(Callback):

@@ -12,7 +12,7 @@ from ihc2he.errors import ConfigError
      "torch.nn.init.zeros_"],
 )  # fmt: skip
 def test_only_the_expected_kind_of_class_is_built(target):
-    with pytest.raises(ConfigError, match=r"is not a Module|blocked|not allowed"):
+    with pytest.raises(ConfigError, match=r"is not a Module|does not exist"):
         build({"_target_": target}, nn.Module)
 
 

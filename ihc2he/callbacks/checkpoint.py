@@ -101,6 +101,10 @@ class StopOnNaN(Callback):
         if (batch_idx + 1) % self.every_n_steps == 0:
             self._look(trainer)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look before images of broken weights are judged."""
+        self._look(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look before the epoch's checkpoint is written."""
         self._look(trainer)
@@ -112,7 +116,7 @@ class StopOnNaN(Callback):
         good = [Path(c.best_model_path) for c in trainer.checkpoint_callbacks if getattr(c, "best_model_path", "")]
         kept = f"The last good checkpoint is {good[-1]}." if good else "No checkpoint had been written yet."
         msg = (
-            f"The loss became NaN or infinite in epoch {trainer.current_epoch}, before step {trainer.global_step}. {kept} "
-            "Continue from it with a smaller model.optimizer.lr, or with model.gradient_clip_val=1."
+            f"The loss became NaN or infinite in epoch {trainer.current_epoch}, by step {trainer.global_step}. "
+            f"{kept} Continue from it with a smaller model.optimizer.lr, or with model.gradient_clip_val=1."
         )
         raise TrainingDivergedError(msg)

@@ -11,7 +11,6 @@ import csv
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import cache
@@ -21,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from lightning.pytorch import Callback, LightningModule, Trainer
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
 import ihc2he
 from ihc2he.errors import DataError
+from ihc2he.files import complete
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,41 +62,9 @@ def write_report(run_dir: Path) -> Path:
         footer=f"Written by ihc2he {ihc2he.__version__} on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.",
     )
     path = run_dir / "report.html"
-    temporary = run_dir / f".report.{os.getpid()}.html"
-    temporary.write_text(html.strip() + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with complete(path) as temporary:
+        temporary.write_text(html.strip() + "\n", encoding="utf-8")
     return path
-
-
-class Report(Callback):
-    """Writes `report.html` at the end of fit, test and predict; name it last, so that it finds what others wrote.
-
-    Args:
-        dirpath: the run's folder.
-    """
-
-    def __init__(self, dirpath: str) -> None:
-        self.dirpath = Path(dirpath)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer)
-
-    def _write(self, trainer: Trainer) -> None:
-        if not trainer.is_global_zero:
-            return
-        try:
-            for logger in trainer.loggers:
-                logger.save()  # the last rows of metrics.csv may still be in memory
-            log.info("Report: %s", write_report(self.dirpath))
-        except Exception:
-            # A page that cannot be written must neither fail a run that has ended well nor hide why another failed.
-            log.exception("The report of %s could not be written.", self.dirpath)
 
 
 def _guarded(build: Callable[[Path], Markup | None], run_dir: Path) -> Markup | None:

@@ -52,9 +52,12 @@ def save_bundle(module: nn.Module, folder: str | Path, info: Mapping[str, Any]) 
     weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     save_file(weights, temporary / "model.safetensors")
     (temporary / "README.md").write_text(_card(config), encoding="utf-8")
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(old)
     temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
@@ -79,7 +82,7 @@ def load_bundle(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         module = build(config["module"], nn.Module)
         module.load_state_dict(load_file(folder / "model.safetensors"))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
+    except (ConfigError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         msg = f"{folder}: the bundle is damaged or of another version ({type(error).__name__}: {error})."
         raise DataError(msg) from error
     return module.eval(), config

@@ -46,6 +46,9 @@ def main(arguments: list[str]) -> int:
 def parse(arguments: list[str]) -> tuple[Callable, dict[str, str | int | bool]]:
     """Return the function that writes the layout, and its keyword arguments.
 
+    >>> parse(["nuclei", "out=here", "tiles=4", "workers=1"])[1]
+    {'workers': 1, 'out': 'here', 'tiles': 4}
+
     Raises:
         ConfigError: if a name, or the type of a value, is wrong, or one is missing.
     """

@@ -33,7 +33,7 @@ NUCLEUS = np.dtype(
 )
 Nuclei = NDArray[np.void]
 
-_CANDIDATES = 0.055  # per um^2; three times what the densest tissue holds
+_CANDIDATES = 0.055  # per um^2; no density can exceed it
 _LYMPHOID = 50.0  # density of lymphocyte aggregates and of endothelium, per 1000 um^2
 _VERTICES = 32
 _MITOSES = 0.012  # of neoplastic nuclei
@@ -119,7 +119,7 @@ def _settle(
     kind_n[(stroma | loose) & (u_n < np.maximum(0.95 * lymph_n, 0.05))] = INFLAMMATORY
     density_n[lymph_n > 0.5] = _LYMPHOID
     # Endothelium: flat nuclei in a single row along the vessel.
-    lining = (wall_n > 0) & (wall_n < 2.5) & (region_n != Region.VESSEL) & (depth_n < 0)
+    lining = (wall_n > 0) & (wall_n < 2.5) & (stroma | loose)
     kind_n[lining] = CONNECTIVE
     density_n[lining] = _LYMPHOID
     kind_n[region_n == Region.VESSEL] = INFLAMMATORY

@@ -170,9 +170,9 @@ def _weave(fields: Fields, depth_hw: Map, mpp: float, angle: float, rng: np.rand
     return fibre_hw, weave_hw / max(weave_hw.std(), np.float32(1e-6))
 
 
-def _above(field_hw: Map, share: float, spread: float = 1.0) -> NDArray[np.bool_]:
-    """Where a Gaussian field of standard deviation `spread` exceeds the level that leaves `share` above it."""
-    return field_hw > -spread * ndtri(share) if share > 0 else np.zeros(field_hw.shape, bool)
+def _above(field_hw: Map, share: float) -> NDArray[np.bool_]:
+    """Where a field of unit variance exceeds the level that leaves `share` above it."""
+    return field_hw > -ndtri(share) if share > 0 else np.zeros(field_hw.shape, bool)
 
 
 def _distance(mask_hw: NDArray[np.bool_], mpp: float) -> Map:

@@ -43,7 +43,11 @@ def draw_scanner(rng: np.random.Generator, blur: float = 0.24, sharpening: float
 
 
 def plain(od_hwc: Map) -> NDArray[np.uint8]:
-    """Return the image of perfect optics: 255 times the transmittance, rounded."""
+    """Return the image of perfect optics: 255 times the transmittance, rounded.
+
+    >>> plain(np.array([0.0, 1.0], np.float32)).tolist()
+    [255, 26]
+    """
     return np.round(255 * np.power(np.float32(10), -od_hwc)).astype(np.uint8)
 
 

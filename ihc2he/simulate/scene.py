@@ -103,7 +103,7 @@ def cut_neighbour(block: Block, section: Section, distance: float, rng: np.rando
     shrink_n = rng.uniform(0.75, 1.05, len(kept)).astype(np.float32)
     kept["length"] *= shrink_n
     kept["width"] *= shrink_n
-    return cut(Block(block.tissue, block.mpp, block.malignant, block.angle, fields, block.margin), rng, kept)
+    return cut(replace(block, fields=fields), rng, kept)
 
 
 def crop(section: Section, border: int) -> Section:
@@ -122,7 +122,7 @@ def truth(section: Section) -> tuple[NDArray[np.int32], Nuclei]:
     ids = ids[ids > 0]
     dense = np.zeros(len(section.nuclei) + 1, np.int32)
     dense[ids] = np.arange(1, len(ids) + 1)
-    nuclei = section.nuclei[ids - 1].astype(NUCLEUS)
+    nuclei = section.nuclei[ids - 1]
     nuclei["x"] -= m
     nuclei["y"] -= m
     return dense[inner_hw], nuclei

@@ -6,6 +6,7 @@ Shape suffixes: h, w = height, width; s = stain (3); c = colour (3); n = nuclei,
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,11 +19,29 @@ from ihc2he.simulate.tissue import CONNECTIVE, DEAD, EPITHELIAL, INFLAMMATORY, N
 
 Vectors = tuple[tuple[float, ...], ...]
 
-# Means and spreads of the stain vectors, measured by the method of Macenko on real tiles; the third is red cells.
+# Means and spreads of the stain vectors; the last is red cells. H&E by the method of Macenko on real tiles, IHC so
+# that the colour at each darkness is that of real tiles.
 _HE = ((0.63, 0.70, 0.35), (0.27, 0.87, 0.40), (0.10, 0.80, 0.59))
-_IHC = ((0.72, 0.62, 0.31), (0.29, 0.54, 0.79), (0.58, 0.50, 0.64))
+_IHC = ((0.72, 0.62, 0.31), (0.58, 0.50, 0.64))  # DAB between them comes with the marker
 _HE_SD = (0.025, 0.05, 0.02)
 _IHC_SD = (0.015, 0.015, 0.015)
+
+
+class _Her2(NamedTuple):
+    """How the membranes of a HER2 level look, after the ASCO/CAP scheme."""
+
+    completeness: float  # below about 0.5 most of the membrane is missing, from 1 on next to nothing
+    strength: float
+    width: float  # um
+    blush: float  # of the cytoplasm, relative to the membrane
+
+
+_HER2 = (  # none; faint and broken; weak to moderate, mostly complete; strong and complete
+    _Her2(0.0, 0.0, 0.5, 0.0),
+    _Her2(0.4, 0.25, 0.5, 0.0),
+    _Her2(0.8, 0.5, 0.6, 0.03),
+    _Her2(1.2, 1.1, 0.9, 0.12),
+)
 
 
 @dataclass(frozen=True)
@@ -32,26 +51,26 @@ class Slide:
     vectors: Vectors  # hematoxylin, then eosin or DAB, then red cells
     hematoxylin: float  # in a nucleus
     counter: float  # eosin in dense collagen, or DAB of a marker at full strength
-    background: float  # DAB that sticks anywhere
-    positive: float  # fraction of nuclei that express a nuclear marker
-    spread: float  # of the marker's intensity from nucleus to nucleus
+    background: float = 0.0  # DAB that sticks anywhere
+    positive: float = 0.0  # fraction of nuclei that express a nuclear marker
+    spread: float = 0.0  # of the marker's intensity from nucleus to nucleus
 
 
 def draw_he_slide(rng: np.random.Generator) -> Slide:
     """Return an H&E slide with vectors and strengths drawn from the ranges of real ones."""
     strength = float(np.exp(rng.normal(-0.46, 0.33)))
-    return Slide(_jitter(_HE, _HE_SD, rng), strength, strength * float(np.exp(rng.normal(-0.75, 0.25))), 0.0, 0.0, 0.0)
+    return Slide(_jitter(_HE, _HE_SD, rng), strength, strength * float(np.exp(rng.normal(-0.75, 0.25))))
 
 
-def draw_ihc_slide(rng: np.random.Generator) -> Slide:
+def draw_ihc_slide(marker: Marker, rng: np.random.Generator) -> Slide:
     """Return an IHC slide with vectors and strengths drawn from the ranges of real ones."""
     return Slide(
-        vectors=_jitter(_IHC, _IHC_SD, rng),
+        vectors=_jitter((_IHC[0], marker.dab, _IHC[1]), _IHC_SD, rng),
         hematoxylin=float(np.exp(rng.normal(-1.1, 0.2))),
-        counter=float(np.exp(rng.normal(0.25, 0.2))),
+        counter=float(np.exp(rng.normal(0.05, 0.2))),
         background=float(np.exp(np.clip(rng.normal(-2.6, 0.6), -4, -1.9))),
         positive=float(rng.beta(14, 2)),
-        spread=float(rng.uniform(0.5, 0.75)),
+        spread=float(rng.uniform(0.55, 0.85)),
     )
 
 
@@ -79,23 +98,23 @@ def he_concentrations(section: Section, slide: Slide) -> Map:
     eosin_hw += s.cover_hw * (0.55 - 0.4 * eosin_hw)  # proteins of the nucleus
 
     basophilia_hw = np.where(epithelium_hw, 0.16 + 0.05 * s.grain_hw, 0.07 * (eosin_hw > 0.2))
-    nuclear_hw = _nuclear(s, _hematoxylin(s))
-    hematoxylin_hw = slide.hematoxylin * (nuclear_hw + basophilia_hw)
+    hematoxylin_hw = slide.hematoxylin * (_nuclear(s, s.nuclei["hematoxylin"]) + basophilia_hw)
     return np.stack([hematoxylin_hw, slide.counter * eosin_hw, 0.38 * red_hw], -1).clip(0)
 
 
 def ihc_concentrations(section: Section, slide: Slide, marker: Marker) -> Map:
     """Return HxWx3 concentrations of hematoxylin, DAB and the red cells' own colour."""
     s = section
-    amount_n = expression(s.nuclei, slide, marker)
-    # The brown precipitate keeps some of the hematoxylin out.
-    counterstain_hw = _nuclear(s, 0.9 * _hematoxylin(s) ** 0.6 * (1 - 0.3 * np.minimum(amount_n, 1)))
+    nuclear = marker.site == "nucleus"
+    amount_n = expression(s.nuclei, slide, marker) if nuclear else np.zeros(len(s.nuclei), np.float32)
     tissue_hw = _substance(s)
-    counterstain_hw = counterstain_hw + 0.14 * tissue_hw
-    background = slide.background * (1 if marker.site == "nucleus" else 0.5)
+    # The brown precipitate keeps some of the hematoxylin out.
+    counterstain_hw = _nuclear(s, 0.9 * s.nuclei["hematoxylin"] ** 0.6 * (1 - 0.3 * np.minimum(amount_n, 1)))
+    counterstain_hw += 0.14 * tissue_hw
+    background = slide.background * (1 if nuclear else 0.5)
     dab_hw = background * tissue_hw * (0.8 + np.abs(s.grain_hw) + 0.4 * s.patch_hw)
     dab_hw += 4 * background * tissue_hw * np.maximum(s.grain_hw - 1.8, 0)  # grains of precipitate
-    if marker.site == "nucleus":
+    if nuclear:
         signal_hw = slide.counter * _nuclear(s, amount_n, flat=True)
         # What does not stay in the nuclei stains their cytoplasm, the more the dirtier the slide.
         dab_hw = dab_hw + signal_hw + 3 * slide.background * cv2.GaussianBlur(signal_hw, (0, 0), 1.2 / s.plan.mpp)
@@ -106,9 +125,10 @@ def ihc_concentrations(section: Section, slide: Slide, marker: Marker) -> Map:
 
 
 def expression(nuclei: NDArray[np.void], slide: Slide, marker: Marker) -> Map:
-    """Return the marker's intensity in each nucleus, 0 where negative; all 0 for a membrane marker."""
-    if marker.site != "nucleus":
-        return np.zeros(len(nuclei), np.float32)
+    """Return the marker's intensity in each nucleus, or on the membrane around it; 0 where negative."""
+    if marker.site == "membrane":
+        epithelial_n = np.isin(nuclei["type"], (NEOPLASTIC, EPITHELIAL))
+        return epithelial_n * np.float32(_HER2[marker.level].strength)
     share_of = np.zeros(6, np.float32)
     share_of[[NEOPLASTIC, EPITHELIAL, CONNECTIVE, INFLAMMATORY, DEAD]] = (
         min(1, 1.12 * slide.positive),
@@ -123,7 +143,11 @@ def expression(nuclei: NDArray[np.void], slide: Slide, marker: Marker) -> Map:
 
 
 def absorb(concentration_hws: Map, vectors: Vectors) -> Map:
-    """Return the optical density, HxWx3, of concentrations along unit stain vectors (Beer-Lambert)."""
+    """Return the optical density, HxWx3, of concentrations along unit stain vectors (Beer-Lambert).
+
+    >>> absorb(np.array([[[2.0, 1.0]]]), ((0, 3, 4), (1, 0, 0))).round(1).tolist()
+    [[[1.0, 1.2, 1.6]]]
+    """
     vectors_sc = np.asarray(vectors, np.float32)
     return concentration_hws @ (vectors_sc / np.linalg.norm(vectors_sc, axis=1, keepdims=True))
 
@@ -132,10 +156,6 @@ def _jitter(vectors: Vectors, sd: tuple[float, ...], rng: np.random.Generator) -
     jittered = np.asarray(vectors) + rng.normal(0, 1, (3, 3)) * np.reshape(sd, (3, 1))
     jittered = np.maximum(jittered, 0.02)
     return tuple(tuple(float(v) for v in row / np.linalg.norm(row)) for row in jittered)
-
-
-def _hematoxylin(section: Section) -> Map:
-    return section.nuclei["hematoxylin"]
 
 
 def _nuclear(section: Section, amount_n: Map, flat: bool = False) -> Map:
@@ -183,23 +203,17 @@ def _substance(section: Section) -> Map:
     s = section
     of = np.zeros(len(Region), np.float32)
     of[[Region.EPITHELIUM, Region.STROMA, Region.NECROSIS, Region.LUMEN, Region.GAP]] = 1.0, 0.9, 1.2, 0.07, 0.35
-    weave_hw = np.where(s.plan.region_hw == Region.STROMA, s.plan.solid_hw * np.clip(0.8 + 0.25 * s.plan.weave_hw, 0, 2), 1)
+    weave_hw = np.where(
+        s.plan.region_hw == Region.STROMA, s.plan.solid_hw * np.clip(0.8 + 0.25 * s.plan.weave_hw, 0, 2), 1
+    )
     web_hw = 0.8 * s.web_hw * (s.plan.region_hw == Region.GAP)
     return of[s.plan.region_hw] * weave_hw + web_hw + _cytoplasm(s)
 
 
 def _membrane(section: Section, marker: Marker) -> Map:
-    """HER2: level 1+ is faint and broken, 2+ weak to moderate and mostly complete, 3+ strong and complete."""
-    s = section
-    complete, strength, width, blush = (
-        (0, 0, 0.5, 0),
-        (0.4, 0.25, 0.5, 0),
-        (0.8, 0.5, 0.6, 0.03),
-        (1.2, 1.1, 0.9, 0.12),
-    )[marker.level]
-    if not strength:
-        return np.zeros(s.top_hw.shape, np.float32)
-    line_hw = np.exp(-((s.membrane_hw / width) ** 2)) * (s.plan.region_hw == Region.EPITHELIUM)
-    broken_hw = np.clip(2 * s.patch_hw + 0.8 * s.grain_hw + 6 * (complete - 0.5), 0, 1)
-    shared_hw = line_hw * broken_hw * strength * (1 + 0.2 * s.grain_hw)
-    return shared_hw + blush * strength * (s.plan.region_hw == Region.EPITHELIUM) * (s.top_hw == 0)
+    """DAB on the borders between epithelial cells, and a little in their cytoplasm."""
+    s, look = section, _HER2[marker.level]
+    line_hw = np.exp(-((s.membrane_hw / look.width) ** 2)) * (1 + 0.2 * s.grain_hw)
+    line_hw *= np.clip(2 * s.patch_hw + 0.8 * s.grain_hw + 6 * (look.completeness - 0.5), 0, 1)
+    blush_hw = look.blush * (s.top_hw == 0)
+    return look.strength * (line_hw + blush_hw) * (s.plan.region_hw == Region.EPITHELIUM)

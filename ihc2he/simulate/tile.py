@@ -51,7 +51,10 @@ def draw_case(tissue: Tissue, marker: Marker, seed: int, number: int, **scanner:
         scanner: what is known about it, see `optics.draw_scanner`.
     """
     rng = np.random.default_rng([seed, _SLIDES + number])
-    vary = lambda value, sd: float(value * np.exp(rng.normal(0, sd)))  # noqa: E731
+
+    def vary(value: float, sd: float) -> float:
+        return float(value * np.exp(rng.normal(0, sd)))
+
     vesicular = vary(1.0, 0.3)  # pale nuclei with a sharp membrane, or dense ones
     habits = {
         kind: replace(
@@ -79,7 +82,7 @@ def draw_case(tissue: Tissue, marker: Marker, seed: int, number: int, **scanner:
         own,
         marker,
         draw_he_slide(rng),
-        draw_ihc_slide(rng),
+        draw_ihc_slide(marker, rng),
         draw_scanner(rng, **scanner),
         draw_scanner(rng, **scanner),
     )

@@ -37,7 +37,6 @@ HABITS = {
 class Tissue:
     """A kind of tissue. Shares are averages over many tiles; single tiles differ widely."""
 
-    name: str
     epithelium: float = 0.45  # share of the area inside epithelial outlines, lumina included
     width: float = 55.0  # um, width of a gland or nest
     layer: float = 0.0  # um, height of the epithelium around a lumen; 0 = solid nests
@@ -63,19 +62,19 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Marker:
-    """An IHC marker with DAB: where it sits and how strong it is."""
+    """An IHC marker with DAB: where it sits, how strong it is, and its brown."""
 
     site: Literal["nucleus", "membrane"]
     level: int = 0  # membrane only: HER2 score 0 to 3
+    dab: tuple[float, float, float] = (0.29, 0.54, 0.79)  # optical-density vector, which differs between kits
 
 
-BREAST = Tissue("Breast", epithelium=0.55, width=70.0, malignant=1.0)
+BREAST = Tissue(epithelium=0.55, width=70.0, malignant=1.0)
 
 _STROMAL_ENDOMETRIUM = replace(HABITS[CONNECTIVE], length=6.2, length_sd=1.0, aspect=0.72, aspect_sd=0.14)
 _GLANDULAR_ENDOMETRIUM = replace(HABITS[EPITHELIAL], length=7.6, length_sd=0.9, aspect=0.54)
 ENDOMETRIUM = Tissue(
-    "Endometrium",
-    epithelium=0.28,
+    epithelium=0.3,
     width=38.0,
     layer=16.0,
     malignant=0.0,
@@ -85,34 +84,34 @@ ENDOMETRIUM = Tissue(
     blood=0.06,
     outside=0.01,
     epithelial_density=36.0,
-    stromal_density=15.5,
-    gap_density=14.0,
-    clumping=0.7,
-    spacing=0.9,
+    stromal_density=15.0,
+    gap_density=13.5,
+    clumping=0.85,
+    spacing=0.87,
     overlapping=0.05,
-    unfocused=0.28,
+    unfocused=0.32,
     habits={**HABITS, CONNECTIVE: _STROMAL_ENDOMETRIUM, EPITHELIAL: _GLANDULAR_ENDOMETRIUM},
 )
 
 # The tissues of PanNuke, each by what tells it from the others at a glance.
 ORGANS = {
-    "Adrenal_gland": Tissue("Adrenal_gland", epithelium=0.8, width=45.0, malignant=0.3, collagen=0.7),
-    "Bile-duct": Tissue("Bile-duct", epithelium=0.4, width=30.0, layer=13.0, malignant=0.8),
-    "Bladder": Tissue("Bladder", epithelium=0.6, width=80.0, malignant=0.7),
+    "Adrenal_gland": Tissue(epithelium=0.8, width=45.0, malignant=0.3, collagen=0.7),
+    "Bile-duct": Tissue(epithelium=0.4, width=30.0, layer=13.0, malignant=0.8),
+    "Bladder": Tissue(epithelium=0.6, width=80.0, malignant=0.7),
     "Breast": BREAST,
-    "Cervix": Tissue("Cervix", epithelium=0.6, width=90.0, malignant=0.6, inflammation=0.2),
-    "Colon": Tissue("Colon", epithelium=0.5, width=36.0, layer=18.0, malignant=0.6, inflammation=0.25),
-    "Esophagus": Tissue("Esophagus", epithelium=0.5, width=90.0, malignant=0.5),
-    "HeadNeck": Tissue("HeadNeck", epithelium=0.55, width=80.0, malignant=0.8, inflammation=0.2),
-    "Kidney": Tissue("Kidney", epithelium=0.65, width=28.0, layer=11.0, malignant=0.5, collagen=0.6),
-    "Liver": Tissue("Liver", epithelium=0.9, width=60.0, malignant=0.5, collagen=0.7),
-    "Lung": Tissue("Lung", epithelium=0.4, width=50.0, malignant=0.7, gaps=0.35, inflammation=0.2),
-    "Ovarian": Tissue("Ovarian", epithelium=0.6, width=60.0, malignant=0.9),
-    "Pancreatic": Tissue("Pancreatic", epithelium=0.5, width=28.0, layer=12.0, malignant=0.6),
-    "Prostate": Tissue("Prostate", epithelium=0.5, width=36.0, layer=14.0, malignant=0.6),
-    "Skin": Tissue("Skin", epithelium=0.4, width=80.0, malignant=0.5, collagen=1.3),
-    "Stomach": Tissue("Stomach", epithelium=0.5, width=33.0, layer=16.0, malignant=0.6, inflammation=0.3),
-    "Testis": Tissue("Testis", epithelium=0.7, width=80.0, malignant=0.8, inflammation=0.25),
-    "Thyroid": Tissue("Thyroid", epithelium=0.6, width=40.0, layer=9.0, malignant=0.4),
-    "Uterus": replace(ENDOMETRIUM, name="Uterus", gaps=0.2, malignant=0.5),
+    "Cervix": Tissue(epithelium=0.6, width=90.0, malignant=0.6, inflammation=0.2),
+    "Colon": Tissue(epithelium=0.5, width=36.0, layer=18.0, malignant=0.6, inflammation=0.25),
+    "Esophagus": Tissue(epithelium=0.5, width=90.0, malignant=0.5),
+    "HeadNeck": Tissue(epithelium=0.55, width=80.0, malignant=0.8, inflammation=0.2),
+    "Kidney": Tissue(epithelium=0.65, width=28.0, layer=11.0, malignant=0.5, collagen=0.6),
+    "Liver": Tissue(epithelium=0.9, width=60.0, malignant=0.5, collagen=0.7),
+    "Lung": Tissue(epithelium=0.4, width=50.0, malignant=0.7, gaps=0.35, inflammation=0.2),
+    "Ovarian": Tissue(epithelium=0.6, width=60.0, malignant=0.9),
+    "Pancreatic": Tissue(epithelium=0.5, width=28.0, layer=12.0, malignant=0.6),
+    "Prostate": Tissue(epithelium=0.5, width=36.0, layer=14.0, malignant=0.6),
+    "Skin": Tissue(epithelium=0.4, width=80.0, malignant=0.5, collagen=1.3),
+    "Stomach": Tissue(epithelium=0.5, width=33.0, layer=16.0, malignant=0.6, inflammation=0.3),
+    "Testis": Tissue(epithelium=0.7, width=80.0, malignant=0.8, inflammation=0.25),
+    "Thyroid": Tissue(epithelium=0.6, width=40.0, layer=9.0, malignant=0.4),
+    "Uterus": replace(ENDOMETRIUM, gaps=0.2, malignant=0.5),
 }

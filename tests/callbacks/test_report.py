@@ -1,19 +1,14 @@
 import base64
 import csv
 import json
-import logging
 import re
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
-from lightning.pytorch import Trainer
-from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning.pytorch.loggers import CSVLogger
 
 from ihc2he.callbacks import report
-from ihc2he.callbacks.report import Report, write_report
+from ihc2he.callbacks.report import write_report
 from ihc2he.errors import DataError
 
 PROTOCOL = "data range 1, the whole tile, mean over images"
@@ -282,61 +277,3 @@ def test_a_report_replaces_the_last_one_and_leaves_nothing_else(tmp_path, monkey
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="nowhere is not a folder: a report is written from the folder of a run"):
         write_report(tmp_path / "nowhere")
-
-
-class Logger:
-    saved = False
-
-    def save(self):
-        self.saved = True
-
-
-@pytest.mark.parametrize("hook", ["on_fit_end", "on_test_end", "on_predict_end"])
-def test_the_callback_writes_after_the_loggers_have(hook, tmp_path, caplog):
-    trainer = SimpleNamespace(is_global_zero=True, loggers=[Logger()])
-    with caplog.at_level(logging.INFO):
-        getattr(Report(str(tmp_path)), hook)(trainer, None)
-    assert trainer.loggers[0].saved
-    assert caplog.messages == [f"Report: {tmp_path / 'report.html'}"]
-    assert (tmp_path / "report.html").is_file()
-
-
-def test_other_ranks_write_nothing(tmp_path):
-    Report(str(tmp_path)).on_fit_end(SimpleNamespace(is_global_zero=False, loggers=[]), None)
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_callback_raises_nothing_but_logs_why(tmp_path, caplog):
-    Report(str(tmp_path / "nowhere")).on_test_end(SimpleNamespace(is_global_zero=True, loggers=[]), None)
-    assert "could not be written" in caplog.text
-    assert "nowhere is not a folder" in caplog.text
-
-
-class Failing(BoringModel):
-    def training_step(self, batch, batch_idx):
-        self.log("train/loss_g", 0.5)
-        if self.trainer.current_epoch == 1:
-            raise RuntimeError("the original error")
-        return super().training_step(batch, batch_idx)
-
-
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_with_a_trainer_a_good_run_gets_its_curves_and_a_failed_one_its_own_error(epochs, tmp_path):
-    trainer = Trainer(
-        max_epochs=epochs,
-        limit_train_batches=2,
-        limit_val_batches=0,
-        log_every_n_steps=1,
-        logger=CSVLogger(tmp_path, name="", version=""),
-        callbacks=[Report(str(tmp_path))],
-        accelerator="cpu",
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    if epochs == 2:
-        with pytest.raises(RuntimeError, match="the original error"):
-            trainer.fit(Failing())
-    else:
-        trainer.fit(Failing())
-        assert 'alt="Curves of train/loss_g"' in (tmp_path / "report.html").read_text(encoding="utf-8")

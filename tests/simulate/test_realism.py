@@ -3,6 +3,9 @@
 The real figures are those of the classical detector on 181 real tiles, and of the published keypoints.
 """
 
+import os
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -11,20 +14,25 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from ihc2he.nuclei.classical import detect_nuclei
-from ihc2he.simulate import write_endonuke
+from ihc2he.simulate import write_endonuke, write_nuclei
+from ihc2he.simulate.measure import describe
 
 TILES = 120
 UM = 3.0  # largest distance of a match
 
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory):
-    root = write_endonuke(tmp_path_factory.mktemp("endonuke") / "data", TILES, workers=2)
+def tree(tmp_path_factory):
+    return write_endonuke(tmp_path_factory.mktemp("endonuke") / "data", TILES, workers=2)
+
+
+@pytest.fixture(scope="module")
+def figures(tree):
     hits = found = real = 0
     nearest, classes = [], []
     for i in range(TILES):
-        labels = sorted((root / "dataset" / "labels").glob(f"*/*/{i}.txt"))[0]
-        image = cv2.imread(str(root / "dataset" / "images" / f"{i}.png"))[..., ::-1]
+        labels = sorted((tree / "dataset" / "labels").glob(f"*/*/{i}.txt"))[0]
+        image = cv2.imread(str(tree / "dataset" / "images" / f"{i}.png"))[..., ::-1]
         mpp = 100 / image.shape[1]
         points = np.loadtxt(labels, ndmin=2).reshape(-1, 3)
         at, detected = points[:, :2] * mpp, detect_nuclei(image, mpp) * mpp
@@ -69,3 +77,39 @@ def test_the_classical_detector_scores_as_on_real_tiles(figures, name, real, tol
 )
 def test_nuclei_lie_as_in_real_tiles(figures, name, real):
     assert figures[name] == pytest.approx(real, rel=0.15)
+
+
+REAL = pytest.mark.skipif("IHC2HE_REALDATA" not in os.environ, reason="IHC2HE_REALDATA names no folder of real tiles")
+
+
+def table(paths, mpp, stain):
+    """Mean over tiles and spread from tile to tile of each figure; instance maps lie beside H&E images."""
+    rows = []
+    for path in paths:
+        image = cv2.imread(str(path))[..., ::-1]
+        instances = None if stain == "ihc" else cv2.imread(str(path).replace("images", "instances"), -1)
+        rows.append(describe(image, mpp * (200 / image.shape[1] if stain == "ihc" else 1), stain, instances))
+    return {name: (np.nanmean(v := [row[name] for row in rows]), np.nanstd(v)) for name in rows[0]}
+
+
+@REAL
+@pytest.mark.slow
+def test_ihc_figures_lie_within_the_spread_of_real_tiles(tree):
+    real = table((Path(os.environ["IHC2HE_REALDATA"]) / "endonuke/dataset/images").glob("*.png"), 0.5, "ihc")
+    simulated = table((tree / "dataset/images").glob("*.png"), 0.5, "ihc")
+    off = {name: abs(simulated[name][0] - mean) / spread for name, (mean, spread) in real.items()}
+    assert off.pop("DAB sd") < 2.5  # the darkest brown is too saturated
+    assert max(off.values()) < 1, off
+
+
+@REAL
+@pytest.mark.slow
+def test_he_figures_lie_within_the_spread_of_real_tiles(tmp_path):
+    root = Path(os.environ["IHC2HE_REALDATA"])
+    real = table(
+        [p for name in ("he_nuclei", "he_nuclei_typed") for p in root.glob(f"{name}/images/*.png")], 0.25, "he"
+    )
+    write_nuclei(tmp_path / "nuclei", 57, size=256, workers=2)
+    simulated = table((tmp_path / "nuclei/images").glob("*.png"), 0.25, "he")
+    off = {name: abs(simulated[name][0] - mean) / spread for name, (mean, spread) in real.items()}
+    assert max(off.values()) < 1, off

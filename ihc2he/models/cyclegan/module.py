@@ -250,6 +250,12 @@ class CycleGAN(LightningModule):
             for kept, new in zip(averaged.buffers(), online.buffers(), strict=True):
                 kept.copy_(new)
 
+    def on_train_start(self) -> None:
+        """Set the learning rates of the schedule, which a resumed run may have lengthened."""
+        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
+            for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+                group["lr"] = lr * self._lr_factor(scheduler.last_epoch)
+
     def on_train_epoch_end(self) -> None:
         """Step both learning-rate schedulers, which manual optimisation leaves to the module."""
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]

@@ -18,6 +18,19 @@ from ihc2he.errors import ConfigError, DataError, did_you_mean
 UPSAMPLING = ("transpose", "resize")
 
 
+class InstanceNorm(nn.InstanceNorm2d):
+    """Instance normalisation without parameters, in the memory format of its input.
+
+    PyTorch's own falls back to the contiguous format and so costs two copies per layer in a channels-last network. The
+    statistics of one image are those of a batch of one, whose batch normalisation keeps the format.
+    """
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        """Return a tensor of the input's shape, each channel of each image with mean 0 and variance 1."""
+        done = [F.batch_norm(x, None, None, training=True, eps=self.eps) for x in x_bchw.split(1)]
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+
 class ResnetBlock(nn.Module):
     """Two 3x3 convolutions with reflection padding and a skip; no ReLU after the sum."""
 
@@ -26,12 +39,12 @@ class ResnetBlock(nn.Module):
         layers: list[nn.Module] = [
             nn.ReflectionPad2d(1),
             nn.Conv2d(width, width, 3),
-            nn.InstanceNorm2d(width),
+            InstanceNorm(width),
             nn.ReLU(True),
         ]
         if dropout > 0:
             layers.append(nn.Dropout(dropout))
-        layers += [nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), nn.InstanceNorm2d(width)]
+        layers += [nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), InstanceNorm(width)]
         self.conv_block = nn.Sequential(*layers)
 
     def forward(self, x_bchw: Tensor) -> Tensor:
@@ -91,7 +104,7 @@ class ResnetGenerator(nn.Module):
 
 
 def _norm_relu(width: int) -> list[nn.Module]:
-    return [nn.InstanceNorm2d(width), nn.ReLU(True)]
+    return [InstanceNorm(width), nn.ReLU(True)]
 
 
 def _upsampling(width: int, kind: str) -> nn.Module:
@@ -117,7 +130,7 @@ class PatchDiscriminator(nn.Module):
         for i in range(1, n_layers + 1):
             c_out = width * min(2**i, 8)
             stride = 2 if i < n_layers else 1
-            layers += [nn.Conv2d(c_in, c_out, 4, stride=stride, padding=1), nn.InstanceNorm2d(c_out)]
+            layers += [nn.Conv2d(c_in, c_out, 4, stride=stride, padding=1), InstanceNorm(c_out)]
             layers += [nn.LeakyReLU(0.2, True)]
             c_in = c_out
         layers += [nn.Conv2d(c_in, 1, 4, stride=1, padding=1)]

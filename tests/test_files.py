@@ -1,0 +1,41 @@
+import csv
+
+import pytest
+
+from ihc2he.files import complete, write_csv
+
+
+def test_a_file_appears_when_its_block_has_ended(tmp_path):
+    path = tmp_path / "new" / "picture.png"
+    with complete(path) as temporary:
+        temporary.write_text("whole")
+        assert temporary.parent == path.parent
+        assert temporary.suffix == ".png"
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), complete(path) as temporary:  # noqa: PT012
+        temporary.write_text("hal")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("columns", "header"), [(None, ["name", "ssim", "psnr"]), (["psnr", "name", "ssim"],) * 2])
+def test_csv_has_all_columns_in_order_and_empty_cells_for_what_is_missing(tmp_path, columns, header):
+    write_csv(tmp_path / "a.csv", [{"name": "tile, one", "ssim": 0.5}, {"name": "2", "psnr": 20.0}], columns)
+    with (tmp_path / "a.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0]) == header
+    assert rows == [{"name": "tile, one", "ssim": "0.5", "psnr": ""}, {"name": "2", "ssim": "", "psnr": "20.0"}]
+
+
+def test_a_row_with_an_unknown_column_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="psnr"):
+        write_csv(tmp_path / "a.csv", [{"name": "1", "psnr": 1.0}], ["name"])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,204 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+SMOKE = "experiment=smoke/cyclegan_bci"
+
+
+def the_run(folder: Path) -> Path:
+    (run,) = (folder / "outputs" / "smoke" / "cyclegan_bci").iterdir()
+    return run
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+
+
+def column(file: Path, name: str) -> list[str]:
+    with file.open(newline="") as stream:
+        return [row[name] for row in csv.DictReader(stream) if row.get(name)]
+
+
+def test_a_run_leaves_everything_a_user_expects(cli, tmp_path):
+    done = cli(SMOKE)
+    assert done.status == 0, done.err
+    run = the_run(tmp_path)
+    names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    expected = {"config.yaml", "run.json", "metrics.csv", "test.csv", "results.csv", "report.html", "train.log"}
+    expected |= {f"bundles/{g}/{f}" for g in ("g_ihc2he", "g_he2ihc")
+                 for f in ("config.json", "model.safetensors", "README.md")}  # fmt: skip
+    assert expected | {"checkpoints/last.ckpt"} <= names
+    assert {"val", "test"} == {Path(n).parent.name for n in names if n.startswith("images/")}
+    assert not [n for n in names if ".part" in n or ".tmp" in n]
+
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert set(record["seconds"]) == {"fit", "test"}
+    assert record["versions"]["torch"]
+    assert all(float(v) > 0 for v in column(run / "metrics.csv", "train/loss_g"))
+    assert len(column(run / "metrics.csv", "val/he/ssim")) == 2
+    metrics = set(column(run / "test.csv", "metric"))
+    assert {"he/psnr", "ihc/ssim", "he/hematoxylin_correlation", "he/dab_ratio"} <= metrics
+    assert "Traceback" not in done.err
+
+
+def test_fit_changes_every_network(cli, tmp_path):
+    cli(SMOKE, "stages=[fit]", "model.n_epochs=1", "model.n_epochs_decay=0")
+    first = weights(the_run(tmp_path))
+    cli(SMOKE, "stages=[fit]", "model.n_epochs=2", "model.n_epochs_decay=0", "ckpt_path=last")
+    second = weights(the_run(tmp_path))
+    for net in ("g_ihc2he", "g_he2ihc", "d_ihc", "d_he"):
+        kept = {k: v for k, v in first["state_dict"].items() if k.startswith(net) and k.endswith("weight")}
+        assert kept
+        assert all(not torch.equal(v, second["state_dict"][k]) for k, v in kept.items())
+    assert second["global_step"] == 2 * first["global_step"]
+
+
+def test_a_run_resumed_from_the_command_line_equals_the_uninterrupted_one(cli, tmp_path, monkeypatch):
+    """Weights, averages, both optimisers, schedulers and pools, bit for bit; and it goes on in the same files."""
+    options = ["stages=[fit]", "model.ema_decay=0.9", "model.pool_size=2", "model.n_epochs=2", "model.n_epochs_decay=2"]
+    results = {}
+    for name, parts in {"whole": [[]], "parts": [["trainer.max_epochs=2"], ["ckpt_path=last"]]}.items():
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        for part in parts:
+            done = cli(SMOKE, *options, *part)
+            assert done.status == 0, done.err
+        results[name] = weights(the_run(tmp_path / name))
+    whole, parts = results["whole"], results["parts"]
+    assert whole["epoch"] == parts["epoch"] == 3
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "image_pools", "global_step"):
+        same(whole[key], parts[key], key)
+    run = the_run(tmp_path / "parts")
+    assert column(run / "metrics.csv", "train/loss_g") == column(
+        the_run(tmp_path / "whole") / "metrics.csv", "train/loss_g"
+    )
+
+
+def same(a, b, path):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            same(*pair, f"{path}.{i}")
+    else:
+        assert a == b, path
+
+
+def test_a_checkpoint_is_judged_without_training(cli, tmp_path):
+    cli(SMOKE, "stages=[fit]")
+    ckpt = the_run(tmp_path) / "checkpoints" / "last.ckpt"
+    done = cli(SMOKE, "stages=[test]", f"ckpt_path={ckpt}", "hydra.run.dir=judged")
+    assert done.status == 0, done.err
+    assert column(tmp_path / "judged" / "test.csv", "metric")
+    assert not (tmp_path / "judged" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "status"),
+    [
+        (["stages=[test]"], "needs ckpt_path=PATH: a CycleGAN with random weights says nothing", 2),
+        (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt: there is no such file", 2),
+        (
+            ["optimized_metric=val/he/sim", "stages=[fit]"],
+            "'val/he/sim' was not logged. Did you mean 'val/he/ssim'?",
+            2,
+        ),
+    ],
+)
+def test_what_cannot_work_ends_in_one_line(cli, arguments, message, status):
+    done = cli(SMOKE, *arguments)
+    assert done.status == status
+    assert message in done.err
+    assert "Traceback" not in done.err
+
+
+def test_missing_data_says_where_to_get_it(cli):
+    done = cli("experiment=cyclegan_bci", "logger=csv")
+    assert done.status == 1
+    for words in ("bci.grand-challenge.org", "non-commercial", "HE/{train,test}", "data.root="):
+        assert words in done.err
+
+
+def test_two_runs_never_share_a_folder(cli, tmp_path):
+    cli(SMOKE, "debug=fast", "hydra.run.dir=here")
+    before = (tmp_path / "here" / "run.json").read_bytes()
+    done = cli(SMOKE, "debug=fast", "hydra.run.dir=here")
+    assert done.status == 2
+    assert "here already holds a run. Continue it with ckpt_path=last" in done.err
+    assert (tmp_path / "here" / "run.json").read_bytes() == before
+
+
+def test_a_failed_run_is_recorded_and_keeps_its_last_good_checkpoint(cli, tmp_path):
+    done = cli(SMOKE, "stages=[fit]", "model.n_epochs=5", "model.optimizer.lr=1e30")
+    assert done.status == 1
+    assert "The loss became NaN or infinite" in done.err
+    run = the_run(tmp_path)
+    assert json.loads((run / "run.json").read_text())["status"].startswith("TrainingDivergedError")
+    assert (run / "report.html").exists()
+
+
+def test_a_users_own_model_and_data_train_without_an_edit_here(command, tmp_path):
+    (tmp_path / "lab.py").write_text(
+        "import torch\n"
+        "from lightning.pytorch import LightningDataModule\n"
+        "class Tiny(torch.nn.Module):\n"
+        "    def __init__(self, width: int):\n"
+        "        super().__init__()\n"
+        "        self.net = torch.nn.Conv2d(3, 3, width, padding='same')\n"
+        "    def forward(self, x):\n"
+        "        return torch.tanh(self.net(x))\n"
+        "class Noise(LightningDataModule):\n"
+        "    mpp = 0.5\n"
+        "    def __init__(self, size: int):\n"
+        "        super().__init__()\n"
+        "        self.size = size\n"
+        "    def train_dataloader(self):\n"
+        "        tiles = {stain: torch.rand(3, self.size, self.size) for stain in ('ihc', 'he')}\n"
+        "        return torch.utils.data.DataLoader([tiles] * 3)\n"
+    )
+    mine = tmp_path / "conf"
+    for group, name, text in (
+        ("data", "noise", "_target_: lab.Noise\nsize: 32\n"),
+        ("model/generator", "tiny", "_target_: lab.Tiny\nwidth: 3\n"),
+        (
+            "experiment",
+            "mine",
+            "# @package _global_\ndefaults:\n  - override /data: noise\n  - override /model: cyclegan\n"
+            "  - override /model/generator: tiny\n  - override /model/discriminator: patch_small\n"
+            "stages: [fit]\ndata: {size: 40}\ntrainer: {max_epochs: 1}\n",
+        ),
+    ):
+        (mine / group).mkdir(parents=True, exist_ok=True)
+        (mine / group / f"{name}.yaml").write_text(text)
+    done = command("--config-dir", "conf", "experiment=mine")
+    assert done.status == 0, done.err
+    (run,) = (tmp_path / "outputs" / "mine").iterdir()
+    assert json.loads((run / "bundles" / "g_ihc2he" / "config.json").read_text())["module"]["_target_"] == "lab.Tiny"
+
+
+def test_a_sweep_runs_each_job_in_its_own_folder_and_goes_on_after_a_failure(cli, tmp_path):
+    done = cli("-m", SMOKE, "debug=fast", "stages=[fit]", "model.pool_size=0,2", "optimized_metric=train/loss_g")
+    assert done.status == 0, done.err
+    (sweep,) = (tmp_path / "outputs" / "smoke" / "cyclegan_bci").iterdir()
+    for job in ("0", "1"):
+        assert (sweep / job / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_two_processes_share_one_folder_and_judge_every_tile_once(command, tmp_path):
+    done = command(SMOKE, "trainer=ddp_cpu", "data.simulate.tiles=9", timeout=280)
+    assert done.status == 0, done.err
+    run = the_run(tmp_path)
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["world_size"]) == ("finished", 2)
+    names = column(run / "results.csv", "name")
+    assert len(names) == len(set(names)) == 2
+    assert len(weights(run)["image_pools"]) == 2
