@@ -97,7 +97,11 @@ def _run_stage(
         if stage != Stage.fit and path is None and getattr(module, "requires_checkpoint", False):
             msg = f"stages=[{stage}] needs ckpt_path=PATH: a {type(module).__name__} with random weights says nothing."
             raise ConfigError(msg)
-    getattr(trainer, stage)(module, datamodule=data, ckpt_path=path)
+    quiet = {"verbose": False} if stage in (Stage.test, Stage.validate) else {}
+    getattr(trainer, stage)(module, datamodule=data, ckpt_path=path, **quiet)
+    for key, value in trainer.callback_metrics.items():
+        if stage == Stage.test and key.count("/") == 2:  # means over all images
+            log.info("%s %.4f", key, value)
 
 
 def _checkpoint(cfg: Mapping[str, Any], folder: Path) -> str | None:
@@ -257,7 +261,7 @@ def pin_job_for_ddp_children() -> None:
     hydra = HydraConfig.get()
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
         return
-    with read_write(hydra):
+    with read_write(hydra):  # type: ignore[arg-type]  # a node, though typed as what it holds
         hydra.run.dir = hydra.runtime.output_dir
     if hydra.mode == RunMode.MULTIRUN:
         folders = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -33,14 +33,15 @@ def run(cfg: DictConfig) -> float | None:
             msg = "Nothing to run: give experiment=NAME. `python -m ihc2he.train` alone lists them."
             raise ConfigError(msg)
         with _full_error(FULL_ERROR):  # what this process starts asks the user's own wish
-            plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
-            assert isinstance(plain, dict)
+            plain = cast(
+                "dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
+            )
             config.preflight(plain)
 
             from ihc2he import runner
 
             runner.pin_job_for_ddp_children()
-            return runner.run({str(key): value for key, value in plain.items()})
+            return runner.run(plain)
     except EXPECTED as error:
         if FULL_ERROR or HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep records it and goes on
             raise

@@ -1,5 +1,6 @@
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,50 @@ def test_a_users_own_model_and_data_train_without_an_edit_here(command, tmp_path
     assert done.status == 0, done.err
     (run,) = (tmp_path / "outputs" / "mine").iterdir()
     assert json.loads((run / "bundles" / "g_ihc2he" / "config.json").read_text())["module"]["_target_"] == "lab.Tiny"
+
+
+def test_two_folders_of_tiles_train_and_are_judged_by_kid(cli, tmp_path):
+    """The whole of `cyclegan_unpaired`, made small, with W&B offline and a feature network of the user's."""
+    from ihc2he.simulate.bci import write_bci
+
+    write_bci(tmp_path / "bci", 16, 64, 0)
+    (tmp_path / "lab_features.py").write_text(
+        "import torch\n"
+        "class Means(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    small = ["model.generator.width=8", "model.discriminator.width=8", "model.n_epochs=1", "model.n_epochs_decay=1"]
+    done = cli(
+        "experiment=cyclegan_unpaired",
+        *("data.ihc=bci/IHC", "data.he=bci/HE", "data.mpp_ihc=0.46", "data.mpp_he=0.92", "data.crop_size=32"),
+        *("data.num_workers=0", "data.val_fraction=0.25", "data.test_fraction=0.25", "trainer=cpu"),
+        *("model/generator=resnet_small", "model/discriminator=patch_small", *small),
+        *("trainer.check_val_every_n_epoch=1", "model.features={_target_: lab_features.Means}"),
+    )
+    sys.path.remove(str(tmp_path))
+    assert done.status == 0, done.err
+    (run,) = (tmp_path / "outputs" / "cyclegan_unpaired").iterdir()
+    assert list((run / "checkpoints").glob("best_epoch*.ckpt"))
+    with (run / "test.csv").open(newline="") as stream:
+        table = {row["metric"]: row["better"] for row in csv.DictReader(stream)}
+    assert table["he/kid"] == table["ihc/fid"] == "lower"
+    assert "he/psnr" not in table
+    assert list(run.glob("wandb/offline-run-*/run-*.wandb"))
+    assert json.loads((run / "bundles" / "g_ihc2he" / "config.json").read_text())["mpp"] == 0.92
+
+
+def test_without_a_feature_network_kid_is_left_out_with_a_line(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    done = cli(SMOKE, "model.features=inception", "callbacks.best.monitor=val/he/kid", "callbacks.best.mode=min")
+    assert done.status == 0, done.err
+    run = the_run(tmp_path)
+    warned = " ".join(json.loads((run / "run.json").read_text())["warnings"])
+    assert "FID and KID are left out" in warned
+    assert "'val/he/kid' is not logged, so no best checkpoint is kept" in warned
+    assert not list((run / "checkpoints").glob("best*"))
+    assert json.loads((run / "bundles" / "g_ihc2he" / "config.json").read_text())["epoch"] == 2
 
 
 def test_a_sweep_runs_each_job_in_its_own_folder_and_goes_on_after_a_failure(cli, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ihc2he.errors import Ihc2heError
@@ -76,10 +77,10 @@ class TrainingDivergedError(Ihc2heError):
 
 
 class StopOnNaN(Callback):
-    """Ends a run whose loss is no longer finite, before a checkpoint of it can replace the last good one.
+    """Ends a run whose loss or weights are no longer finite, before a checkpoint can be made of it.
 
-    Steps only remember on the device whether all was finite; the answer is fetched every `every_n_steps` batches and
-    at the end of an epoch.
+    Steps only remember on the device whether the loss was finite; the answer is fetched every `every_n_steps` batches
+    and before checkpoints. The weights are looked at there too, for the last step may have spoilt them.
 
     Args:
         every_n_steps: batches between two looks.
@@ -102,19 +103,22 @@ class StopOnNaN(Callback):
             self._look(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look before images of broken weights are judged."""
-        self._look(trainer)
+        """Look before images of broken weights are judged, and the best checkpoint chosen."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._look(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look before the epoch's checkpoint is written."""
-        self._look(trainer)
+        self._look(trainer, pl_module)
 
-    def _look(self, trainer: Trainer) -> None:
+    def _look(self, trainer: Trainer, pl_module: LightningModule | None = None) -> None:
         finite, self._finite = self._finite, None
-        if finite is None or bool(finite):
+        weights = pl_module.parameters() if pl_module else ()
+        if (finite is None or bool(finite)) and all(bool(p.isfinite().all()) for p in weights):
             return
-        good = [Path(c.best_model_path) for c in trainer.checkpoint_callbacks if getattr(c, "best_model_path", "")]
-        kept = f"The last good checkpoint is {good[-1]}." if good else "No checkpoint had been written yet."
+        paths = [Path(getattr(callback, "best_model_path", "")) for callback in trainer.checkpoint_callbacks]
+        good = max((path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
+        kept = f"The last good checkpoint is {good}." if good else "No checkpoint had been written yet."
         msg = (
             f"The loss became NaN or infinite in epoch {trainer.current_epoch}, by step {trainer.global_step}. "
             f"{kept} Continue from it with a smaller model.optimizer.lr, or with model.gradient_clip_val=1."

@@ -46,7 +46,7 @@ class Csv(CSVLogger):
         if self._experiment is None:
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _AppendingWriter(log_dir=self.log_dir)
-        return self._experiment
+        return self._experiment  # type: ignore[return-value]
 
     def log_hyperparams(self, params: Any = None) -> None:
         """Write nothing: `config.yaml` of the run holds them."""
@@ -83,9 +83,18 @@ class Wandb(WandbLogger):
             offline = _offline_by_environment()
         run_id = hashlib.sha256(str(Path(save_dir).resolve()).encode()).hexdigest()[:16]
         super().__init__(
-            name=name or Path(save_dir).name, save_dir=save_dir, id=run_id, project=project, offline=offline,
-            group=group, tags=tags, entity=entity, notes=notes, mode="offline" if offline else "online", resume=None if offline else "allow",
-        )  # fmt: skip
+            name=name or Path(save_dir).name,
+            save_dir=save_dir,
+            id=run_id,
+            project=project,
+            group=group,
+            tags=tags,
+            entity=entity,
+            notes=notes,
+            mode="offline" if offline else "online",
+            resume=None if offline else "allow",
+        )
+        self._wandb_init.pop("anonymous", None)  # Lightning still gives it, and W&B then warns that it means nothing
 
 
 def _offline_by_environment() -> bool:

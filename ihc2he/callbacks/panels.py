@@ -64,7 +64,7 @@ class ImagePanels(Callback):
             picture = panel(row, self.max_side)
             key = f"{stage}_{self._shown:02d}"
             self._shown += 1
-            plain = Path(str(name)).stem.replace("/", "_")
+            plain = Path(name).with_suffix("").as_posix().replace("/", "_")
             write_png(self.dirpath / stage / f"epoch{trainer.current_epoch:03d}_{plain}.png", picture)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):

@@ -67,6 +67,7 @@ def table(
         for key, value in row.items():
             if isinstance(value, float) and value == value:  # noqa: PLR0124  # NaN is not counted
                 counts.update({(key, ""), (key, str(row.get("group", "")))})
+    columns = {key for row in rows for key in row}
     lines = []
     for key, value in values.items():
         name = key.removeprefix("test/")
@@ -81,7 +82,7 @@ def table(
                 "metric": metric,
                 "group": group,
                 "value": value,
-                "n": counts.get((metric, group), len(rows)),
+                "n": counts[metric, group] if metric in columns else len(rows),
                 "better": card.better if card else "",
                 "protocol": card.protocol if card else "",
             }

@@ -83,7 +83,8 @@ def load_bundle(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         module = build(config["module"], nn.Module)
         module.load_state_dict(load_file(folder / "model.safetensors"))
     except (ConfigError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
-        msg = f"{folder}: the bundle is damaged or of another version ({type(error).__name__}: {error})."
+        cause = " ".join(str(error).split())[:200]  # load_state_dict names every weight
+        msg = f"{folder}: the bundle is damaged or of another version ({type(error).__name__}: {cause})."
         raise DataError(msg) from error
     return module.eval(), config
 

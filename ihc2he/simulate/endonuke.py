@@ -14,7 +14,7 @@ from ihc2he.simulate.writing import open_simulation, run, write_image, write_tex
 
 MPP = 0.5  # of nine tiles in ten; the others have twice the pixels on the same area
 CASES = 12
-MARKER = Marker("nucleus", dab=(0.345, 0.56, 0.755))
+MARKER = Marker("nucleus", dab=(0.31, 0.55, 0.78))
 SCANNER = {"blur": 0.35, "sharpening": 1.45, "glare": 0.10}  # this set's scanner sharpens hard
 ANNOTATORS = ("ptg1", "ptg2", "ptg3", "stud1", "stud2", "stud3", "stud4")
 STUDIES = ("hidden_agreement", "posterior_agreement", "preliminary_agreement")

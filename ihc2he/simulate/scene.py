@@ -77,7 +77,7 @@ def cut(block: Block, rng: np.random.Generator, kept: Nuclei | None = None) -> S
         edge_hw=_inside(top_hw, mpp),
         cell_hw=cell_hw,
         reach_hw=reach_hw,
-        membrane_hw=_membrane(cell_hw, plan),
+        membrane_hw=_membrane(cell_hw, plan, rng),
         red_hw=_red_cells(plan, rng),
         nucleoli_hw=_nucleoli(nuclei, block.tissue, shape, mpp, rng),
         chromatin_hw=_mix(shape, (0.25 / mpp, 0.55 / mpp), rng),
@@ -149,15 +149,20 @@ def _nearest(label_hw: NDArray[np.int32], mpp: float) -> tuple[NDArray[np.int32]
     return of_source[source_hw], reach_hw * np.float32(mpp)
 
 
-def _membrane(cell_hw: NDArray[np.int32], plan: Plan) -> Map:
+def _membrane(cell_hw: NDArray[np.int32], plan: Plan, rng: np.random.Generator) -> Map:
     """Distance to the borders between epithelial cells, and to the outline of the epithelium."""
-    tissue_hw = np.where(plan.region_hw == Region.EPITHELIUM, cell_hw, 0)
-    border_hw = np.zeros(cell_hw.shape, bool)
+    shape, mpp = cell_hw.shape, plan.mpp
+    y_hw, x_hw = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+    # Halfway between two nuclei is a straight line, a membrane is not.
+    x_hw, y_hw = (v_hw + np.float32(0.7 / mpp) * smooth_noise(shape, 2.0 / mpp, rng) for v_hw in (x_hw, y_hw))
+    wavy_hw = cv2.remap(cell_hw.astype(np.float32), x_hw, y_hw, cv2.INTER_NEAREST)
+    tissue_hw = np.where(plan.region_hw == Region.EPITHELIUM, wavy_hw, 0)
+    border_hw = np.zeros(shape, bool)
     border_hw[:, 1:] |= tissue_hw[:, 1:] != tissue_hw[:, :-1]
     border_hw[1:] |= tissue_hw[1:] != tissue_hw[:-1]
     if not border_hw.any():
-        return np.full(cell_hw.shape, 1e3, np.float32)
-    return cv2.distanceTransform((~border_hw).astype(np.uint8), cv2.DIST_L2, 5) * np.float32(plan.mpp)
+        return np.full(shape, 1e3, np.float32)
+    return cv2.distanceTransform((~border_hw).astype(np.uint8), cv2.DIST_L2, 5) * np.float32(mpp)
 
 
 def _red_cells(plan: Plan, rng: np.random.Generator) -> Map:

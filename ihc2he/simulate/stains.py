@@ -40,7 +40,7 @@ _HER2 = (  # none; faint and broken; weak to moderate, mostly complete; strong a
     _Her2(0.0, 0.0, 0.5, 0.0),
     _Her2(0.4, 0.25, 0.5, 0.0),
     _Her2(0.8, 0.5, 0.6, 0.03),
-    _Her2(1.2, 1.1, 0.9, 0.12),
+    _Her2(1.2, 1.0, 1.0, 0.16),
 )
 
 
@@ -48,7 +48,7 @@ _HER2 = (  # none; faint and broken; weak to moderate, mostly complete; strong a
 class Slide:
     """What the laboratory did to one slide."""
 
-    vectors: Vectors  # hematoxylin, then eosin or DAB, then red cells
+    vectors: Vectors  # hematoxylin; eosin or DAB; red cells, with DAB also scattering
     hematoxylin: float  # in a nucleus
     counter: float  # eosin in dense collagen, or DAB of a marker at full strength
     background: float = 0.0  # DAB that sticks anywhere
@@ -67,7 +67,7 @@ def draw_ihc_slide(marker: Marker, rng: np.random.Generator) -> Slide:
     return Slide(
         vectors=_jitter((_IHC[0], marker.dab, _IHC[1]), _IHC_SD, rng),
         hematoxylin=float(np.exp(rng.normal(-1.1, 0.2))),
-        counter=float(np.exp(rng.normal(0.05, 0.2))),
+        counter=float(np.exp(rng.normal(-0.15, 0.2))),
         background=float(np.exp(np.clip(rng.normal(-2.6, 0.6), -4, -1.9))),
         positive=float(rng.beta(14, 2)),
         spread=float(rng.uniform(0.55, 0.85)),
@@ -98,30 +98,33 @@ def he_concentrations(section: Section, slide: Slide) -> Map:
     eosin_hw += s.cover_hw * (0.55 - 0.4 * eosin_hw)  # proteins of the nucleus
 
     basophilia_hw = np.where(epithelium_hw, 0.16 + 0.05 * s.grain_hw, 0.07 * (eosin_hw > 0.2))
-    hematoxylin_hw = slide.hematoxylin * (_nuclear(s, s.nuclei["hematoxylin"]) + basophilia_hw)
+    hematoxylin_hw = slide.hematoxylin * (_nuclear(s, s.nuclei["hematoxylin"], contrast=1.0) + basophilia_hw)
     return np.stack([hematoxylin_hw, slide.counter * eosin_hw, 0.38 * red_hw], -1).clip(0)
 
 
 def ihc_concentrations(section: Section, slide: Slide, marker: Marker) -> Map:
-    """Return HxWx3 concentrations of hematoxylin, DAB and the red cells' own colour."""
+    """Return HxWx3 concentrations of hematoxylin, DAB, and what red cells and scattering take."""
     s = section
     nuclear = marker.site == "nucleus"
     amount_n = expression(s.nuclei, slide, marker) if nuclear else np.zeros(len(s.nuclei), np.float32)
     tissue_hw = _substance(s)
     # The brown precipitate keeps some of the hematoxylin out.
-    counterstain_hw = _nuclear(s, 0.9 * s.nuclei["hematoxylin"] ** 0.6 * (1 - 0.3 * np.minimum(amount_n, 1)))
-    counterstain_hw += 0.14 * tissue_hw
+    counterstain_n = 0.9 * s.nuclei["hematoxylin"] ** 0.6 * (1 - 0.3 * np.minimum(amount_n, 1))
+    counterstain_hw = _nuclear(s, counterstain_n, contrast=0.5)
+    counterstain_hw += 0.10 * tissue_hw
     background = slide.background * (1 if nuclear else 0.5)
-    dab_hw = background * tissue_hw * (0.8 + np.abs(s.grain_hw) + 0.4 * s.patch_hw)
+    dab_hw = background * tissue_hw * (0.9 + np.abs(s.grain_hw) + 0.4 * s.patch_hw)
     dab_hw += 4 * background * tissue_hw * np.maximum(s.grain_hw - 1.8, 0)  # grains of precipitate
     if nuclear:
-        signal_hw = slide.counter * _nuclear(s, amount_n, flat=True)
+        signal_hw = slide.counter * _nuclear(s, amount_n, contrast=0.25)
         # What does not stay in the nuclei stains their cytoplasm, the more the dirtier the slide.
-        dab_hw = dab_hw + signal_hw + 3 * slide.background * cv2.GaussianBlur(signal_hw, (0, 0), 1.2 / s.plan.mpp)
+        dab_hw = dab_hw + signal_hw + 4 * slide.background * cv2.GaussianBlur(signal_hw, (0, 0), 1.0 / s.plan.mpp)
     else:
         dab_hw = dab_hw + slide.counter * _membrane(s, marker)
+    # Dense DAB also scatters light, all colours alike: pale DAB is orange, strong DAB nearly black.
+    scatter_hw = 0.3 * np.maximum(dab_hw - 0.5, 0)
     red_hw = np.exp(-(((s.red_hw - 0.5) / 0.4) ** 2)) * (s.red_hw > 0)
-    return np.stack([slide.hematoxylin * counterstain_hw, dab_hw, 0.3 * red_hw], -1).clip(0)
+    return np.stack([slide.hematoxylin * counterstain_hw, dab_hw, 0.3 * red_hw + scatter_hw], -1).clip(0)
 
 
 def expression(nuclei: NDArray[np.void], slide: Slide, marker: Marker) -> Map:
@@ -158,11 +161,8 @@ def _jitter(vectors: Vectors, sd: tuple[float, ...], rng: np.random.Generator) -
     return tuple(tuple(float(v) for v in row / np.linalg.norm(row)) for row in jittered)
 
 
-def _nuclear(section: Section, amount_n: Map, flat: bool = False) -> Map:
-    """Spread an amount per nucleus over its mask, with chromatin, membrane, overlap and focus.
-
-    `flat` leaves out the chromatin's structure, as DAB does.
-    """
+def _nuclear(section: Section, amount_n: Map, contrast: float) -> Map:
+    """Spread an amount per nucleus over its mask, with chromatin, membrane, nucleoli, overlap and focus."""
     s = section
     amount_n = _with_none(amount_n)
     habit = s.tissue.habits
@@ -171,11 +171,9 @@ def _nuclear(section: Section, amount_n: Map, flat: bool = False) -> Map:
     chromatin_n[1:][s.nuclei["mitosis"]] = rim_n[1:][s.nuclei["mitosis"]] = 0
     # A nucleus is a flattened ball: it absorbs a little less towards its outline.
     profile_hw = s.cover_hw * (1 - 0.3 * np.exp(-s.edge_hw / 0.6))
-    texture_hw = (0.3 if flat else 1.0) * chromatin_n[s.top_hw] * s.chromatin_hw
-    if not flat:
-        texture_hw += 0.7 * s.nucleoli_hw
-        texture_hw += rim_n[s.top_hw] * (np.exp(-(((s.edge_hw - 0.45) / 0.45) ** 2)) - 0.25)
-    map_hw = amount_n[s.cell_hw] * profile_hw * (1 + texture_hw).clip(0.3)
+    texture_hw = chromatin_n[s.top_hw] * s.chromatin_hw + 0.7 * s.nucleoli_hw
+    texture_hw += rim_n[s.top_hw] * (np.exp(-(((s.edge_hw - 0.45) / 0.45) ** 2)) - 0.25)
+    map_hw = amount_n[s.cell_hw] * profile_hw * (1 + contrast * texture_hw).clip(0.3)
     hidden_hw = s.top_hw != s.bottom_hw
     map_hw[hidden_hw] += 0.6 * amount_n[s.bottom_hw[hidden_hw]]
     blur_n = _with_none(s.nuclei["blur"])

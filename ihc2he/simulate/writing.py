@@ -96,8 +96,12 @@ def run(draw: Callable[[Job], None], jobs: Iterable[Job], workers: int, title: s
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         futures = [pool.submit(draw, job) for job in jobs]
-        for future in track(as_completed(futures), title, total=len(futures)):
-            future.result()
+        try:
+            for future in track(as_completed(futures), title, total=len(futures)):
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what went wrong is told now, not after all other tiles
+            raise
 
 
 def share_out(total: int, weights: Iterable[int]) -> list[int]:

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from ihc2he.simulate.cells import NUCLEUS, draw_masks, spread
 from ihc2he.simulate.optics import plain
@@ -110,7 +111,7 @@ def test_without_background_nuclear_dab_sits_in_positive_nuclei_only(draw_sectio
 
 
 def test_her2_levels_rise_in_strength_and_completeness(draw_section):
-    section, case = draw_section(BREAST, 5, epithelium=0.85)
+    section, case = draw_section(BREAST, 7, epithelium=0.85)
     slide = replace(case.ihc, background=0.0)
     lines = (section.membrane_hw < 0.3) & (section.plan.depth_hw > 2) & (section.top_hw == 0)
     dab = [ihc_concentrations(section, slide, Marker("membrane", level))[..., 1] for level in range(4)]
@@ -120,6 +121,10 @@ def test_her2_levels_rise_in_strength_and_completeness(draw_section):
     assert mean[1] < 0.5 * mean[2] < 0.5 * mean[3]
     assert complete[1] < 0.8 * complete[2] < complete[3]
     assert all(d[section.plan.depth_hw < -2].max() == 0 for d in dab)
+    epithelial = np.isin(section.nuclei["type"], (NEOPLASTIC, EPITHELIAL))
+    states = [expression(section.nuclei, slide, Marker("membrane", level)) for level in range(4)]
+    assert [s[epithelial].min() for s in states] == sorted({s[epithelial].max() for s in states})
+    assert all(s[~epithelial].max() == 0 for s in states)
 
 
 @pytest.mark.parametrize("stain", ["he", "ihc"])
@@ -146,12 +151,13 @@ def test_a_neighbouring_section_keeps_the_structures_but_not_all_cells():
     assert (a == b).mean() > 0.8
     assert not (a == b).all()
 
-    distances = [
-        np.hypot(there.nuclei["x"] - x, there.nuclei["y"] - y).min() * 0.46
-        for x, y in zip(here.nuclei["x"], here.nuclei["y"], strict=True)
-    ]
-    found = np.mean(np.array(distances) < 2.5)
-    assert 0.3 < found < 0.9
+    # Shared cells fall into place after the best shift of the whole section.
+    tree = cKDTree(np.stack([there.nuclei["x"], there.nuclei["y"]], -1) * 0.46)
+    at = np.stack([here.nuclei["x"], here.nuclei["y"]], -1) * 0.46
+    shifts = np.stack(np.meshgrid(*[np.arange(-8, 9)] * 2), -1).reshape(-1, 2)
+    found = [(tree.query(at + shift)[0] < 1.0).mean() for shift in shifts]
+    assert 0.2 < max(found) < 0.8
+    assert max(found) > 8 * np.median(found)  # of unrelated cells
 
 
 def test_equal_seeds_give_equal_pixels(draw_section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -64,7 +64,9 @@ class Evaluation:
         """
         values: dict[str, Tensor] = {}
         paired = bool(batch["paired"].all())
-        for to, source, fake in (("he", batch["ihc"], fake_he), ("ihc", batch["he"], fake_ihc)):
+        directions: list[tuple[Literal["he", "ihc"], Tensor, Tensor]]
+        directions = [("he", batch["ihc"], fake_he), ("ihc", batch["he"], fake_ihc)]
+        for to, source, fake in directions:
             if paired and self.metrics:
                 scores = fidelity.fidelity(_unit(fake), _unit(batch[to]), self.metrics)
                 values |= {f"{to}/{name}": value for name, value in scores.items()}
@@ -96,7 +98,7 @@ class Evaluation:
         values = self.per_image.compute()
         self.per_image.reset()
         for to, metric in self.distributions.items():
-            values |= {f"{to}/{name}": value for name, value in metric.compute().items()}
+            values |= {f"{to}/{name}": value.float() for name, value in metric.compute().items()}
             metric.reset()
         return values
 

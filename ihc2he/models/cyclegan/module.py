@@ -131,7 +131,8 @@ class CycleGAN(LightningModule):
 
     def exports(self) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
         """Return what a bundle needs, by bundle name: the network and its description."""
-        stains = {"ihc": "IHC", "he": "H&E"}
+        stains: dict[Stain, str] = {"ihc": "IHC", "he": "H&E"}
+        directions: list[tuple[Stain, Stain]] = [("ihc", "he"), ("he", "ihc")]
         return {
             f"g_{source}2{to}": (
                 self.generator(to),
@@ -143,7 +144,7 @@ class CycleGAN(LightningModule):
                     "value_range": [-1.0, 1.0],
                 },
             )
-            for source, to in (("ihc", "he"), ("he", "ihc"))
+            for source, to in directions
         }
 
     # ------------------------------------------------------------------ training
@@ -175,7 +176,7 @@ class CycleGAN(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Step the generators, then the discriminators on the same fakes; return the generators' loss."""
-        opt_g, opt_d = self.optimizers()  # type: ignore[misc]
+        opt_g, opt_d = self.optimizers()  # type: ignore[attr-defined]
         _step_silently(opt_d)
         ihc, he = self._in_format(batch["ihc"]), self._in_format(batch["he"])
         if batch_idx % self.hparams["accumulate"] == 0:

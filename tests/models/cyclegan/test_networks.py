@@ -192,7 +192,9 @@ def test_each_logit_sees_70_px():
     assert columns.max() - columns.min() + 1 == 70
 
 
-@pytest.mark.parametrize("net", [ResnetGenerator(16, 2), ResnetGenerator(16, 2, upsample="resize"), PatchDiscriminator(16)])
+@pytest.mark.parametrize(
+    "net", [ResnetGenerator(16, 2), ResnetGenerator(16, 2, upsample="resize"), PatchDiscriminator(16)]
+)
 def test_weights_start_normal_with_deviation_002_and_biases_at_zero(net):
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
     weights = torch.cat([layer.weight.flatten() for layer in layers])

@@ -1,6 +1,5 @@
 """Whole runs: learning, repeating, continuing, checkpoints."""
 
-import copy
 from collections.abc import Mapping
 
 import pytest
@@ -38,7 +37,7 @@ def test_a_run_in_two_parts_equals_the_run_in_one(small, fit, tmp_path):
     continued = fit(small(seed=99, **SCHEDULE), max_epochs=4, ckpt_path=tmp_path / "last.ckpt")
     again = state(continued, tmp_path)
     assert differing(whole, again) == []
-    assert (again["epoch"], again["global_step"]) == (3, 12) or (again["epoch"], again["global_step"]) == (4, 12)
+    assert again["global_step"] == 12
     assert len(again["image_pools"][0]["he"]["images"]) == 2
     # The comparison sees differences: other seeds of weights, or of the pools, are others throughout.
     other = state(fit(small(seed=1, **SCHEDULE), max_epochs=4), tmp_path)
@@ -76,7 +75,9 @@ class Blobs(Dataset):
         generator = torch.Generator().manual_seed(0)
         coarse = torch.rand(2, 1, 8, 8, generator=generator)
         mask = F.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(0, 1)
-        blue, brown, pink = (torch.tensor(c).view(3, 1, 1) for c in ((-0.4, -0.4, 0.3), (0.3, 0.0, -0.3), (0.8, 0.3, 0.6)))
+        blue, brown, pink = (
+            torch.tensor(c).view(3, 1, 1) for c in ((-0.4, -0.4, 0.3), (0.3, 0.0, -0.3), (0.8, 0.3, 0.6))
+        )
         self.ihc, self.he = mask * blue + (1 - mask) * brown, mask * blue + (1 - mask) * pink
 
     def __len__(self):
@@ -97,10 +98,7 @@ def test_two_pairs_are_learnt(small, fit, upsample):
     module, losses, data = small(generator=generator), Losses(), Blobs()
     fit(module, losses, data=data, max_epochs=15)
     assert len(losses.cycle) == 30
-    print(upsample, losses.cycle[0], losses.cycle[-5:])
     assert sum(losses.cycle[-2:]) < 0.5 * sum(losses.cycle[:2])
-    fit(module, data=data, max_epochs=40)
     made = module.translate(data.ihc, "he").mean((0, 2, 3))
     to_he, to_ihc = ((made - x.mean((0, 2, 3))).norm() for x in (data.he, data.ihc))
-    print(upsample, to_he, to_ihc)
-    assert to_he < to_ihc
+    assert to_he < to_ihc / 2

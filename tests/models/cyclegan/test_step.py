@@ -60,7 +60,7 @@ def descend(*nets):
     with torch.no_grad():
         for net in nets:
             for parameter in net.parameters():
-                parameter -= SGD["lr"] * parameter.grad
+                parameter.sub_(SGD["lr"] * parameter.grad)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -270,6 +270,22 @@ def test_dropout_works_in_training_and_not_in_use(small, fit, tiles):
 def test_wrong_settings_are_named(small, changes, message):
     with pytest.raises(ConfigError, match=message):
         small(**changes)
+
+
+def test_compilation_is_in_place_and_leaves_the_names_of_weights(small):
+    module = small(compile=True, ema_decay=0.5)
+    names = list(module.state_dict())
+    module.setup("fit")
+    assert all(getattr(module, name)._compiled_call_impl is not None for name in (*GENERATORS, *DISCRIMINATORS))
+    assert list(module.state_dict()) == names
+
+
+def test_memory_format_does_not_change_the_result(small, tiles):
+    first, last = small(channels_last=False), small(channels_last=True)
+    assert last.g_ihc2he.model[4].weight.is_contiguous(memory_format=torch.channels_last)
+    assert first.g_ihc2he.model[4].weight.is_contiguous()
+    x = tiles(2, 16).ihc
+    torch.testing.assert_close(first.translate(x, "he"), last.translate(x, "he"))
 
 
 def test_modules_given_as_objects_are_copied_and_not_saved(small, negative):

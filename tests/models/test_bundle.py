@@ -1,0 +1,155 @@
+import json
+import shutil
+import time
+
+import pytest
+import safetensors.torch
+import torch
+
+from ihc2he.errors import ConfigError, DataError
+from ihc2he.models.bundle import load_bundle, save_bundle
+from ihc2he.models.cyclegan.networks import ResnetGenerator
+
+NODE = {"_target_": "ihc2he.models.cyclegan.networks.ResnetGenerator", "width": 4, "n_blocks": 1, "dropout": 0.5}
+INFO = {
+    "module": NODE,
+    "role": "translator",
+    "stain_in": "IHC",
+    "stain_out": "H&E",
+    "mpp": 0.46,
+    "metrics": {"val/he/ssim": 0.375},
+}
+
+
+@pytest.fixture
+def network():
+    return ResnetGenerator(4, 1, dropout=0.5)
+
+
+@pytest.fixture
+def bundle(network, tmp_path):
+    return save_bundle(network, tmp_path / "bundles" / "g_ihc2he", INFO)
+
+
+def test_a_loaded_network_computes_the_same_and_is_in_evaluation_mode(bundle, network):
+    loaded, info = load_bundle(bundle)
+    x_bchw = torch.rand(1, 3, 16, 16)
+    assert torch.equal(loaded(x_bchw), network.eval()(x_bchw))
+    assert not loaded.training
+    assert info["stain_out"] == "H&E"
+
+
+def test_config_and_card_say_what_one_must_know(bundle):
+    config = json.loads((bundle / "config.json").read_text())
+    assert {key: config[key] for key in INFO} == INFO
+    assert config["format"] == 1
+    assert set(config["versions"]) == {"ihc2he", "torch"}
+    card = (bundle / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "library_name: ihc2he" in card
+    for row in ("| stain_out | H&E |", "| mpp | 0.46 |", "| val/he/ssim | 0.375 |"):
+        assert row in card
+    assert sorted(path.name for path in bundle.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_channels_last_weights_survive(network, tmp_path):
+    loaded, _ = load_bundle(save_bundle(network.to(memory_format=torch.channels_last), tmp_path / "b", INFO))
+    torch.testing.assert_close(loaded.state_dict(), network.state_dict(), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("module", [None, {"width": 4}, "ihc2he.Net"])
+def test_a_network_that_nobody_can_build_is_refused(network, tmp_path, module):
+    with pytest.raises(ConfigError, match="needs the configuration node of its network"):
+        save_bundle(network, tmp_path / "b", {**INFO, "module": module})
+    assert list(tmp_path.iterdir()) == []
+
+
+def rewrite(bundle, **changes):
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps(config | changes))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda b: (b / "model.safetensors").unlink(), "not a model bundle; model.safetensors missing. Fit writes"),
+        (lambda b: [p.unlink() for p in b.iterdir()], "config.json and model.safetensors missing"),
+        (lambda b: cut(b / "model.safetensors"), "damaged or of another version .SafetensorError"),
+        (lambda b: cut(b / "config.json"), "damaged or of another version .JSONDecodeError"),
+        (lambda b: (b / "config.json").write_bytes(b"\xff\xfe"), "damaged or of another version .UnicodeDecodeError"),
+        (lambda b: (b / "config.json").write_text("[]"), "damaged or of another version .TypeError"),
+        (lambda b: (b / "config.json").write_text("{}"), "damaged or of another version .KeyError: 'module'"),
+        (
+            lambda b: rewrite(b, module=NODE | {"width": 8}),
+            "damaged or of another version .RuntimeError.*size mismatch",
+        ),
+        (lambda b: rewrite(b, module=NODE | {"widht": 8}), "ConfigError: Building .*widht"),
+        (
+            lambda b: rewrite(b, module={"_target_": "ihc2he.models.gone.Net"}),
+            "ConfigError.*no 'gone' in 'ihc2he.models'",
+        ),
+    ],
+)
+def test_a_damaged_bundle_is_named(bundle, spoil, message):
+    spoil(bundle)
+    with pytest.raises(DataError, match=message) as caught:
+        load_bundle(bundle)
+    assert str(caught.value).startswith(str(bundle))
+    assert len(str(caught.value)) < len(str(bundle)) + 300
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "builtins.eval"])
+def test_a_bundle_can_build_nothing_but_networks(bundle, tmp_path, target):
+    rewrite(bundle, module={"_target_": target, "_args_": [f"touch {tmp_path}/owned"]})
+    with pytest.raises(DataError, match=f"'{target}' is not a Module"):
+        load_bundle(bundle)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("source", ["nowhere", "./a/b", "/no/such/folder", "a/b/c"])
+def test_neither_a_folder_nor_a_hub_id(source):
+    with pytest.raises(DataError, match=f"{source}: there is no such folder, and it is no hub id"):
+        load_bundle(source)
+
+
+def test_a_hub_that_cannot_be_reached_is_said_soon():
+    started = time.perf_counter()
+    with pytest.raises(DataError, match=r"someone/g_ihc2he: no such folder, and the hub did not give it \(.*network"):
+        load_bundle("someone/g_ihc2he")
+    assert time.perf_counter() - started < 5
+
+
+def test_a_rewrite_that_fails_leaves_the_old_bundle(bundle, network, monkeypatch):
+    old = {path.name: path.read_bytes() for path in bundle.iterdir()}
+
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save_bundle(network, bundle, {**INFO, "mpp": 9.9})
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == old
+    monkeypatch.undo()
+    save_bundle(network, bundle, {**INFO, "mpp": 9.9})
+    assert load_bundle(bundle)[1]["mpp"] == 9.9
+    assert list(bundle.parent.iterdir()) == [bundle]
+
+
+def test_an_interruption_while_the_old_one_is_removed_leaves_a_whole_bundle(bundle, network, monkeypatch):
+    remove = shutil.rmtree
+
+    def interrupted(path, *args, **kwargs):
+        if path.exists():
+            (path / "config.json").unlink()
+            raise KeyboardInterrupt
+        remove(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_bundle(network, bundle, {**INFO, "mpp": 9.9})
+    assert load_bundle(bundle)[1]["mpp"] == 9.9
