@@ -78,10 +78,11 @@ def panel(row: list[tuple[str, Tensor]], max_side: int = 512, columns: int = 4) 
 
     Args:
         row: titles and (3, H, W) images in [-1, 1].
-        max_side: larger pictures are shrunk to this many px.
+        max_side: the largest picture is shrunk to this many px, and smaller ones are enlarged to its size.
         columns: pictures per line.
     """
-    cells = [_cell(title, image, max_side) for title, image in row]
+    side = min(max_side, max(max(image.shape[-2:]) for _, image in row))
+    cells = [_cell(title, image, side) for title, image in row]
     height, width = (max(cell.shape[i] for cell in cells) for i in (0, 1))
     canvas = np.full((-(-len(cells) // columns) * height, min(columns, len(cells)) * width, 3), 255, np.uint8)
     for i, cell in enumerate(cells):
@@ -90,12 +91,13 @@ def panel(row: list[tuple[str, Tensor]], max_side: int = 512, columns: int = 4) 
     return canvas
 
 
-def _cell(title: str, image_chw: Tensor, max_side: int) -> NDArray[np.uint8]:
+def _cell(title: str, image_chw: Tensor, side: int) -> NDArray[np.uint8]:
     image = ((image_chw.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     picture = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
-    scale = max_side / max(picture.shape[:2])
-    if scale < 1:
-        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    scale = side / max(picture.shape[:2])
+    if scale != 1:
+        kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=kind)
     cell = np.full((picture.shape[0] + HEADER_PX + 2, max(picture.shape[1], 96) + 4, 3), 255, np.uint8)
     cell[HEADER_PX : HEADER_PX + picture.shape[0], 2 : 2 + picture.shape[1]] = picture
     cv2.putText(cell, title, (3, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)

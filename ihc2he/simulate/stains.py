@@ -67,7 +67,7 @@ def draw_ihc_slide(marker: Marker, rng: np.random.Generator) -> Slide:
     return Slide(
         vectors=_jitter((_IHC[0], marker.dab, _IHC[1]), _IHC_SD, rng),
         hematoxylin=float(np.exp(rng.normal(-1.1, 0.2))),
-        counter=float(np.exp(rng.normal(-0.15, 0.2))),
+        counter=float(np.exp(rng.normal(-0.25, 0.2))),
         background=float(np.exp(np.clip(rng.normal(-2.6, 0.6), -4, -1.9))),
         positive=float(rng.beta(14, 2)),
         spread=float(rng.uniform(0.55, 0.85)),

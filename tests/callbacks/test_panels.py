@@ -60,3 +60,9 @@ def test_a_test_shows_its_tiles_too(toy, tiles, trainer, tmp_path):
     for _ in range(2):
         runner.test(toy(), tiles, verbose=False)
     assert [path.name for path in (tmp_path / "test").iterdir()] == ["epoch000_b_1.png"]
+
+
+def test_pictures_of_different_sizes_are_shown_at_one():
+    canvas = panel([("small", torch.full((3, 50, 50), -1.0)), ("large", torch.full((3, 100, 100), 1.0))])
+    assert canvas.shape == (100 + HEADER_PX + 2, 2 * 104, 3)
+    assert (canvas[HEADER_PX : HEADER_PX + 100, 2:102] == 0).all()

@@ -138,7 +138,7 @@ def test_concentrations_come_back_through_colour_deconvolution(section_and_case,
     bright = image.min(-1) >= 20  # below that, one grey level is too much of an optical density
     assert bright.mean() > 0.7
     error = np.abs(separate(image, slide.vectors) - concentrations)[bright]
-    assert error.max() < 0.08
+    assert error.max() < 0.1
     assert error.mean() < 0.006
 
 
