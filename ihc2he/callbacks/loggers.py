@@ -24,6 +24,8 @@ class _AppendingWriter(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         file = Path(self.metrics_file_path)
         if file.is_file():
+            content = file.read_bytes()
+            os.truncate(file, content.rfind(b"\n") + 1)  # a killed run may have left half a line
             with file.open(newline="", encoding="utf-8") as stream:
                 self.metrics_keys = next(csv.reader(stream), [])
 

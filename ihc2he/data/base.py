@@ -1,20 +1,20 @@
-"""The shared part of the translation DataModules: build a store, split it, and load batches from it."""
+"""The shared part of the DataModules: build a store, and load batches from it; and that of the translation ones."""
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from ihc2he.data.datasets import TrainingCrops, WholeTiles
-from ihc2he.data.samplers import EpochSampler, ShardSampler, balancing_weights
+from ihc2he.data.samplers import EpochLoader, EpochSampler, ShardSampler, balancing_weights
 from ihc2he.data.splits import STAINS, split_records
 from ihc2he.data.store import Record, Skipped, TileStore, check_store, write_store
 from ihc2he.data.summary import draw_exploration, stain_statistics, warn_if_swapped, write_index
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 MIN_SIDE = 32  # px; the generators' deepest layers need some pixels to pad by reflection
 POLICIES = ("error", "skip")
 SAMPLERS = ("uniform", "level_balanced")
+REPORTS: dict[str, Callable[[Path, TileStore], None]] = {"index.csv": write_index, "exploration.png": draw_exploration}
 
 
 class RawTile(NamedTuple):
@@ -45,8 +46,110 @@ class RawTile(NamedTuple):
     files: dict[str, Path]
 
 
-class TranslationDataModule(LightningDataModule, ABC):
-    """Batches of IHC and H&E from a tile store that `prepare_data` builds once.
+class StoreDataModule(LightningDataModule, ABC):
+    """Batches from a tile store that `prepare_data` builds once from a raw dataset.
+
+    Args:
+        store: folder for the tile store and what is reported beside it.
+        num_workers: processes that load training batches; as many load each evaluation set.
+        seed: of the order and the augmentation.
+        rebuild: build the store again even if there is one.
+
+    Attributes:
+        reports: what writes each report beside the store, by file name.
+    """
+
+    reports: ClassVar[Mapping[str, Callable[[Path, TileStore], None]]]
+
+    def __init__(self, *, store: str, num_workers: int, seed: int, rebuild: bool) -> None:
+        super().__init__()
+        require("num_workers", num_workers, num_workers >= 0, "0 or more")
+        self.store_folder = Path(store).expanduser()
+        self.num_workers = num_workers
+        self.seed = seed
+        self.rebuild = rebuild
+
+    @abstractmethod
+    def find_tiles(self) -> Sequence[Any] | None:
+        """Return the tiles of the raw dataset without reading them, or None where the dataset is not there."""
+
+    @abstractmethod
+    def sources(self, tiles: Sequence[Any]) -> dict[str, Path]:
+        """Return every file that the tiles are read from, under a name that stays valid when the dataset is moved."""
+
+    @abstractmethod
+    def read_record(self, tile: Any) -> Record | Skipped:
+        """Return what the store keeps of a tile."""
+
+    @abstractmethod
+    def how_to_get(self) -> str:
+        """Return what to tell a user who has neither the dataset nor a store of it."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that change the content of the store."""
+
+    @property
+    def store_path(self) -> Path:
+        return self.store_folder / "tiles.h5"
+
+    def prepare_data(self) -> None:
+        """Build the store, or check that it still fits its source, and write the reports beside it."""
+        tiles = self.find_tiles()
+        sources = None
+        if tiles is not None:
+            sources = self.sources(tiles)
+            self._build(tiles, sources)
+        elif not self.store_path.is_file():
+            raise DataError(self.how_to_get())
+        check_store(self.store_path, sources, self.settings())
+        store = TileStore(self.store_path)
+        for name, write in self.reports.items():
+            if not (self.store_folder / name).is_file():
+                write(self.store_folder / name, store)
+
+    def _build(self, tiles: Sequence[Any], sources: dict[str, Path]) -> None:
+        if self.store_path.is_file() and not self.rebuild:
+            return
+        with exclusive(self.store_path.with_suffix(".lock")):
+            if self.store_path.is_file() and not self.rebuild:  # built by another process meanwhile
+                return
+            for report in self.reports:
+                (self.store_folder / report).unlink(missing_ok=True)
+            write_store(self.store_path, tiles, self.read_record, sources, self.settings())
+            self.rebuild = False  # the next stage of the same run comes here again
+
+    def _epoch_sampler(self, size: int, num_samples: int, weights: Sequence[float] | None) -> EpochSampler:
+        rank, world_size = self._shard()
+        return EpochSampler(
+            size=size, num_samples=num_samples, seed=self.seed, weights=weights, rank=rank, world_size=world_size
+        )
+
+    def _loader(
+        self, dataset: Dataset, sampler: EpochSampler | ShardSampler, batch_size: int, drop_last: bool = False
+    ) -> DataLoader:
+        if drop_last and len(sampler) < batch_size:
+            msg = (
+                f"data.batch_size={batch_size}: an epoch has only {len(sampler)} samples per process, "
+                "less than one batch. Pass a smaller batch size, or a larger data.samples_per_epoch."
+            )
+            raise ConfigError(msg)
+        return EpochLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=drop_last,
+        )
+
+    def _shard(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+class TranslationDataModule(StoreDataModule):
+    """Batches of IHC and H&E.
 
     A training batch is ``{"ihc": x_bchw, "he": x_bchw}``, float32 in [-1, 1]: random crops, drawn independently
     of each other. A validation or test batch holds whole tiles and also ``name`` and ``group`` (lists of str) and
@@ -79,6 +182,8 @@ class TranslationDataModule(LightningDataModule, ABC):
         ConfigError: for a value outside its range.
     """
 
+    reports = REPORTS
+
     def __init__(
         self,
         *,
@@ -101,28 +206,24 @@ class TranslationDataModule(LightningDataModule, ABC):
         on_bad_file: str,
         rebuild: bool,
     ) -> None:
-        super().__init__()
-        _require("sampler", sampler, sampler in SAMPLERS, " or ".join(SAMPLERS))
-        _require("on_bad_file", on_bad_file, on_bad_file in POLICIES, " or ".join(POLICIES))
-        _require("mpp", mpp, mpp > 0, "um/px above 0")
-        _require("crop_size", crop_size, crop_size >= MIN_SIDE, f"at least {MIN_SIDE} px")
-        _require("batch_size", batch_size, batch_size >= 1, "at least 1")
-        _require("eval_batch_size", eval_batch_size, eval_batch_size >= 1, "at least 1")
-        _require("num_workers", num_workers, num_workers >= 0, "0 or more")
-        _require("val_fraction", val_fraction, 0 <= val_fraction < 1, "from 0 to below 1")
-        _require("test_fraction", test_fraction, 0 <= test_fraction < 1, "from 0 to below 1")
-        _require("fraction", fraction, 0 < fraction <= 1, "above 0 and at most 1")
-        _require(
+        super().__init__(store=store, num_workers=num_workers, seed=seed, rebuild=rebuild)
+        require("sampler", sampler, sampler in SAMPLERS, " or ".join(SAMPLERS))
+        require("on_bad_file", on_bad_file, on_bad_file in POLICIES, " or ".join(POLICIES))
+        require("mpp", mpp, mpp > 0, "um/px above 0")
+        require("crop_size", crop_size, crop_size >= MIN_SIDE, f"at least {MIN_SIDE} px")
+        require("batch_size", batch_size, batch_size >= 1, "at least 1")
+        require("eval_batch_size", eval_batch_size, eval_batch_size >= 1, "at least 1")
+        require("val_fraction", val_fraction, 0 <= val_fraction < 1, "from 0 to below 1")
+        require("test_fraction", test_fraction, 0 <= test_fraction < 1, "from 0 to below 1")
+        require("fraction", fraction, 0 < fraction <= 1, "above 0 and at most 1")
+        require(
             "samples_per_epoch", samples_per_epoch, samples_per_epoch is None or samples_per_epoch >= 1, "1 or more"
         )
-        _require("brightness_contrast", brightness_contrast, 0 <= brightness_contrast < 1, "from 0 to below 1")
-        self.store_folder = Path(store).expanduser()
+        require("brightness_contrast", brightness_contrast, 0 <= brightness_contrast < 1, "from 0 to below 1")
         self.mpp = mpp
         self.crop_size = crop_size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
-        self.seed = seed
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.fraction = fraction
@@ -133,7 +234,6 @@ class TranslationDataModule(LightningDataModule, ABC):
         self.rotate90 = rotate90
         self.brightness_contrast = brightness_contrast
         self.on_bad_file = on_bad_file
-        self.rebuild = rebuild
 
     @abstractmethod
     def find_tiles(self) -> list[RawTile] | None:
@@ -143,30 +243,13 @@ class TranslationDataModule(LightningDataModule, ABC):
     def read_tile(self, tile: RawTile) -> dict[str, NDArray]:
         """Return the images of a tile at `mpp`, by stain: HxWx3 uint8."""
 
-    @abstractmethod
-    def how_to_get(self) -> str:
-        """Return what to tell a user who has neither the dataset nor a store of it."""
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that change the content of the store."""
-
-    @property
-    def store_path(self) -> Path:
-        return self.store_folder / "tiles.h5"
+    def sources(self, tiles: Sequence[RawTile]) -> dict[str, Path]:
+        return {f"{role}/{tile.split}/{tile.name}": file for tile in tiles for role, file in tile.files.items()}
 
     def prepare_data(self) -> None:
-        """Build the store, or check that it still fits its source, and write the reports beside it."""
-        tiles = self.find_tiles()
-        sources = None
-        if tiles is not None:
-            sources = {f"{role}/{t.split}/{t.name}": file for t in tiles for role, file in t.files.items()}
-            self._build(tiles, sources)
-        elif not self.store_path.is_file():
-            raise DataError(self.how_to_get())
-        check_store(self.store_path, sources, self.settings())
+        super().prepare_data()
         store = TileStore(self.store_path)
-        self._report(store)
+        warn_if_swapped(store)
         self._report_skipped(store)
 
     def setup(self, stage: str | None = None) -> None:
@@ -202,22 +285,7 @@ class TranslationDataModule(LightningDataModule, ABC):
             he_weights=he_weights,
             paired=self.paired,
         )
-        rank, world_size = self._shard()
-        num_samples = self.samples_per_epoch or len(dataset)
-        sampler = EpochSampler(
-            size=len(ihc),
-            num_samples=num_samples,
-            seed=self.seed,
-            weights=weights,
-            rank=rank,
-            world_size=world_size,
-        )
-        if len(sampler) < self.batch_size:
-            msg = (
-                f"data.batch_size={self.batch_size}: an epoch has only {len(sampler)} samples per process, "
-                "less than one batch. Pass a smaller batch size, or a larger data.samples_per_epoch."
-            )
-            raise ConfigError(msg)
+        sampler = self._epoch_sampler(len(ihc), self.samples_per_epoch or len(dataset), weights)
         return self._loader(dataset, sampler, self.batch_size, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
@@ -239,20 +307,6 @@ class TranslationDataModule(LightningDataModule, ABC):
         dataset = WholeTiles(self.tiles, ihc, he)
         return self._loader(dataset, ShardSampler(len(dataset), *self._shard()), self.eval_batch_size)
 
-    def _loader(self, dataset: Dataset, sampler: Sampler, batch_size: int, drop_last: bool = False) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            drop_last=drop_last,
-        )
-
-    def _shard(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
     def _level_weights(self, records: Sequence[int]) -> list[float]:
         levels = [self.tiles.rows[i]["group"] for i in records]
         if "" in levels:
@@ -260,18 +314,7 @@ class TranslationDataModule(LightningDataModule, ABC):
             raise ConfigError(msg)
         return balancing_weights(levels)
 
-    def _build(self, tiles: Sequence[RawTile], sources: dict[str, Path]) -> None:
-        if self.store_path.is_file() and not self.rebuild:
-            return
-        with exclusive(self.store_path.with_suffix(".lock")):
-            if self.store_path.is_file() and not self.rebuild:  # built by another process meanwhile
-                return
-            for report in REPORTS:
-                (self.store_folder / report).unlink(missing_ok=True)
-            write_store(self.store_path, tiles, self._record, sources, self.settings())
-            self.rebuild = False  # the next stage of the same run comes here again
-
-    def _record(self, tile: RawTile) -> Record | Skipped:
+    def read_record(self, tile: RawTile) -> Record | Skipped:
         try:
             images = self.read_tile(tile)
             for image, file in zip(images.values(), tile.files.values(), strict=False):
@@ -284,12 +327,6 @@ class TranslationDataModule(LightningDataModule, ABC):
         for stain, image in images.items():
             statistics |= stain_statistics(image, stain)
         return Record(images, {"name": tile.name, "split": tile.split, "group": tile.group, "stains": statistics})
-
-    def _report(self, store: TileStore) -> None:
-        for name, write in REPORTS.items():
-            if not (self.store_folder / name).is_file():
-                write(self.store_folder / name, store)
-        warn_if_swapped(store)
 
     def _report_skipped(self, store: TileStore) -> None:
         table = self.store_folder / "skipped.csv"
@@ -323,9 +360,6 @@ class TranslationDataModule(LightningDataModule, ABC):
         )
 
 
-REPORTS: dict[str, Callable[[Path, TileStore], None]] = {"index.csv": write_index, "exploration.png": draw_exploration}
-
-
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold a lock file, which the system releases when the process that holds it dies."""
@@ -353,7 +387,8 @@ def _require_size(image: NDArray, file: Path) -> None:
         raise DataError(msg)
 
 
-def _require(name: str, value: Any, holds: bool, expected: str) -> None:
+def require(name: str, value: Any, holds: bool, expected: str) -> None:
+    """Raise a ConfigError that names an argument of a DataModule and what it should be, unless it holds."""
     if not holds:
         msg = f"data.{name}={value}: expected {expected}."
         raise ConfigError(msg)

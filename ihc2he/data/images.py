@@ -39,6 +39,20 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         DataError: where the file cannot be read, is empty, truncated, corrupt, not an image, holds several
             pages, or has pixels of another kind.
     """
+    data = read_whole(path)
+    try:
+        return to_rgb8(_decode(data))
+    except ValueError as error:
+        msg = f"{path}: {error} Export it as an 8-bit RGB PNG."
+        raise DataError(msg) from error
+
+
+def read_whole(path: Path) -> bytes:
+    """Return the content of an image file after checking that it is whole.
+
+    Raises:
+        DataError: where it cannot be read, is empty, truncated, corrupt, not PNG, JPEG or TIFF, or holds several pages.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -48,11 +62,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if problem:
         msg = f"{path}: {problem}. Expected a whole PNG, JPEG or TIFF image: copy or export the file again."
         raise DataError(msg)
-    try:
-        return to_rgb8(_decode(data))
-    except ValueError as error:
-        msg = f"{path}: {error} Export it as an 8-bit RGB PNG."
-        raise DataError(msg) from error
+    return data
 
 
 def _decode(data: bytes) -> NDArray[Any]:

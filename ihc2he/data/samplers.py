@@ -1,10 +1,20 @@
 """Samplers whose order is a pure function of (seed, epoch), whatever the number of processes."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
+
+
+class EpochLoader(DataLoader):
+    """A DataLoader whose workers start at the first batch, not when an iterator is asked for.
+
+    The Trainer of a resumed run asks for one before it tells the sampler the epoch.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 class SampleIndex(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -92,7 +93,7 @@ def trainer(tmp_path) -> Callable[..., Trainer]:
     """Return `trainer(*callbacks, ...)`, which builds a quiet one that keeps no checkpoints of its own."""
 
     def build(*callbacks: Callback, **changes: Any) -> Trainer:
-        keeps = any(type(callback).__name__.endswith("Checkpoint") for callback in callbacks)
+        keeps = any(isinstance(callback, Checkpoint) for callback in callbacks)
         defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": 3, "logger": False, "log_every_n_steps": 1}
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": keeps}
         return Trainer(callbacks=list(callbacks), default_root_dir=tmp_path, **(defaults | quiet | changes))

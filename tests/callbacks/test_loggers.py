@@ -18,16 +18,16 @@ def read_csv(path):
 
 
 def test_a_resumed_run_goes_on_in_the_same_csv_with_new_columns(tmp_path):
-    for first, key in ((0, "train/loss_g"), (2, "val/he/psnr")):
+    for first, key in ((0, "lr-Adam"), (2, "val/he/psnr")):
         logger = Csv(str(tmp_path), flush_logs_every_n_steps=1)
         logger.log_metrics({"train/loss_g": 0.5 + first}, first)
         logger.log_metrics({key: 0.25}, first + 1)
         logger.finalize("success")
     assert read_csv(tmp_path / "metrics.csv") == [
-        {"step": "0", "train/loss_g": "0.5", "val/he/psnr": ""},
-        {"step": "1", "train/loss_g": "0.25", "val/he/psnr": ""},
-        {"step": "2", "train/loss_g": "2.5", "val/he/psnr": ""},
-        {"step": "3", "train/loss_g": "", "val/he/psnr": "0.25"},
+        {"step": "0", "lr-Adam": "", "train/loss_g": "0.5", "val/he/psnr": ""},
+        {"step": "1", "lr-Adam": "0.25", "train/loss_g": "", "val/he/psnr": ""},
+        {"step": "2", "lr-Adam": "", "train/loss_g": "2.5", "val/he/psnr": ""},
+        {"step": "3", "lr-Adam": "", "train/loss_g": "", "val/he/psnr": "0.25"},
     ]
 
 
@@ -131,3 +131,11 @@ def test_a_missing_tensorboard_is_named(tmp_path, monkeypatch):
         monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
     with pytest.raises(ConfigError, match=r"logger=tensorboard needs TensorBoard: pip install 'ihc2he\[tensorboard\]'"):
         TensorBoard(str(tmp_path))
+
+
+def test_half_a_line_of_a_killed_run_is_dropped(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,step,x\n0,0,1.0\n0,1,2")
+    logger = Csv(str(tmp_path))
+    logger.log_metrics({"epoch": 0, "x": 2.0}, step=1)
+    logger.save()
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["epoch,step,x", "0,0,1.0", "0,1,2.0"]

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -52,7 +53,7 @@ def tiles() -> Callable[..., Tiles]:
 
 @pytest.fixture(scope="session")
 def small() -> Callable[..., CycleGAN]:
-    """Return `small(**changes)`, which builds a CycleGAN of two thousand parameters from a fixed seed."""
+    """Return `small(**changes)`, which builds a CycleGAN from a fixed seed."""
 
     def build(seed: int = 0, **changes: Any) -> CycleGAN:
         torch.manual_seed(seed)
@@ -66,11 +67,11 @@ def trainer(tmp_path) -> Callable[..., Trainer]:
     """Return `trainer(**changes)`, which builds a quiet one on the CPU."""
 
     def build(**changes: Any) -> Trainer:
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False}
-        if not any(type(c).__name__.endswith("Checkpoint") for c in changes.get("callbacks", [])):
-            quiet["enable_checkpointing"] = False
+        keeps = any(isinstance(callback, Checkpoint) for callback in changes.get("callbacks", []))
         defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "log_every_n_steps": 1}
-        return Trainer(**(defaults | quiet | {"default_root_dir": tmp_path} | changes))
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": keeps}
+        own_order = {"use_distributed_sampler": False, "default_root_dir": tmp_path}
+        return Trainer(**(defaults | quiet | own_order | changes))
 
     return build
 

@@ -91,6 +91,9 @@ class CycleGAN(LightningModule):
         if label_smoothing and adversarial not in ("lsgan", "bce"):
             msg = f"label_smoothing={label_smoothing} has no meaning for adversarial={adversarial}; set it to 0."
             raise ConfigError(msg)
+        if compile and adversarial == "wgan_gp":
+            msg = "compile=true cannot differentiate the penalty of adversarial=wgan_gp twice; set compile=false."
+            raise ConfigError(msg)
         given = [
             name
             for name, net in (("generator", generator), ("discriminator", discriminator))
@@ -155,6 +158,9 @@ class CycleGAN(LightningModule):
             for net in (self.g_ihc2he, self.g_he2ihc, self.d_ihc, self.d_he):
                 net.compile()
         if stage == "fit":
+            if self.hparams["gradient_clip_val"] is not None and self.trainer.precision == "16-mixed":
+                msg = "gradient_clip_val would clip the scaled gradients of trainer.precision=16-mixed; use bf16-mixed."
+                raise ConfigError(msg)
             seed = self.hparams["seed"] + 2 * self.global_rank
             self.pools["ihc"].generator.manual_seed(seed)
             self.pools["he"].generator.manual_seed(seed + 1)
@@ -175,7 +181,7 @@ class CycleGAN(LightningModule):
         return max(0.0, 1.0 - decayed / (self.hparams["n_epochs_decay"] + 1))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Step the generators, then the discriminators on the same fakes; return the generators' loss."""
+        """Step the generators, then the discriminators on the same fakes; return the sum of their losses."""
         opt_g, opt_d = self.optimizers()  # type: ignore[attr-defined]
         _step_silently(opt_d)
         ihc, he = self._in_format(batch["ihc"]), self._in_format(batch["he"])
@@ -195,12 +201,13 @@ class CycleGAN(LightningModule):
                 "d_ihc": self._discriminator_loss(self.d_ihc, ihc, self.pools["ihc"].query(fake_ihc)),
                 "d_he": self._discriminator_loss(self.d_he, he, self.pools["he"].query(fake_he)),
             }
-            self._backward_and_step(losses_d["d_ihc"] + losses_d["d_he"], opt_d, batch_idx)
+            loss_d = losses_d["d_ihc"] + losses_d["d_he"]
+            self._backward_and_step(loss_d, opt_d, batch_idx)
 
-        shown = {"train/loss_g": loss_g, "train/loss_d": losses_d["d_ihc"] + losses_d["d_he"]}
+        shown = {"train/loss_g": loss_g, "train/loss_d": loss_d}
         self.log_dict({k: v.detach() for k, v in shown.items()}, prog_bar=True)
         self.log_dict({f"train/loss_{k}": v.detach() for k, v in (losses | losses_d).items()})
-        return loss_g.detach()
+        return (loss_g + loss_d).detach()
 
     def _generator_losses(self, ihc: Tensor, he: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return the weighted terms of the generators' loss, and the fakes in both stains.
@@ -256,6 +263,11 @@ class CycleGAN(LightningModule):
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
             for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
                 group["lr"] = lr * self._lr_factor(scheduler.last_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        """Seed what draws from the global generator (dropout, gradient penalty), so that a resumed run draws alike."""
+        ranks = max(1, self.trainer.world_size)
+        torch.manual_seed(self.hparams["seed"] + self.current_epoch * ranks + self.global_rank)
 
     def on_train_epoch_end(self) -> None:
         """Step both learning-rate schedulers, which manual optimisation leaves to the module."""

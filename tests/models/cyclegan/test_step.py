@@ -1,6 +1,7 @@
 """One training step against the reference's formulas, written out."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -208,16 +209,17 @@ def test_two_accumulated_batches_equal_one_of_twice_the_size(small, fit):
     assert (one.state_dict()["d_he.model.0.weight"] - start["d_he.model.0.weight"]).abs().max() > 1e-4
 
 
-def test_the_average_of_the_generators_is_the_recursion_and_is_what_is_used(small, fit, tiles):
-    module, decay, online = small(ema_decay=0.7), 0.7, []
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_average_of_the_generators_is_the_recursion_and_is_what_is_used(small, fit, tiles, accumulate):
+    module, decay, online = small(ema_decay=0.7, accumulate=accumulate), 0.7, []
     average = {name: copy.deepcopy(getattr(module, name).state_dict()) for name in GENERATORS}
 
     class Online(Callback):
         def on_train_batch_end(self, trainer, pl_module, *args):
             online.append({name: copy.deepcopy(getattr(pl_module, name).state_dict()) for name in GENERATORS})
 
-    fit(module, Online(), n=3)
-    for weights in online:
+    fit(module, Online(), n=4)
+    for weights in online[accumulate - 1 :: accumulate]:  # after steps, not after batches
         for name, state in average.items():
             for key, value in state.items():
                 state[key] = decay * value + (1 - decay) * weights[name][key]
@@ -238,14 +240,6 @@ def test_without_averaging_the_trained_generator_is_used(small, tiles):
         assert torch.equal(module.translate(x, "he"), module.g_ihc2he(x))
     assert module.exports()["g_he2ihc"][0] is module.g_he2ihc
     assert len(module.g_ema) == 0
-
-
-def test_averaging_follows_optimiser_steps_not_batches(small, fit):
-    module = small(ema_decay=0.5, accumulate=2)
-    start = copy.deepcopy(module.g_ihc2he.state_dict())
-    fit(module, n=2)
-    expected = {key: 0.5 * start[key] + 0.5 * value for key, value in module.g_ihc2he.state_dict().items()}
-    torch.testing.assert_close(module.g_ema["g_ihc2he"].state_dict(), expected)
 
 
 def test_dropout_works_in_training_and_not_in_use(small, fit, tiles):
@@ -294,3 +288,10 @@ def test_modules_given_as_objects_are_copied_and_not_saved(small, negative):
     assert "generator" not in module.hparams
     assert "discriminator" in module.hparams
     assert module.exports()["g_ihc2he"][1]["module"] is None
+
+
+def test_clipping_is_refused_where_gradients_are_scaled(small):
+    module = small(gradient_clip_val=1.0)
+    module.trainer = SimpleNamespace(precision="16-mixed", global_rank=0)
+    with pytest.raises(ConfigError, match="use bf16-mixed"):
+        module.setup("fit")
