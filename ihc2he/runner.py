@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf, read_write
 
 from ihc2he.build import build
@@ -42,8 +43,15 @@ def run(cfg: dict[str, Any]) -> float | None:
         cfg: a composed, resolved and checked configuration of plain values.
 
     Raises:
-        ConfigError: for a stage that cannot run, or a metric that was not logged.
+        ConfigError: for a stage that cannot run, a Trainer that cannot work here, or a metric that was not logged.
     """
+    try:
+        return _run(cfg)
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
+
+
+def _run(cfg: dict[str, Any]) -> float | None:
     folder = Path(cfg["paths"]["output_dir"])
     first = _rank() == 0
     logging.getLogger("ihc2he").setLevel(logging.INFO if first else logging.ERROR)
