@@ -178,6 +178,10 @@ def _record(folder: Path, cfg: Mapping[str, Any], loggers: list[Logger], enabled
     try:
         yield record
         record["status"] = "finished"
+    except (KeyboardInterrupt, SystemExit):  # the Trainer turns the one into the other
+        record["status"] = "interrupted"
+        log.info("Interrupted. To go on from the last complete epoch, repeat the command with ckpt_path=last.")
+        raise
     except BaseException as error:
         record["status"] = f"{type(error).__name__}: {error}"
         raise

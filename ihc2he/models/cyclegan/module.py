@@ -212,28 +212,29 @@ class CycleGAN(LightningModule):
     def _generator_losses(self, ihc: Tensor, he: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return the weighted terms of the generators' loss, and the fakes in both stains.
 
-        Each generator sees its translation and its identity input as one batch: instance normalisation keeps the
-        images apart, so this equals separate calls.
+        What a generator can translate at one time goes through it as one batch: instance normalisation keeps the images
+        apart, so the results are those of separate calls.
         """
         hp = self.hparams
         cycle, identity = hp["lambda_cycle"], hp["lambda_cycle"] * hp["lambda_identity"]
-        losses: dict[str, Tensor] = {}
-        if identity > 0:
-            fake_he, same_he = self.g_ihc2he(torch.cat([ihc, he])).split([len(ihc), len(he)])
-            fake_ihc, same_ihc = self.g_he2ihc(torch.cat([he, ihc])).split([len(he), len(ihc)])
-            losses["identity_he"] = identity * F.l1_loss(same_he.float(), he)
-            losses["identity_ihc"] = identity * F.l1_loss(same_ihc.float(), ihc)
-        else:
-            fake_he, fake_ihc = self.g_ihc2he(ihc), self.g_he2ihc(he)
-        losses["g_he"] = gan.generator_loss(self.d_he(fake_he), hp["adversarial"])
-        losses["g_ihc"] = gan.generator_loss(self.d_ihc(fake_ihc), hp["adversarial"])
-        losses["cycle_ihc"] = cycle * F.l1_loss(self.g_he2ihc(fake_he).float(), ihc)
-        losses["cycle_he"] = cycle * F.l1_loss(self.g_ihc2he(fake_ihc).float(), he)
+        own = identity > 0
+        fake_he = self.g_ihc2he(ihc)
+        fake_ihc, again_ihc, *same_ihc = _together(self.g_he2ihc, he, fake_he, *([ihc] if own else []))
+        again_he, *same_he = _together(self.g_ihc2he, fake_ihc, *([he] if own else []))
+        losses = {
+            "cycle_ihc": cycle * F.l1_loss(again_ihc.float(), ihc),
+            "cycle_he": cycle * F.l1_loss(again_he.float(), he),
+            "g_he": gan.generator_loss(self.d_he(fake_he), hp["adversarial"]),
+            "g_ihc": gan.generator_loss(self.d_ihc(fake_ihc), hp["adversarial"]),
+        }
+        if own:
+            losses["identity_he"] = identity * F.l1_loss(same_he[0].float(), he)
+            losses["identity_ihc"] = identity * F.l1_loss(same_ihc[0].float(), ihc)
         return losses, fake_ihc, fake_he
 
     def _discriminator_loss(self, d: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         hp = self.hparams
-        real_logits, fake_logits = d(torch.cat([real, fake.to(real.dtype)])).split([len(real), len(fake)])
+        real_logits, fake_logits = _together(d, real, fake)
         loss = gan.discriminator_loss(real_logits, fake_logits, hp["adversarial"], hp["label_smoothing"])
         if hp["adversarial"] == "wgan_gp":
             loss = loss + hp["lambda_gp"] * gan.gradient_penalty(d, real, fake)
@@ -344,6 +345,11 @@ class CycleGAN(LightningModule):
 
     def _in_format(self, x_bchw: Tensor) -> Tensor:
         return x_bchw.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else x_bchw
+
+
+def _together(net: nn.Module, *images: Tensor) -> tuple[Tensor, ...]:
+    """Return what a network makes of several batches, which it sees as one."""
+    return net(torch.cat(images)).split([len(image) for image in images])
 
 
 def _two_of(node: Node) -> tuple[nn.Module, nn.Module]:

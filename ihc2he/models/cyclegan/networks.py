@@ -31,20 +31,29 @@ class InstanceNorm(nn.InstanceNorm2d):
         return done[0] if len(done) == 1 else torch.cat(done)
 
 
+class ReflectionPad(nn.ReflectionPad2d):
+    """Reflection padding in the precision of its input; autocast on the CPU would pad in float32 and convert twice."""
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        """Return the padded tensor."""
+        with torch.autocast(x_bchw.device.type, enabled=False):
+            return super().forward(x_bchw)
+
+
 class ResnetBlock(nn.Module):
     """Two 3x3 convolutions with reflection padding and a skip; no ReLU after the sum."""
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         layers: list[nn.Module] = [
-            nn.ReflectionPad2d(1),
+            ReflectionPad(1),
             nn.Conv2d(width, width, 3),
             InstanceNorm(width),
             nn.ReLU(True),
         ]
         if dropout > 0:
             layers.append(nn.Dropout(dropout))
-        layers += [nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), InstanceNorm(width)]
+        layers += [ReflectionPad(1), nn.Conv2d(width, width, 3), InstanceNorm(width)]
         self.conv_block = nn.Sequential(*layers)
 
     def forward(self, x_bchw: Tensor) -> Tensor:
@@ -76,13 +85,13 @@ class ResnetGenerator(nn.Module):
         if n_blocks < 1:
             msg = f"n_blocks has to be at least 1, found {n_blocks}."
             raise ConfigError(msg)
-        layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(3, width, 7), *_norm_relu(width)]
+        layers: list[nn.Module] = [ReflectionPad(3), nn.Conv2d(3, width, 7), *_norm_relu(width)]
         for c in (width, 2 * width):
             layers += [nn.Conv2d(c, 2 * c, 3, stride=2, padding=1), *_norm_relu(2 * c)]
         layers += [ResnetBlock(4 * width, dropout) for _ in range(n_blocks)]
         for c in (4 * width, 2 * width):
             layers += [_upsampling(c, upsample), *_norm_relu(c // 2)]
-        layers += [nn.ReflectionPad2d(3), nn.Conv2d(width, 3, 7), nn.Tanh()]
+        layers += [ReflectionPad(3), nn.Conv2d(width, 3, 7), nn.Tanh()]
         self.model = nn.Sequential(*layers)
         initialise(self)
 
@@ -111,7 +120,7 @@ def _upsampling(width: int, kind: str) -> nn.Module:
     if kind == "transpose":
         return nn.ConvTranspose2d(width, width // 2, 3, stride=2, padding=1, output_padding=1)
     conv = nn.Conv2d(width, width // 2, 3)
-    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.ReflectionPad2d(1), conv)
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), ReflectionPad(1), conv)
 
 
 class PatchDiscriminator(nn.Module):
