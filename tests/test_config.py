@@ -12,7 +12,18 @@ from ihc2he.errors import ConfigError
 
 CONF = config.config_dir()
 EXPERIMENTS = sorted(str(p.relative_to(CONF / "experiment").with_suffix("")) for p in CONF.glob("experiment/**/*.yaml"))
-GROUPS = ["data", "model", "model/generator", "model/discriminator", "trainer", "logger", "callbacks", "debug"]
+GROUPS = [
+    "data",
+    "model",
+    "model/generator",
+    "model/discriminator",
+    "model/encoder",
+    "model/scheduler",
+    "trainer",
+    "logger",
+    "callbacks",
+    "debug",
+]
 OPTIONS = [f"{group}={p.stem}" for group in GROUPS for p in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -44,7 +55,8 @@ def test_every_experiment_composes_and_passes_preflight(name):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_passes_preflight(option):
-    config.preflight(composed("experiment=cyclegan_bci", option))
+    segments = option == "model=hovernet" or option.startswith(("model/encoder", "model/scheduler"))
+    config.preflight(composed(f"experiment={'hovernet_pannuke' if segments else 'cyclegan_bci'}", option))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

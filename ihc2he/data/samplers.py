@@ -1,5 +1,6 @@
 """Samplers whose order is a pure function of (seed, epoch), whatever the number of processes."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -105,3 +106,20 @@ def balancing_weights(groups: Sequence[str]) -> list[float]:
     """
     counts = {group: groups.count(group) for group in set(groups)}
     return [1 / counts[group] for group in groups]
+
+
+def presence_weights(present: Sequence[Sequence[str]]) -> list[float]:
+    """Return a weight per tile that makes every class the reason for equally many draws.
+
+    A tile is drawn for the sake of any class that it holds, or, where it holds none, for the emptiness of it. A rare
+    class is so seen often, though never without the classes around it.
+
+    Args:
+        present: the classes in each tile, each named once.
+
+    >>> presence_weights([["a"], ["a", "b"], ["a"], []])
+    [0.3333333333333333, 1.3333333333333333, 0.3333333333333333, 1.0]
+    """
+    reasons = [classes or [""] for classes in present]
+    counts = Counter(name for classes in reasons for name in classes)
+    return [sum(1 / counts[name] for name in classes) for classes in reasons]

@@ -52,6 +52,22 @@ def write_index(path: Path, store: TileStore) -> None:
     write_csv(path, rows)
 
 
+def write_nuclei_index(path: Path, store: TileStore) -> None:
+    """Write one line per tile with nuclei: name, split, tissue, size, nuclei in all and of each class, what was lost.
+
+    ``vanished``: nuclei smaller than a pixel after resampling; ``overlap_px``: pixels that two nuclei claimed.
+    """
+    rows = [
+        {"tile": row["name"], "split": row["split"], "tissue": row["group"]}
+        | dict(zip(("height", "width"), row["shapes"]["image"], strict=False))
+        | {"nuclei": row["nuclei"]}
+        | row.get("counts", {})
+        | {name: row[name] for name in ("vanished", "overlap_px") if name in row}
+        for row in store.rows
+    ]
+    write_csv(path, rows)
+
+
 def draw_exploration(path: Path, store: TileStore) -> None:
     """Draw the level distribution, the histograms of the stains and example tiles of both stains."""
     from matplotlib.figure import Figure  # without pyplot: no global state, no display

@@ -1,0 +1,133 @@
+"""Augmentation of H&E crops with nuclei: geometry for image and labels alike, colour for the image alone."""
+
+import os
+import random
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ihc2he.errors import ConfigError
+from ihc2he.stain.deconvolution import DAB, EOSIN, HEMATOXYLIN, optical_density, unmixing_matrix
+
+_ELASTIC_REACH = 12.0  # px, over which neighbouring displacements agree: about a nucleus at 0.25 um/px
+_UNMIX_cs = unmixing_matrix((HEMATOXYLIN, EOSIN, DAB))
+_MIX_sc = np.linalg.inv(_UNMIX_cs)
+
+Labels = NDArray[np.int32]
+
+
+class NucleiAugmentation:
+    """Random changes of a crop and its label maps, by albumentations; each argument is a greatest change, 0 = off.
+
+    Geometry moves image and labels together (labels by the nearest pixel); what it uncovers at the border is filled by
+    reflection. Colour and sharpness change the image alone. Scale, HSV and HED change half of the crops; elastic, blur
+    and noise a quarter.
+
+    Args:
+        dihedral: one of the eight turns and reflections of a square, equally likely; not a change with a size.
+        scale: relative change of size: 0.2 = by 0.8 to 1.2.
+        elastic: standard deviation of the displacements, px.
+        blur: sigma of a Gaussian, px.
+        noise: standard deviation of Gaussian noise, as a fraction of white.
+        hed: change of the hematoxylin, eosin and residual stain: factors of 1 - hed to 1 + hed, and shifts of -hed to
+            +hed in optical density (Tellez et al., Med Image Anal 2019: 0.05 = light, 0.2 = strong).
+        hsv: change of saturation and value, as a fraction of their range; of hue by a quarter of that.
+
+    Raises:
+        ConfigError: for a value outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        dihedral: bool = True,
+        scale: float = 0.2,
+        elastic: float = 1.5,
+        blur: float = 1.0,
+        noise: float = 0.03,
+        hed: float = 0.05,
+        hsv: float = 0.1,
+    ) -> None:
+        for name, value, limit in (
+            ("scale", scale, 0.9),
+            ("elastic", elastic, _ELASTIC_REACH / 2),  # beyond it, the tissue folds
+            ("blur", blur, 10),
+            ("noise", noise, 1),
+            ("hed", hed, 1),
+            ("hsv", hsv, 1),
+        ):
+            if not 0 <= value <= limit:
+                msg = f"data.augmentation.{name}={value}: expected from 0 to {limit}."
+                raise ConfigError(msg)
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks a server for news otherwise
+        import albumentations as A
+
+        reflect = cv2.BORDER_REFLECT_101
+        steps: list[A.BasicTransform] = []
+        if dihedral:
+            steps.append(A.D4(p=1))
+        if scale:
+            steps.append(A.Affine(scale=(1 - scale, 1 + scale), border_mode=reflect, p=0.5))
+        if elastic:
+            # The displacements are noise in [-1, 1], of standard deviation 1 / sqrt(3); smoothing it by a Gaussian
+            # leaves 1 / (2 sqrt(pi) sigma) of that.
+            alpha = elastic * np.sqrt(3) * 2 * np.sqrt(np.pi) * _ELASTIC_REACH
+            steps.append(
+                A.ElasticTransform(
+                    alpha=alpha, sigma=_ELASTIC_REACH, noise_distribution="uniform", border_mode=reflect, p=0.25
+                )
+            )
+        if hsv:
+            limit = 255 * hsv
+            steps.append(
+                A.HueSaturationValue(hue_shift_limit=180 * hsv / 4, sat_shift_limit=limit, val_shift_limit=limit, p=0.5)
+            )
+        if blur:
+            steps.append(A.GaussianBlur(sigma_limit=(0.1, max(0.1, blur)), p=0.25))
+        if noise:
+            steps.append(A.GaussNoise(std_range=(0, noise), p=0.25))
+        self.hed = hed
+        self.steps = A.Compose(steps)
+
+    def __call__(
+        self, image: NDArray[np.uint8], labels: Sequence[Labels], seed: int
+    ) -> tuple[NDArray[np.uint8], list[Labels]]:
+        """Return the changed image and its changed label maps; the same seed gives the same change.
+
+        Args:
+            image: HxWx3 uint8 RGB, square.
+            labels: HxW int32 maps with values below 2^24.
+            seed: of all randomness.
+        """
+        rng = np.random.default_rng(seed)
+        if self.hed and rng.random() < 0.5:
+            factors_s, shifts_s = rng.uniform(-self.hed, self.hed, (2, 3))
+            image = change_stains(image, 1 + factors_s, shifts_s)
+        # Not Compose.set_random_seed, which gives every step its own copy of one random stream.
+        self.steps.set_random_state(rng, random.Random(seed))
+        # OpenCV warps no int32, and moves all maps at once; float32 holds these values exactly.
+        done = self.steps(image=image, mask=np.stack(labels, -1).astype(np.float32))
+        maps_hwn = done["mask"].reshape(*done["image"].shape[:2], len(labels))
+        return done["image"], [np.ascontiguousarray(maps_hwn[..., i], np.int32) for i in range(len(labels))]
+
+
+def change_stains(image: NDArray[np.uint8], factors_s: NDArray, shifts_s: NDArray) -> NDArray[np.uint8]:
+    """Return an image whose stains are stronger or weaker.
+
+    Args:
+        image: HxWx3, uint8 RGB.
+        factors_s: three, on the concentrations of hematoxylin, eosin and DAB.
+        shifts_s: three, added to them, in optical density.
+
+    >>> pixel = np.array([[[150, 80, 160]]], np.uint8)
+    >>> change_stains(pixel, np.ones(3), np.zeros(3)).tolist()
+    [[[150, 80, 160]]]
+    >>> change_stains(pixel, np.full(3, 2), np.zeros(3)).tolist()  # twice the optical density: 150^2 / 255 = 88
+    [[[88, 25, 100]]]
+    """
+    mixed_cc = ((_UNMIX_cs * factors_s) @ _MIX_sc).astype(np.float32)
+    od_hwc = optical_density(image) @ mixed_cc + (shifts_s @ _MIX_sc).astype(np.float32)
+    light_hwc = np.exp(od_hwc * np.float32(-np.log(10))) * np.float32(255)
+    return np.clip(np.rint(light_hwc, out=light_hwc), 0, 255, out=light_hwc).astype(np.uint8)

@@ -1,0 +1,277 @@
+"""H&E tiles with nuclei, in a user's own folders: images/, instances/ and perhaps types/ and tiles.csv."""
+
+import csv
+import logging
+from collections.abc import Sequence
+from math import inf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader
+
+from ihc2he.data.augmentation import NucleiAugmentation
+from ihc2he.data.base import require
+from ihc2he.data.images import SUFFIXES, find_images, read_image
+from ihc2he.data.labels import read_labels
+from ihc2he.data.segmentation import Labelled, SegmentationDataModule
+from ihc2he.data.splits import SPLITS, stratified_sample
+from ihc2he.data.store import Record
+from ihc2he.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+TEST_SPLITS = (*SPLITS, "all")
+
+HOW_TO_GET = """\
+No tiles were found: {images} is not there or holds no image, nor is there a tile store of it at {store}.
+Expected this tree, with equal names but for the extension:
+  {root}/images/*.png (or JPEG, TIFF): RGB
+  {root}/instances/*.png (or TIFF): one channel of whole numbers, a number for each nucleus, 0 = background
+  {root}/types/*.png (optional): 1 to the number of data.classes on nuclei, 0 elsewhere
+  {root}/tiles.csv (optional): columns name, split (train, val or test), um_per_px, tissue
+If it lies elsewhere, pass data.root=FOLDER."""
+
+
+class Tile(NamedTuple):
+    """A tile before it is read.
+
+    Attributes:
+        name: relative to ``images``, without extension.
+        split: "train", "val", "test", or "" where nothing says which.
+        tissue: or "".
+        mpp: um/px of its files.
+        files: by role: "images", "instances" and perhaps "types".
+    """
+
+    name: str
+    split: str
+    tissue: str
+    mpp: float
+    files: dict[str, Path]
+
+
+class NucleiDataModule(SegmentationDataModule):
+    """Your own annotated H&E tiles; `SegmentationDataModule` documents the batches and the other arguments.
+
+    ``images``, ``instances`` and ``types`` hold files of equal names but for the extension. ``tiles.csv`` may say more
+    of each tile: ``name``, ``split``, ``um_per_px``, ``tissue``; other columns are not read. Where it has no splits,
+    random fractions of the tiles are held out; tiles of one slide may then fall on both sides.
+
+    Args:
+        root: folder with ``images`` and the others.
+        classes: names of the types from 1; None: types are not used.
+        mpp_files: um/px of the files where ``tiles.csv`` does not say.
+        mpp: um/px of the images it yields; tiles of another pixel size are resampled.
+        val_fraction: of the tiles, for validation, where ``tiles.csv`` has no splits.
+        test_fraction: of the tiles, for testing, where ``tiles.csv`` has no splits.
+        test_split: which tiles the test is on: "test", "val" or "train", or "all" (of a model trained elsewhere).
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        store: str,
+        classes: Sequence[str] | None = None,
+        mpp_files: float | None = None,
+        mpp: float = 0.25,
+        crop_size: int = 256,
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int = 4,
+        seed: int = 0,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        test_split: str = "test",
+        samples_per_epoch: int | None = None,
+        sampler: str = "uniform",
+        augmentation: dict[str, Any] | NucleiAugmentation | None = None,
+        rebuild: bool = False,
+    ) -> None:
+        super().__init__(
+            store=store,
+            mpp=mpp,
+            classes=classes or (),
+            crop_size=crop_size,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            samples_per_epoch=samples_per_epoch,
+            sampler=sampler,
+            augmentation=augmentation,
+            rebuild=rebuild,
+        )
+        require("mpp_files", mpp_files, mpp_files is None or mpp_files > 0, "um/px above 0")
+        require("val_fraction", val_fraction, 0 <= val_fraction < 1, "from 0 to below 1")
+        require("test_fraction", test_fraction, 0 <= test_fraction < 1, "from 0 to below 1")
+        require("test_split", test_split, test_split in TEST_SPLITS, " or ".join(TEST_SPLITS))
+        self.root = Path(root).expanduser()
+        self.mpp_files = mpp_files
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.test_split = test_split
+
+    def test_dataloader(self) -> DataLoader:
+        if not self.records["test"]:
+            msg = f"{self.root}: found no test tiles. Pass data.test_split=val to test on those of the validation."
+            raise DataError(msg)
+        return super().test_dataloader()
+
+    def find_tiles(self) -> list[Tile] | None:
+        images = _by_name(self.root / "images")
+        if not images:
+            return None
+        roles = {"images": images, "instances": _by_name(self.root / "instances")}
+        if self.classes:
+            roles["types"] = _by_name(self.root / "types")
+        elif (self.root / "types").is_dir():
+            log.warning("%s is not used: data.classes names no types.", self.root / "types")
+        for role, found in roles.items():
+            _require_same_names(self.root / role, found, images)
+        table = read_table(self.root / "tiles.csv")
+        if table:
+            _require_same_names(self.root / "tiles.csv", table, images)
+        tiles = [self._tile(name, table.get(name, {}), {role: roles[role][name] for role in roles}) for name in images]
+        without = [tile.name for tile in tiles if not tile.split]
+        if 0 < len(without) < len(tiles):
+            msg = (
+                f"{self.root / 'tiles.csv'}: {len(without)} tiles have no split, such as {without[0]}. Fill the column "
+                "split for all tiles, or for none."
+            )
+            raise DataError(msg)
+        return tiles
+
+    def _tile(self, name: str, said: dict[str, str], files: dict[str, Path]) -> Tile:
+        where = f"{self.root / 'tiles.csv'}: {name}"
+        split = said.get("split") or ""
+        if split not in (*SPLITS, ""):
+            msg = f"{where}: split {split!r}, expected {', '.join(SPLITS)} or nothing."
+            raise DataError(msg)
+        mpp = said.get("um_per_px") or self.mpp_files
+        if mpp is None:
+            msg = (
+                f"data.mpp_files={self.mpp_files}: the pixel size of {files['images']} is not known. Pass it in um/px "
+                "(about 0.25 for a 40x scan, 0.5 for 20x), or give tiles.csv a column um_per_px."
+            )
+            raise ConfigError(msg)
+        try:
+            mpp = float(mpp)
+        except ValueError:
+            mpp = -1.0
+        if not 0 < mpp < inf:
+            msg = f"{where}: um_per_px {said['um_per_px']!r}, expected a number above 0, such as 0.25."
+            raise DataError(msg)
+        return Tile(name, split, said.get("tissue") or "", mpp, files)
+
+    def sources(self, tiles: Sequence[Tile]) -> dict[str, Path]:
+        files = [file for tile in tiles for file in tile.files.values()]
+        table = self.root / "tiles.csv"
+        return {
+            file.relative_to(self.root).as_posix(): file for file in (*files, *([table] if table.is_file() else []))
+        }
+
+    def read_record(self, tile: Tile) -> Record:
+        image = read_image(tile.files["images"])
+        maps = {role: read_labels(file) for role, file in tile.files.items() if role != "images"}
+        for role, labels in maps.items():
+            if labels.shape != image.shape[:2]:
+                found, expected = ("x".join(map(str, array.shape[1::-1])) for array in (labels, image))
+                msg = f"{tile.files[role]}: {found} px, but its image {tile.files['images']} has {expected}."
+                raise DataError(msg)
+        if "types" in maps:
+            self._check_types(tile, maps)
+        row = {"name": tile.name, "split": tile.split, "group": tile.tissue}
+        return self._to_record(Labelled(image, maps["instances"], maps.get("types")), tile.mpp, row)
+
+    def _check_types(self, tile: Tile, maps: dict[str, Any]) -> None:
+        types, inside = maps["types"], maps["instances"] > 0
+        if types.max() > len(self.classes):
+            msg = (
+                f"{tile.files['types']}: found type {types.max()}, but data.classes names only {len(self.classes)}: "
+                f"{', '.join(self.classes)}."
+            )
+            raise DataError(msg)
+        untyped, outside = ((inside & (types == 0)).sum(), (~inside & (types > 0)).sum())
+        if untyped or outside:
+            msg = (
+                f"{tile.files['types']}: {untyped} pixels of nuclei have no type, and {outside} pixels outside of "
+                f"nuclei have one. Expected a type exactly where {tile.files['instances']} has a nucleus."
+            )
+            raise DataError(msg)
+
+    def divide(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+        if rows[0]["split"]:  # then all have one
+            records = {split: [i for i, row in enumerate(rows) if row["split"] == split] for split in SPLITS}
+        else:
+            records = self._hold_out(rows)
+        if self.test_split == "all":
+            records["test"] = list(range(len(rows)))
+        else:
+            records["test"] = records[self.test_split]
+        return records
+
+    def _hold_out(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+        """Return random validation and test tiles in the fractions asked for, every tissue in proportion."""
+        records = {"train": list(range(len(rows)))}
+        for split, share in (("test", self.test_fraction), ("val", self.val_fraction)):
+            train = records["train"]
+            chosen = stratified_sample([rows[i]["group"] for i in train], share, self.seed)
+            records[split] = [train[k] for k in chosen]
+            records["train"] = sorted(set(train) - set(records[split]))
+        return records
+
+    def how_to_get(self) -> str:
+        return HOW_TO_GET.format(images=self.root / "images", root=self.root, store=self.store_path)
+
+    def settings(self) -> dict[str, Any]:
+        return {"mpp": self.mpp, "mpp_files": self.mpp_files, "classes": self.classes}
+
+
+def read_table(path: Path) -> dict[str, dict[str, str]]:
+    """Return the rows of a tiles.csv by the tile's name without extension; empty where there is no such file.
+
+    Raises:
+        DataError: where the column ``name`` is missing, or a name comes twice.
+    """
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream)
+        if "name" not in (reader.fieldnames or ()):
+            msg = f"{path}: found the columns {reader.fieldnames}, expected one called name."
+            raise DataError(msg)
+        rows = list(reader)
+    table = {_stem(row["name"]): row for row in rows}
+    if len(table) < len(rows):
+        names = [_stem(row["name"]) for row in rows]
+        twice = next(name for name in names if names.count(name) > 1)
+        msg = f"{path}: {twice} comes twice. Leave one row for each tile."
+        raise DataError(msg)
+    return table
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """Return the images below a folder by their relative path without extension."""
+    found: dict[str, Path] = {}
+    for file in find_images(folder):
+        name = _stem(file)
+        if name in found:
+            msg = f"{folder / file}: there is also {found[name].name}. Leave one file for each name."
+            raise DataError(msg)
+        found[name] = folder / file
+    return found
+
+
+def _require_same_names(where: Path, found: dict[str, Any], images: dict[str, Path]) -> None:
+    for have, lack, problem in ((images, found, "has no"), (found, images, "has a superfluous")):
+        lonely = [name for name in have if name not in lack]
+        if lonely:
+            msg = f"{where}: {problem} {lonely[0]} ({len(lonely)} such); expected one for each file in images/."
+            raise DataError(msg)
+
+
+def _stem(name: str) -> str:
+    """Return a name without the extension of an image; other dots belong to the name."""
+    path = Path(name)
+    return path.with_suffix("").as_posix() if path.suffix.lower() in SUFFIXES else name

@@ -1,0 +1,276 @@
+"""The shared part of the DataModules of nuclei: what is stored of a tile, and batches with targets.
+
+Shape suffixes: b = batch, c = colour (3), h, w = height, width, 2 = x and y.
+"""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from ihc2he.build import build
+from ihc2he.data.augmentation import NucleiAugmentation
+from ihc2he.data.base import StoreDataModule, require
+from ihc2he.data.images import resample
+from ihc2he.data.labels import number_consecutively, resample_labels
+from ihc2he.data.samplers import SampleIndex, ShardSampler, balancing_weights, presence_weights
+from ihc2he.data.store import WHOLE, Record, TileStore
+from ihc2he.data.summary import write_nuclei_index
+from ihc2he.data.transforms import to_tensor
+from ihc2he.errors import ConfigError, DataError
+from ihc2he.nuclei.instances import instance_types
+from ihc2he.nuclei.targets import hv_maps, relabel_pieces
+
+log = logging.getLogger(__name__)
+
+SAMPLERS = ("uniform", "class_balanced", "tissue_balanced", "class_tissue_balanced")
+
+
+class Labelled(NamedTuple):
+    """A tile with its nuclei at its own pixel size.
+
+    Attributes:
+        image: HxWx3 uint8 RGB.
+        inst_hw: int32, 0 = background.
+        type_hw: int32, 1 to the number of classes on nuclei, 0 elsewhere; None where there are no types.
+    """
+
+    image: NDArray[np.uint8]
+    inst_hw: NDArray[np.int32]
+    type_hw: NDArray[np.int32] | None
+
+
+class SegmentationDataModule(StoreDataModule):
+    """Batches of H&E with nuclei.
+
+    A training batch is ``{"image": (N, 3, H, W) float32 in [0, 1], "inst": (N, H, W) int32, "hv": (N, 2, H, W) float32,
+    "type": (N, H, W) int64}``: random crops, augmented, reflected where a tile is smaller than the crop; the pieces
+    into which a crop cuts a nucleus are instances of their own. 0 = background in ``inst`` and ``type``; ``type`` is
+    absent where there are no types. A validation or test batch holds whole tiles, no ``hv``, and also ``name`` and
+    ``group`` (the tissue) as lists of str. Order and randomness depend on (seed, epoch, index) alone.
+
+    Args:
+        store: folder for the tile store and what is reported beside it.
+        mpp: um/px of the images it yields.
+        classes: names of the types from 1; empty where there are none.
+        crop_size: side of the training crops in px.
+        batch_size: training crops per batch and process.
+        eval_batch_size: whole tiles per batch; more than 1 needs tiles of one size.
+        num_workers: processes that load training batches; as many load each evaluation set.
+        seed: of the order and the augmentation.
+        samples_per_epoch: over all processes; None: one per training tile.
+        sampler: "uniform"; "class_balanced": tiles are drawn equally often for the sake of each class;
+            "tissue_balanced": each tissue is drawn equally often; "class_tissue_balanced": half of the draws of each.
+        augmentation: a `NucleiAugmentation`, or its configuration; None: none.
+        rebuild: build the store again even if there is one.
+
+    Attributes:
+        mpp: um/px of the images it yields.
+        classes: names of the types from 1, without background.
+
+    Raises:
+        ConfigError: for a value outside its range.
+    """
+
+    reports: ClassVar = {"index.csv": write_nuclei_index}
+
+    def __init__(
+        self,
+        *,
+        store: str,
+        mpp: float,
+        classes: Sequence[str],
+        crop_size: int,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        seed: int,
+        samples_per_epoch: int | None,
+        sampler: str,
+        augmentation: dict[str, Any] | NucleiAugmentation | None,
+        rebuild: bool,
+    ) -> None:
+        super().__init__(store=store, num_workers=num_workers, seed=seed, rebuild=rebuild)
+        require("mpp", mpp, mpp > 0, "um/px above 0")
+        require("crop_size", crop_size, crop_size >= 1, "at least 1 px")
+        require("batch_size", batch_size, batch_size >= 1, "at least 1")
+        require("eval_batch_size", eval_batch_size, eval_batch_size >= 1, "at least 1")
+        require("samples_per_epoch", samples_per_epoch, samples_per_epoch is None or samples_per_epoch > 0, "1 or more")
+        require("sampler", sampler, sampler in SAMPLERS, " or ".join(SAMPLERS))
+        self.mpp = mpp
+        self.classes = list(classes)
+        self.crop_size = crop_size
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.samples_per_epoch = samples_per_epoch
+        self.sampler = sampler
+        self.augmentation = None if augmentation is None else build(augmentation, NucleiAugmentation)
+
+    @abstractmethod
+    def divide(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+        """Return the numbers of the records of "train", "val" and "test"."""
+
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        rows = TileStore(self.store_path).rows
+        if vanished := sum(row.get("vanished", 0) for row in rows):
+            of = vanished + sum(row["nuclei"] for row in rows)
+            log.warning("%d of %d nuclei are smaller than a pixel of %g um and are lost.", vanished, of, self.mpp)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the store and divide its records; reads no image."""
+        self.tiles = TileStore(self.store_path)
+        self.records = self.divide(self.tiles.rows)
+
+    def train_dataloader(self) -> DataLoader:
+        records = self._required("train")
+        dataset = NucleiCrops(
+            self.tiles, records, crop_size=self.crop_size, augmentation=self.augmentation, seed=self.seed
+        )
+        sampler = self._epoch_sampler(len(records), self.samples_per_epoch or len(records), self._weights(records))
+        return self._loader(dataset, sampler, self.batch_size, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._eval_loader(self.records["val"], "val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader(self._required("test"), "test")
+
+    def _required(self, split: str) -> list[int]:
+        if not self.records[split]:
+            counts = ", ".join(f"{len(records)} {name}" for name, records in self.records.items())
+            msg = f"{self.store_path}: found no {split} tiles (of {counts}); expected at least one."
+            raise DataError(msg)
+        return self.records[split]
+
+    def _eval_loader(self, records: Sequence[int], split: str) -> DataLoader:
+        sizes = {tuple(self.tiles.rows[i]["shapes"]["image"]) for i in records}
+        if self.eval_batch_size > 1 and len(sizes) > 1:
+            msg = f"data.eval_batch_size={self.eval_batch_size}: {split} tiles have {len(sizes)} sizes. Pass 1."
+            raise ConfigError(msg)
+        sampler = ShardSampler(len(records), *self._shard())
+        return self._loader(NucleiTiles(self.tiles, records), sampler, self.eval_batch_size)
+
+    def _weights(self, records: Sequence[int]) -> list[float] | None:
+        """Return a weight per training tile, or None where all are equal."""
+        rows = [self.tiles.rows[i] for i in records]
+        parts = []
+        if self.sampler in ("class_balanced", "class_tissue_balanced"):
+            if not self.classes:
+                msg = f"data.sampler={self.sampler} needs types of nuclei; this dataset has none. Pass uniform."
+                raise ConfigError(msg)
+            parts.append(presence_weights([[name for name, n in row["counts"].items() if n] for row in rows]))
+        if self.sampler in ("tissue_balanced", "class_tissue_balanced"):
+            if not all(row["group"] for row in rows):
+                msg = (
+                    f"data.sampler={self.sampler} needs the tissue of every tile; this dataset has none. Pass uniform."
+                )
+                raise ConfigError(msg)
+            parts.append(balancing_weights([row["group"] for row in rows]))
+        if not parts:
+            return None
+        return np.mean([np.asarray(part) / sum(part) for part in parts], axis=0).tolist()
+
+    def _to_record(self, tile: Labelled, source_mpp: float, row: dict[str, Any]) -> Record:
+        """Return what the store keeps of a tile, at `mpp` and with instances from 1 to n."""
+        image = resample(tile.image, source_mpp, self.mpp)
+        inst_hw = number_consecutively(resample_labels(tile.inst_hw, image.shape[:2]))
+        vanished = len(np.unique(tile.inst_hw[tile.inst_hw > 0])) - int(inst_hw.max())
+        arrays = {"image": image, "inst": _compact(inst_hw)}
+        row = row | {"nuclei": int(inst_hw.max())} | ({"vanished": vanished} if vanished else {})
+        if tile.type_hw is not None:
+            type_hw = resample_labels(tile.type_hw, image.shape[:2])
+            counts = np.bincount(instance_types(inst_hw, type_hw)[0], minlength=len(self.classes) + 1)[1:]
+            arrays["type"] = _compact(type_hw)
+            row["counts"] = dict(zip(self.classes, counts.tolist(), strict=True))
+        return Record(arrays, row)
+
+
+class NucleiCrops(Dataset[dict[str, torch.Tensor]]):
+    """Random augmented crops with their targets.
+
+    Everything random is a pure function of (seed, epoch, index).
+
+    Args:
+        store: with fields ``image``, ``inst`` and perhaps ``type``.
+        records: record numbers; index i stands for record i modulo their number.
+        crop_size: side of the crops in px.
+        augmentation: of image and labels; None for none.
+        seed: of the windows and the augmentation.
+    """
+
+    def __init__(
+        self,
+        store: TileStore,
+        records: Sequence[int],
+        *,
+        crop_size: int,
+        augmentation: NucleiAugmentation | None,
+        seed: int,
+    ) -> None:
+        self.store = store
+        self.records = records
+        self.crop_size = crop_size
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: int | SampleIndex) -> dict[str, torch.Tensor]:
+        epoch, index = key if isinstance(key, SampleIndex) else (0, key)
+        rng = np.random.default_rng((self.seed, epoch, index))
+        image, *labels = self._crop(self.records[index % len(self.records)], rng)
+        if self.augmentation is not None:
+            image, labels = self.augmentation(image, labels, int(rng.integers(2**32)))
+        inst_hw = relabel_pieces(labels[0])
+        return _tensors(image, inst_hw, *labels[1:]) | {"hv": torch.from_numpy(hv_maps(inst_hw))}
+
+    def _crop(self, number: int, rng: np.random.Generator) -> list[NDArray]:
+        """Return the same random window of the image and its label maps, reflected where the tile is smaller."""
+        height, width = self.store.rows[number]["shapes"]["image"][:2]
+        top, left = rng.integers((max(height - self.crop_size, 0) + 1, max(width - self.crop_size, 0) + 1))
+        window = (slice(top, top + self.crop_size), slice(left, left + self.crop_size))
+        missing = [((m := max(self.crop_size - side, 0)) // 2, m - m // 2) for side in (height, width)]
+        arrays = [_read(self.store, number, field, window) for field in self.store.rows[number]["shapes"]]
+        if height < self.crop_size or width < self.crop_size:
+            arrays = [np.pad(array, missing + [(0, 0)] * (array.ndim - 2), mode="symmetric") for array in arrays]
+        return arrays
+
+
+class NucleiTiles(Dataset[dict[str, Any]]):
+    """Every tile once, whole and as it is."""
+
+    def __init__(self, store: TileStore, records: Sequence[int]) -> None:
+        self.store = store
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = self.records[index]
+        row = self.store.rows[number]
+        arrays = (_read(self.store, number, field) for field in row["shapes"])
+        return _tensors(*arrays) | {"name": row["name"], "group": row["group"]}
+
+
+def _read(store: TileStore, number: int, field: str, window: tuple[slice, slice] = WHOLE) -> NDArray[Any]:
+    array = store.read(number, field, window)
+    return array if field == "image" else array.astype(np.int32)
+
+
+def _tensors(
+    image: NDArray[np.uint8], inst_hw: NDArray[np.int32], type_hw: NDArray[np.int32] | None = None
+) -> dict[str, torch.Tensor]:
+    sample = {"image": to_tensor(image.astype(np.float32) / np.float32(255)), "inst": torch.from_numpy(inst_hw)}
+    return sample if type_hw is None else sample | {"type": torch.from_numpy(type_hw.astype(np.int64))}
+
+
+def _compact(labels: NDArray[np.int32]) -> NDArray[Any]:
+    return labels.astype(np.min_scalar_type(int(labels.max())))

@@ -1,0 +1,1 @@
+"""HoVer-Net for the segmentation and classification of nuclei."""

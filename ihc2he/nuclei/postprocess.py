@@ -1,0 +1,232 @@
+"""From the maps of a HoVer-Net to nuclei: the same instances as the published algorithm, several times faster.
+
+It labels the foreground once, looks for markers once, and floods only blobs with two markers or more: a blob with one
+marker is that nucleus whatever the flooding, a blob with none vanishes.
+
+Shape suffixes: b = batch; k = types; 2 = (x, y); h, w = height, width; n = nuclei.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from skimage.segmentation import watershed
+
+from ihc2he.errors import ConfigError
+from ihc2he.nuclei.instances import instance_types
+
+# The published constants, which belong to 0.25 um/px.
+_MPP = 0.25
+_THRESHOLD = 0.5  # of the nuclear probability
+_EDGE = 0.4  # pixels below this edge strength are markers
+_MIN_AREA = 10  # px, of blobs and of markers
+_SOBEL = 21  # px
+_SOBEL_MAX = 31  # the largest that OpenCV has
+_OPENING = 5  # px, diameter
+
+
+class Nuclei(NamedTuple):
+    """The nuclei of a tile.
+
+    Attributes:
+        inst_hw: int32 instance map with ids 1..N, 0 = background.
+        types_n: type of each, 0 where none is known.
+        shares_n: share of its pixels that are of this type.
+    """
+
+    inst_hw: NDArray[np.int32]
+    types_n: NDArray[np.int64]
+    shares_n: NDArray[np.float32]
+
+
+def postprocess(
+    prob_hw: NDArray[np.float32],
+    hv_2hw: NDArray[np.float32],
+    types_khw: NDArray[np.float32] | None = None,
+    mpp: float = _MPP,
+) -> Nuclei:
+    """Return the nuclei of a tile, with their types where there is a map of types.
+
+    Args:
+        prob_hw: probability of being part of a nucleus, in [0, 1].
+        hv_2hw: horizontal and vertical map, as `ihc2he.nuclei.targets.hv_maps` makes them.
+        types_khw: probability or logit of each type, 0 = background.
+        mpp: pixel size, um/px.
+
+    Raises:
+        ConfigError: mpp is not positive.
+        ValueError: the shapes do not fit.
+    """
+    return _with_types(prob_hw, hv_2hw, None if types_khw is None else types_khw.argmax(0), mpp)
+
+
+def _with_types(
+    prob_hw: NDArray[np.float32], hv_2hw: NDArray[np.float32], types_hw: NDArray[np.integer] | None, mpp: float
+) -> Nuclei:
+    inst_hw = segment(prob_hw, hv_2hw, mpp)
+    if types_hw is None:
+        types_hw = np.zeros_like(inst_hw)
+    return Nuclei(inst_hw, *instance_types(inst_hw, types_hw))
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Return worker processes for `submit_batch`; they are spawned, so CUDA and threads here do not matter.
+
+    Args:
+        workers: number of processes, each with one thread.
+    """
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,))
+
+
+def submit_batch(
+    pool: Executor,
+    prob_bhw: NDArray[np.float32],
+    hv_b2hw: NDArray[np.float32],
+    types_bkhw: NDArray[np.float32] | None = None,
+    mpp: float = _MPP,
+) -> list[Future[Nuclei]]:
+    """Return, tile by tile, the promise of what `postprocess` gives, so that the next batch can be predicted meanwhile.
+
+    Args:
+        pool: where the work is done, for instance `worker_pool`.
+        prob_bhw: as for `postprocess`, one per tile; likewise the rest.
+        hv_b2hw: horizontal and vertical maps.
+        types_bkhw: probabilities or logits of types.
+        mpp: pixel size, um/px.
+    """
+    # Only the likeliest type travels to the worker: a byte per pixel instead of K floats.
+    types_bhw = [None] * len(prob_bhw) if types_bkhw is None else types_bkhw.argmax(1).astype(np.uint8)
+    tiles = zip(prob_bhw, hv_b2hw, types_bhw, strict=True)
+    return [pool.submit(_with_types, prob_hw, hv_2hw, types_hw, mpp) for prob_hw, hv_2hw, types_hw in tiles]
+
+
+def segment(prob_hw: NDArray[np.float32], hv_2hw: NDArray[np.float32], mpp: float = _MPP) -> NDArray[np.int32]:
+    """Return the instance map that the maps of a tile describe.
+
+    The partition is that of the published code (Graham et al., Med Image Anal 2019; `post_proc.py`), whose lengths and
+    areas in pixels are scaled here by the pixel size.
+
+    Args:
+        prob_hw: probability of being part of a nucleus, in [0, 1].
+        hv_2hw: horizontal and vertical map.
+        mpp: pixel size, um/px.
+
+    Returns:
+        HxW int32, contiguous ids, 0 = background.
+
+    Raises:
+        ConfigError: mpp is not positive.
+        ValueError: the shapes do not fit.
+
+    >>> from ihc2he.nuclei.targets import hv_maps
+    >>> truth = np.zeros((40, 40), np.int32)
+    >>> truth[10:26, 4:20], truth[10:26, 20:36] = 1, 2
+    >>> bool((segment((truth > 0).astype(np.float32), hv_maps(truth)) == truth).all())
+    True
+    """
+    if prob_hw.ndim != 2 or hv_2hw.shape != (2, *prob_hw.shape):
+        msg = f"Expected a probability map (H, W) and hv maps (2, H, W), found {prob_hw.shape} and {hv_2hw.shape}."
+        raise ValueError(msg)
+    if mpp <= 0:
+        msg = f"mpp is a pixel size in um and must be positive, found {mpp}."
+        raise ConfigError(msg)
+    scale = _MPP / mpp
+    min_area = math.ceil(_MIN_AREA * scale**2)
+    blobs_hw, boxes = _components((prob_hw >= _THRESHOLD).view(np.uint8), min_area)
+    centre_hw = _inner_strength(hv_2hw, min(_odd(_SOBEL * scale), _SOBEL_MAX))
+    cores_hw = (blobs_hw > 0) & (1 - centre_hw < _EDGE)
+    markers_hw, _ = _components(_opened(_filled(cores_hw.view(np.uint8)), _odd(_OPENING * scale)), min_area)
+    return _flood(blobs_hw, boxes, markers_hw, centre_hw)
+
+
+def _odd(length: float) -> int:
+    """Return the odd number of pixels nearest to a length.
+
+    >>> _odd(21), _odd(10.5), _odd(2.5)
+    (21, 11, 3)
+    """
+    return 2 * int(length / 2) + 1
+
+
+def _components(mask_hw: NDArray[np.uint8], min_area: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the labels of the 4-connected components of at least this area, and a box (x, y, w, h) for every label.
+
+    Labels have gaps where components were too small.
+    """
+    n, labels_hw, stats, _ = cv2.connectedComponentsWithStats(mask_hw, connectivity=4, ltype=cv2.CV_32S)
+    large = stats[:, cv2.CC_STAT_AREA] >= min_area
+    large[0] = True  # the background
+    if not large.all():
+        labels_hw = np.where(large, np.arange(n, dtype=np.int32), np.int32(0))[labels_hw]
+    return labels_hw, stats[:, :4]  # type: ignore[return-value]
+
+
+def _inner_strength(hv_2hw: NDArray[np.float32], ksize: int) -> NDArray[np.float32]:
+    """Return how far each pixel is from an edge between nuclei, in [0, 1]; 0 = strongest edge.
+
+    Within a nucleus the maps rise to the right and downwards; from one nucleus to the next they fall.
+    """
+    slopes = []
+    for axis, channel in enumerate(hv_2hw):
+        slope_hw = cv2.Sobel(np.ascontiguousarray(channel, np.float32), cv2.CV_32F, 1 - axis, axis, ksize=ksize)
+        slopes.append(cv2.normalize(slope_hw, None, 0, 1, cv2.NORM_MINMAX, cv2.CV_32F))  # type: ignore[call-overload]
+    return np.minimum(*slopes)
+
+
+def _filled(mask_hw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a mask with its holes filled: what background reaches from the border stays background."""
+    padded = np.pad(mask_hw, 1)
+    cv2.floodFill(padded, None, (0, 0), 2, flags=4)  # type: ignore[call-overload]
+    return (padded[1:-1, 1:-1] != 2).view(np.uint8)
+
+
+def _opened(mask_hw: NDArray[np.uint8], diameter: int) -> NDArray[np.uint8]:
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (diameter, diameter))
+    return cv2.morphologyEx(mask_hw, cv2.MORPH_OPEN, kernel)  # type: ignore[return-value]
+
+
+def _flood(
+    blobs_hw: NDArray[np.int32], boxes: NDArray[np.int32], markers_hw: NDArray[np.int32], centre_hw: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    """Return the blobs as instances, those with several markers divided by a watershed between them."""
+    places = np.flatnonzero((markers_hw > 0) & (blobs_hw > 0))
+    blob, marker = blobs_hw.ravel()[places], markers_hw.ravel()[places]
+    ids = np.zeros(markers_hw.max() + 1, np.int32)
+    ids[marker] = 1
+    ids = np.cumsum(ids, dtype=np.int32)
+    marker_of = np.zeros(len(boxes), np.int32)
+    marker_of[blob] = marker  # of several the last
+    crowded = np.unique(blob[marker_of[blob] != marker])
+    inst_hw = (ids[marker_of] * (marker_of > 0))[blobs_hw]
+    if len(crowded):
+        inner_hw = cv2.erode((markers_hw > 0).view(np.uint8), _CROSS) > 0  # nothing flows from there
+        for number in crowded:
+            x, y, w, h = boxes[number]
+            box = np.s_[y : y + h, x : x + w]
+            mask_hw = blobs_hw[box] == number
+            surface_hw = _surface(blobs_hw, centre_hw, box)
+            flooded_hw = watershed(surface_hw, markers_hw[box], mask=mask_hw & ~inner_hw[box])
+            flooded_hw = np.where(inner_hw[box], markers_hw[box], flooded_hw)
+            inst_hw[box][mask_hw] = ids[flooded_hw[mask_hw]]
+    return inst_hw
+
+
+_CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+
+
+def _surface(
+    blobs_hw: NDArray[np.int32], centre_hw: NDArray[np.float32], box: tuple[slice, slice]
+) -> NDArray[np.floating]:
+    """Return what is flooded inside a box: lowest in the middle of nuclei, smoothed by 3x3."""
+    rows, columns = box
+    top, left = max(rows.start - 1, 0), max(columns.start - 1, 0)
+    wide = np.s_[top : rows.stop + 1, left : columns.stop + 1]
+    inner_hw = np.where(blobs_hw[wide] > 0, centre_hw[wide], 0).astype(np.float64)
+    smooth_hw: NDArray[Any] = cv2.GaussianBlur(inner_hw, (3, 3), 0)
+    return -smooth_hw[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]

@@ -1,0 +1,155 @@
+"""Windows that cover an image with overlap, the blending of what a network says in each, and ownership.
+
+Shape suffixes: b = batch, c = channel, h, w = height, width; n2 = points as (x, y).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def window_starts(length: int, window: int, overlap: int) -> list[int]:
+    """Return where windows begin on an axis: evenly spread, the first at its start and the last at its end.
+
+    Args:
+        length: of the axis, px; where it is at most `window` there is one window, which may reach beyond the end.
+        window: px.
+        overlap: least overlap of neighbours, px; less than `window`.
+
+    Raises:
+        ValueError: for an overlap that is negative or not below the window.
+
+    >>> window_starts(1000, 256, 64)
+    [0, 186, 372, 558, 744]
+    >>> window_starts(100, 256, 64)
+    [0]
+    """
+    if not 0 <= overlap < window:
+        msg = f"overlap={overlap}: expected 0 or more and less than the window of {window} px."
+        raise ValueError(msg)
+    if length <= window:
+        return [0]
+    n = 1 + -(-(length - window) // (window - overlap))
+    return [round(i * (length - window) / (n - 1)) for i in range(n)]
+
+
+def cores(starts: list[int], window: int, length: int) -> list[tuple[int, int]]:
+    """Return the part of an axis that each window owns: up to the middle of the overlap with its neighbour.
+
+    Together they cover the axis without overlap, so that a nucleus seen by several windows is kept by one: that whose
+    core holds its centroid.
+
+    Args:
+        starts: of the windows, ascending.
+        window: px.
+        length: of the axis, px.
+
+    >>> cores([0, 186, 372], 256, 628)
+    [(0, 221), (221, 407), (407, 628)]
+    """
+    borders = [(start + window + following) // 2 for start, following in pairwise(starts)]
+    return list(zip([0, *borders], [*borders, length], strict=True))
+
+
+def owned(points_n2: NDArray, core_x: tuple[int, int], core_y: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return which points lie in a window's core.
+
+    Args:
+        points_n2: Nx2, (x, y) in the coordinates of the whole image.
+        core_x: as `cores` returns it.
+        core_y: likewise.
+
+    >>> owned(np.array([[220.5, 3.0], [221.0, 3.0]]), (0, 221), (0, 221)).tolist()
+    [True, False]
+    """
+    low, high = np.array([core_x, core_y]).T
+    return ((points_n2 >= low) & (points_n2 < high)).all(1)
+
+
+def hann_weight(window: int) -> NDArray[np.float32]:
+    """Return the weight of each pixel of a window on one axis: a raised cosine, nowhere 0.
+
+    >>> [round(float(weight), 3) for weight in hann_weight(4)]
+    [0.146, 0.854, 0.854, 0.146]
+    """
+    return np.sin(np.pi * (np.arange(window) + 0.5) / window).astype(np.float32) ** 2
+
+
+def predict_tiled(
+    fn: Callable[[Tensor], Tensor], x_bchw: Tensor, window: int, overlap: int, margin: int = 0, batch_size: int = 8
+) -> Tensor:
+    """Return the maps of images of any size, from overlapping windows blended by a raised cosine.
+
+    Where the window covers the image, `fn` sees the image as it is (with a margin, the image mirrored around).
+
+    Args:
+        fn: from (N, C, h, w) to (N, K, h - 2 * margin, w - 2 * margin), for sides up to `window`.
+        x_bchw: (N, C, H, W).
+        window: px, sides of what `fn` sees.
+        overlap: least overlap of neighbouring windows of output, px.
+        margin: px by which the output of `fn` is smaller on each side.
+        batch_size: windows at a time.
+
+    Returns:
+        (N, K, H, W) of the type that `fn` returns.
+
+    Raises:
+        ValueError: for an overlap that the window cannot have.
+
+    >>> import torch
+    >>> x = torch.rand(1, 3, 70, 50)
+    >>> torch.allclose(predict_tiled(lambda window: 2 * window, x, 32, 8), 2 * x)
+    True
+    """
+    import torch
+
+    h, w = x_bchw.shape[-2:]
+    inner = window - 2 * margin
+    tops, lefts = window_starts(h, inner, overlap), window_starts(w, inner, overlap)
+    if margin:
+        x_bchw = _mirrored(x_bchw, margin, max(h, inner), max(w, inner))
+    elif len(tops) == len(lefts) == 1:
+        return fn(x_bchw)
+    height, width = (inner, inner) if margin else (min(h, inner), min(w, inner))
+    corners = [(i, top, left) for i in range(len(x_bchw)) for top in tops for left in lefts]
+
+    def seen() -> Iterator[tuple[tuple[int, int, int], Tensor]]:
+        for start in range(0, len(corners), batch_size):
+            some = corners[start : start + batch_size]
+            views = [x_bchw[i, :, t : t + height + 2 * margin, le : le + width + 2 * margin] for i, t, le in some]
+            yield from zip(some, fn(torch.stack(views)), strict=True)
+
+    windows = seen()
+    first = next(windows)
+    size = (max(h, height), max(w, width))
+    maps_bkhw = first[1].new_zeros(len(x_bchw), len(first[1]), *size)
+    total_b1hw = first[1].new_zeros(len(x_bchw), 1, *size)
+    rows, columns = (torch.from_numpy(hann_weight(side)).to(first[1]) for side in (height, width))
+    weight_hw = rows[:, None] * columns
+    for (i, top, left), map_khw in chain([first], windows):
+        place = (i, slice(None), slice(top, top + height), slice(left, left + width))
+        maps_bkhw[place] += weight_hw * map_khw
+        total_b1hw[place] += weight_hw
+    return (maps_bkhw / total_b1hw)[..., :h, :w]
+
+
+def _mirrored(x_bchw: Tensor, margin: int, height: int, width: int) -> Tensor:
+    """Return images mirrored by a margin on all sides, and at the end of each axis up to a size besides it."""
+    import torch
+
+    def places(length: int, wanted: int) -> Tensor:
+        # Reflected without repeating the border pixel, as often as it takes.
+        period = max(2 * (length - 1), 1)
+        i = torch.arange(-margin, wanted + margin, device=x_bchw.device) % period
+        return torch.minimum(i, period - i) if length > 1 else torch.zeros_like(i)
+
+    h, w = x_bchw.shape[-2:]
+    return x_bchw[..., places(h, height), :][..., places(w, width)]

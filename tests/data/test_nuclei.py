@@ -1,0 +1,331 @@
+import csv
+import logging
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from ihc2he.data.labels import number_consecutively, read_labels, resample_labels
+from ihc2he.data.nuclei import NucleiDataModule, read_table
+from ihc2he.errors import ConfigError, DataError
+from ihc2he.simulate import write_nuclei
+
+CLASSES = ["round", "square"]
+
+
+def labels(size=48):
+    """Two nuclei of 12 x 12 px, numbers 3 and 9 of types 2 and 1, and one of 4 x 4 px, number 700, type 2."""
+    inst, types = np.zeros((2, size, size), np.uint16)
+    for corner, side, number, kind in ((4, 12, 3, 2), (24, 12, 9, 1), (40, 4, 700, 2)):
+        window = np.s_[corner : corner + side, corner : corner + side]
+        inst[window], types[window] = number, kind
+    return inst, types
+
+
+@pytest.fixture
+def root(tmp_path, write_image, make_tile):
+    root = tmp_path / "nuclei"
+    inst, types = labels()
+    for k in range(6):
+        write_image(root / "images" / f"{k}.png", make_tile(k, 48))
+        write_image(root / "instances" / f"{k}.png", inst)
+        write_image(root / "types" / f"{k}.png", types.astype(np.uint8))
+    return root
+
+
+def write_table(root, rows):
+    with (root / "tiles.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def table(split=("train", "train", "train", "val", "val", "test"), mpp=0.25):
+    return [{"name": str(k), "split": split[k], "um_per_px": mpp, "licence": "none"} for k in range(6)]
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    def make(**arguments):
+        defaults = {
+            "root": str(tmp_path / "nuclei"),
+            "store": str(tmp_path / "store"),
+            "classes": CLASSES,
+            "mpp_files": 0.25,
+            "crop_size": 32,
+            "batch_size": 2,
+            "num_workers": 0,
+        }
+        data = NucleiDataModule(**(defaults | arguments))
+        data.prepare_data()
+        data.setup()
+        return data
+
+    return make
+
+
+def names(data, split):
+    return [data.tiles.rows[i]["name"] for i in data.records[split]]
+
+
+def test_a_table_names_the_splits(root, prepared):
+    write_table(root, table())
+    data = prepared()
+    assert [names(data, split) for split in ("train", "val", "test")] == [["0", "1", "2"], ["3", "4"], ["5"]]
+    batch = next(iter(data.test_dataloader()))
+    assert batch["name"] == ["5"]
+    assert batch["group"] == [""]
+    inst_hw, types_hw = labels()
+    np.testing.assert_array_equal(batch["inst"][0], np.select([inst_hw == 3, inst_hw == 9, inst_hw == 700], [1, 2, 3]))
+    np.testing.assert_array_equal(batch["type"][0], types_hw)
+    assert (data.store_folder / "index.csv").read_text().splitlines()[1] == "0,train,,48,48,3,1,2"
+
+
+@pytest.mark.parametrize(
+    ("test_split", "expected"), [("val", ["3", "4"]), ("all", list("012345")), ("train", list("012"))]
+)
+def test_a_test_may_be_on_other_tiles(root, prepared, test_split, expected):
+    write_table(root, table())
+    data = prepared(test_split=test_split)
+    assert names(data, "test") == expected
+    assert names(data, "train") == ["0", "1", "2"]
+
+
+def test_a_test_without_tiles_says_what_there_is(root, prepared):
+    write_table(root, table(["train"] * 4 + ["val"] * 2))
+    with pytest.raises(DataError, match=r"nuclei: found no test tiles\. Pass data\.test_split=val"):
+        prepared().test_dataloader()
+
+
+def test_without_a_table_fractions_are_held_out(root, prepared):
+    data = prepared(val_fraction=0.4, test_fraction=0.2)
+    assert Counter({s: len(r) for s, r in data.records.items()}) == {"train": 3, "val": 2, "test": 1}
+    assert sorted(i for records in data.records.values() for i in records) == list(range(6))
+    assert prepared(val_fraction=0.4, test_fraction=0.2).records == data.records
+    assert prepared(val_fraction=0.4, test_fraction=0.2, seed=1).records != data.records
+
+
+def test_tissues_come_from_the_table(root, prepared):
+    write_table(root, [{"name": f"{k}.png", "tissue": "Colon" if k % 2 else "Breast"} for k in range(6)])
+    data = prepared(val_fraction=0.4, test_fraction=0)
+    assert sorted(data.tiles.rows[i]["group"] for i in data.records["val"]) == ["Breast", "Colon"]
+    assert next(iter(data.val_dataloader()))["group"][0] in ("Breast", "Colon")
+
+
+def test_without_classes_there_are_no_types(root, prepared, caplog):
+    with caplog.at_level(logging.WARNING):
+        data = prepared(classes=None)
+    assert data.classes == []
+    assert set(next(iter(data.train_dataloader()))) == {"image", "inst", "hv"}
+    assert set(next(iter(data.test_dataloader()))) == {"image", "inst", "name", "group"}
+    assert "types is not used: data.classes names no types" in caplog.text
+
+
+def test_each_tile_is_resampled_from_its_own_pixel_size(root, prepared):
+    rows = table()
+    rows[5]["um_per_px"], rows[4]["um_per_px"] = 0.5, 0.125
+    write_table(root, rows)
+    data = prepared(test_split="all")
+    batches = {batch["name"][0]: batch for batch in data.test_dataloader()}
+    for name, factor in (("0", 1), ("5", 2), ("4", 0.5)):
+        batch = batches[name]
+        assert batch["image"].shape[-1] == batch["inst"].shape[-1] == 48 * factor
+        for field in ("inst", "type"):
+            assert [(batch[field] == k).sum() for k in (1, 2)] == [
+                n * factor**2 for n in ((144, 144) if field == "inst" else (144, 160))
+            ]
+
+
+def test_nuclei_that_vanish_are_counted_and_told(root, prepared, caplog, write_image):
+    inst = labels()[0]
+    inst[1, 3] = 44  # one pixel
+    write_image(root / "instances" / "2.png", inst)
+    data = prepared(mpp=1.0, classes=None, crop_size=8)
+    assert "1 of 19 nuclei are smaller than a pixel of 1 um and are lost" in caplog.text
+    assert (data.store_folder / "index.csv").read_text().splitlines()[3] == "2,,,12,12,3,1"
+
+
+def test_a_mask_may_be_a_tiff_of_many_nuclei(root, prepared):
+    inst = np.arange(48 * 48, dtype=np.int32).reshape(48, 48) + 70_000
+    tifffile.imwrite(root / "instances" / "0.tif", inst)
+    (root / "instances" / "0.png").unlink()
+    data = prepared(classes=None, test_split="all")
+    assert next(iter(data.test_dataloader()))["inst"].max() == 48 * 48
+
+
+def write_png(root, name, array):
+    cv2.imwrite(str(root / name), array)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda r: (r / "instances/3.png").unlink(), r"instances: has no 3 \(1 such\)"),
+        (lambda r: (r / "images/3.png").unlink(), r"instances: has a superfluous 3 \(1 such\)"),
+        (lambda r: (r / "types/3.png").unlink(), r"types: has no 3 \(1 such\)"),
+        (lambda r: (r / "images/3.png").rename(r / "images/0.jpg"), r"images/0\.png: there is also 0\.jpg"),
+        (
+            lambda r: write_png(r, "instances/3.png", np.zeros((48, 40), np.uint16)),
+            r"3\.png: 40x48 px, but its image .* 48x48",
+        ),
+        (
+            lambda r: write_png(r, "instances/3.png", np.zeros((48, 48, 3), np.uint8)),
+            r"3\.png: found an array of shape \(48, 48, 3\)",
+        ),
+        (
+            lambda r: write_png(r, "types/3.png", np.full((48, 48), 3, np.uint8)),
+            r"types/3\.png: found type 3, but data\.classes names only 2: round, square",
+        ),
+        (
+            lambda r: write_png(r, "types/3.png", np.zeros((48, 48), np.uint8)),
+            r"types/3\.png: 304 pixels of nuclei have no type, and 0 pixels outside",
+        ),
+        (
+            lambda r: write_png(r, "types/3.png", np.ones((48, 48), np.uint8)),
+            r"types/3\.png: 0 pixels of nuclei have no type, and 2000 pixels outside",
+        ),
+        (lambda r: (r / "instances/3.png").write_bytes(b""), r"instances/3\.png: the file is empty"),
+        (
+            lambda r: (r / "instances/3.png").write_bytes((r / "instances/3.png").read_bytes()[:-20]),
+            r"3\.png: the PNG is truncated",
+        ),
+        (
+            lambda r: (r / "instances/3.png").write_bytes(cv2.imencode(".jpg", labels()[1])[1]),
+            r"3\.png: JPEG changes the values",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(root, prepared, tmp_path, spoil, message):
+    spoil(root)
+    with pytest.raises(DataError, match=message):
+        prepared()
+    assert not (tmp_path / "store" / "tiles.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[0].update(split="training"), r"tiles\.csv: 0: split 'training', expected train, val, test"),
+        (lambda rows: rows[0].update(split=""), r"tiles\.csv: 1 tiles have no split, such as 0"),
+        (lambda rows: rows[0].update(um_per_px="40x"), r"tiles\.csv: 0: um_per_px '40x', expected a number above 0"),
+        (lambda rows: rows[0].update(um_per_px="inf"), r"tiles\.csv: 0: um_per_px 'inf', expected a number above 0"),
+        (lambda rows: rows[0].update(um_per_px=0), r"tiles\.csv: 0: um_per_px '0', expected a number above 0"),
+        (lambda rows: rows.pop(0), r"tiles\.csv: has no 0 \(1 such\)"),
+        (lambda rows: rows[0].update(name="7"), r"tiles\.csv: has no 0"),
+        (lambda rows: rows[0].update(name="1.png"), r"tiles\.csv: 1 comes twice"),
+        (lambda rows: [row.pop("name") for row in rows], r"tiles\.csv: found the columns \['split', .*called name"),
+    ],
+)
+def test_a_wrong_table_is_named(root, prepared, change, message):
+    rows = table()
+    change(rows)
+    write_table(root, rows)
+    with pytest.raises(DataError, match=message):
+        prepared()
+
+
+def test_a_changed_table_is_noticed(root, prepared):
+    write_table(root, table())
+    prepared()
+    write_table(root, table(["train"] * 5 + ["test"]))
+    with pytest.raises(DataError, match=r"1 changed \(tiles\.csv\).*data\.rebuild=true"):
+        prepared()
+    assert len(prepared(rebuild=True).records["train"]) == 5
+
+
+def test_the_pixel_size_must_be_known(root, prepared):
+    with pytest.raises(ConfigError, match=r"data\.mpp_files=None: the pixel size of .*images/0\.png is not known"):
+        prepared(mpp_files=None)
+
+
+def test_without_data_it_says_what_is_expected(tmp_path, prepared):
+    with pytest.raises(DataError, match=r"nuclei/images is not there(.|\n)*instances/\*\.png(.|\n)*tiles\.csv"):
+        prepared()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"test_split": "both"}, r"data\.test_split=both: expected train or val or test or all"),
+        ({"mpp_files": 0.0}, r"data\.mpp_files=0\.0: expected"),
+        ({"val_fraction": 1.0}, r"data\.val_fraction=1\.0: expected"),
+    ],
+)
+def test_values_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        NucleiDataModule(root="a", store="b", **arguments)
+
+
+def test_names_may_hold_dots(tmp_path):
+    (tmp_path / "tiles.csv").write_bytes(b"\xef\xbb\xbfname,split\nS.12.3,train\nS.12.4.png,val\n")  # as Excel saves
+    assert list(read_table(tmp_path / "tiles.csv")) == ["S.12.3", "S.12.4"]
+
+
+def test_a_simulated_tree_works_as_it_is(tmp_path, prepared):
+    write_nuclei(tmp_path / "nuclei", tiles=15, size=40)
+    data = prepared(classes=["a", "b", "c", "d", "e"], mpp_files=None)
+    assert (len(data.records["train"]), len(data.records["val"])) == (12, 3)
+    assert next(iter(data.train_dataloader()))["type"].shape == (2, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("folder", "classes", "train", "val", "nuclei"),
+    [
+        ("he_nuclei", None, 31, 7, 5761),
+        ("he_nuclei_typed", ["epithelial", "lymphocyte", "macrophage", "neutrophil"], 18, 3, 3603),
+    ],
+)
+def test_real_tiles_work_as_they_are(realdata, prepared, folder, classes, train, val, nuclei):
+    data = prepared(root=str(realdata / folder), classes=classes, mpp_files=None, crop_size=256, test_split="val")
+    assert [len(data.records[split]) for split in ("train", "val", "test")] == [train, val, val]
+    assert sum(row["nuclei"] for row in data.tiles.rows) == nuclei
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape == (2, 3, 256, 256)
+    assert 0.05 < (batch["inst"] > 0).float().mean() < 0.7
+    for batch in data.test_dataloader():
+        nucleus, around = (batch["image"][0, 0][mask].mean() for mask in (batch["inst"][0] > 0, batch["inst"][0] == 0))
+        assert nucleus < around, "nuclei are darker in red"
+        if classes:
+            assert ((batch["type"] > 0) == (batch["inst"] > 0)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_labels_are_read_as_they_were_written(tmp_path, dtype):
+    expected = np.random.default_rng(0).integers(0, min(np.iinfo(dtype).max, 2**24 - 1), (7, 9)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", expected)
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), expected)
+    if dtype != np.int32:
+        cv2.imwrite(str(tmp_path / "a.png"), expected)
+        np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "found"),
+    [
+        (np.full((4, 4), 2**24, np.int32), "found values from 16777216 to 16777216"),
+        (np.full((4, 4), -1, np.int16), "found values from -1 to -1"),
+        (np.zeros((4, 4), np.float32), "found float32 values"),
+    ],
+)
+def test_other_values_are_no_labels(tmp_path, array, found):
+    tifffile.imwrite(tmp_path / "a.tif", array)
+    with pytest.raises(DataError, match=rf"a\.tif: {found}; expected one channel of whole numbers from 0 to 16777215"):
+        read_labels(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (80, 120), (40, 60), (13, 47)])
+def test_resampled_labels_keep_their_place_and_share(shape):
+    disc = cv2.circle(np.zeros((40, 60), np.int32), (30, 20), 12, 5, -1)
+    small = resample_labels(disc, shape)
+    assert small.shape == shape
+    assert set(np.unique(small)) == {0, 5}
+    assert abs((small > 0).mean() - (disc > 0).mean()) < 0.02
+    centre = [(np.argwhere(m).mean(0) + 0.5) / m.shape for m in (small, disc)]
+    assert np.abs(centre[0] - centre[1]).max() < 0.5 / min(shape)
+
+
+def test_numbering_a_map_without_background():
+    assert number_consecutively(np.array([[9, 4], [4, 9]])).tolist() == [[2, 1], [1, 2]]
