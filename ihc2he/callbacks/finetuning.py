@@ -42,8 +42,10 @@ class TwoPhases(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Set the batch size of the phase in which the run goes on, before its loader is built."""
+        if not trainer.training:
+            return
         epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        if trainer.training and epoch >= self.frozen_epochs:
+        if epoch >= self.frozen_epochs:
             self._set_batch_size(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:

@@ -1,6 +1,7 @@
 """Detection and classification of nuclei by their centres, by the protocol of HoVer-Net.
 
-Shape suffixes: t, p = true and predicted nuclei; 2 = (x, y); c = classes and, at 0, nobody.
+Shape suffixes: t, p = true and predicted nuclei; m = matches; 2 = (x, y); c = 0 for nobody, classes, and last the
+unknown type.
 """
 
 from collections.abc import Sequence
@@ -43,46 +44,48 @@ def confusion(
         true_t2: (T, 2) centres in px.
         pred_p2: (P, 2) centres in px.
         mpp: pixel size, um/px.
-        true_types_t: type of each true nucleus, from 1; all 1 where None.
-        pred_types_p: type of each predicted nucleus; all 1 where None.
+        true_types_t: type of each true nucleus, from 1, 0 = unknown; all 1 where None.
+        pred_types_p: type of each predicted nucleus, likewise.
         n_classes: number of classes.
 
     Returns:
-        (C + 1, C + 1): row = true type, column = predicted type; row 0 counts predictions without a match, column 0
-        true nuclei without one.
+        (C + 2, C + 2): row = true type, column = predicted type; row 0 counts predictions without a match, column 0
+        true nuclei without one, the last row and column those of unknown type.
 
     Raises:
-        ValueError: there is not one type in [1, C] for each nucleus.
+        ValueError: there is not one type in [0, C] for each nucleus.
 
     >>> confusion(np.array([[10, 10], [40, 40]]), np.array([[10, 19]]), mpp=0.25).tolist()
-    [[0, 0], [1, 1]]
+    [[0, 0, 0], [1, 1, 0], [0, 0, 0]]
     """
     true_types_t = _checked_types(true_types_t, len(true_t2), n_classes)
     pred_types_p = _checked_types(pred_types_p, len(pred_p2), n_classes)
     true_m, pred_m = match_points(true_t2, pred_p2, RADIUS_UM / mpp)
-    matrix_cc = np.zeros((n_classes + 1, n_classes + 1), np.int64)
+    matrix_cc = np.zeros((n_classes + 2, n_classes + 2), np.int64)
     np.add.at(matrix_cc, (true_types_t[true_m], pred_types_p[pred_m]), 1)
-    matrix_cc[0] = np.bincount(np.delete(pred_types_p, pred_m), minlength=n_classes + 1)
-    matrix_cc[:, 0] = np.bincount(np.delete(true_types_t, true_m), minlength=n_classes + 1)
+    matrix_cc[0] = np.bincount(np.delete(pred_types_p, pred_m), minlength=n_classes + 2)
+    matrix_cc[:, 0] = np.bincount(np.delete(true_types_t, true_m), minlength=n_classes + 2)
     return matrix_cc
 
 
 def _checked_types(types_n: NDArray[np.integer] | None, n: int, n_classes: int) -> NDArray[np.integer]:
+    """Return the types with the unknown one, 0, as C + 1."""
     if types_n is None:
         return np.ones(n, np.int64)
-    if len(types_n) != n or (n and not 1 <= types_n.min() <= types_n.max() <= n_classes):
+    if len(types_n) != n or (n and not 0 <= types_n.min() <= types_n.max() <= n_classes):
         msg = (
-            f"Expected a type from 1 to {n_classes} for each of {n} nuclei, found {len(types_n)}: {np.unique(types_n)}."
+            f"Expected a type from 0 to {n_classes} for each of {n} nuclei, found {len(types_n)}: {np.unique(types_n)}."
         )
         raise ValueError(msg)
-    return types_n
+    return np.where(types_n == 0, n_classes + 1, types_n)
 
 
 def detection_scores(matrix_cc: NDArray[np.integer], classes: Sequence[str]) -> dict[str, float]:
     """Return precision, recall and F1 of detection, the accuracy of types among matches, and F1 of each class.
 
     The F1 of a class is HoVer-Net's (Graham et al. 2019, section 4.1.2): among matches a wrong type counts twice,
-    as false positive of one class and miss of the other; nuclei without a match count once.
+    as false positive of one class and miss of the other; nuclei without a match count once. A true nucleus of unknown
+    type counts for detection only, a predicted one of unknown type as wrong.
 
     Args:
         matrix_cc: sum of `confusion` over tiles.
@@ -91,20 +94,20 @@ def detection_scores(matrix_cc: NDArray[np.integer], classes: Sequence[str]) -> 
     Returns:
         `precision`, `recall`, `f1`, `type_accuracy`, `f1/<class>`; NaN where a ratio is 0/0.
 
-    >>> scores = detection_scores(np.array([[0, 1, 0], [1, 2, 1], [0, 0, 3]]), ["a", "b"])
+    >>> scores = detection_scores(np.array([[0, 1, 0, 0], [1, 2, 1, 0], [0, 0, 3, 0], [0, 0, 0, 0]]), ["a", "b"])
     >>> {key: round(value, 3) for key, value in scores.items()}
     {'precision': 0.857, 'recall': 0.857, 'f1': 0.857, 'type_accuracy': 0.833, 'f1/a': 0.5, 'f1/b': 0.75}
     """
-    matches_cc = matrix_cc[1:, 1:]
-    tp, fp, fn = matches_cc.sum(), matrix_cc[0].sum(), matrix_cc[:, 0].sum()
-    right_c = np.diag(matches_cc)
-    wrong_c = matches_cc.sum(0) + matches_cc.sum(1) - 2 * right_c
-    alone_c = matrix_cc[0, 1:] + matrix_cc[1:, 0]
+    tp, fp, fn = matrix_cc[1:, 1:].sum(), matrix_cc[0].sum(), matrix_cc[:, 0].sum()
+    typed_cc = matrix_cc[1:-1, 1:]  # matches of true nuclei whose type is known
+    right_c = np.diag(typed_cc)
+    wrong_c = typed_cc.sum(0)[:-1] + typed_cc.sum(1) - 2 * right_c
+    alone_c = matrix_cc[0, 1:-1] + matrix_cc[1:-1, 0]
     scores = {
         "precision": _ratio(tp, tp + fp),
         "recall": _ratio(tp, tp + fn),
         "f1": _ratio(2 * tp, 2 * tp + fp + fn),
-        "type_accuracy": _ratio(right_c.sum(), tp),
+        "type_accuracy": _ratio(right_c.sum(), typed_cc.sum()),
     }
     per_class = zip(classes, right_c, wrong_c, alone_c, strict=True)
     return scores | {f"f1/{name}": _ratio(2 * tp, 2 * tp + 2 * wrong + alone) for name, tp, wrong, alone in per_class}
@@ -136,7 +139,7 @@ class Detection(Metric):
     def __init__(self, classes: Sequence[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.classes = tuple(classes)
-        side = len(self.classes) + 1
+        side = len(self.classes) + 2
         self.add_state("matrix_cc", torch.zeros(side, side, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, matrix_cc: NDArray[np.integer]) -> None:

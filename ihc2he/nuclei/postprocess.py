@@ -197,15 +197,14 @@ def _flood(
     """Return the blobs as instances, those with several markers divided by a watershed between them."""
     places = np.flatnonzero((markers_hw > 0) & (blobs_hw > 0))
     blob, marker = blobs_hw.ravel()[places], markers_hw.ravel()[places]
-    ids = np.zeros(markers_hw.max() + 1, np.int32)
-    ids[marker] = 1
-    ids = np.cumsum(ids, dtype=np.int32)
+    ids = np.cumsum(np.bincount(marker, minlength=1) > 0, dtype=np.int32)  # contiguous, 0 stays 0
     marker_of = np.zeros(len(boxes), np.int32)
     marker_of[blob] = marker  # of several the last
     crowded = np.unique(blob[marker_of[blob] != marker])
-    inst_hw = (ids[marker_of] * (marker_of > 0))[blobs_hw]
+    inst_hw = ids[marker_of][blobs_hw]
     if len(crowded):
-        inner_hw = cv2.erode((markers_hw > 0).view(np.uint8), _CROSS) > 0  # nothing flows from there
+        # Nothing flows from pixels whose neighbours belong to the same marker, so they are left out of the flooding.
+        inner_hw = cv2.erode((markers_hw > 0).view(np.uint8), _CROSS) > 0
         for number in crowded:
             x, y, w, h = boxes[number]
             box = np.s_[y : y + h, x : x + w]

@@ -57,24 +57,28 @@ def hv_maps(inst_hw: NDArray[np.integer], reference_quirks: bool = False) -> NDA
     if reference_quirks:
         kept_m = _kept_by_reference(rows_m, columns_m, of_m, len(ids_n), (height, width))
         places_m, of_m, rows_m, columns_m = (values[kept_m] for values in (places_m, of_m, rows_m, columns_m))
+    areas_n = np.maximum(np.bincount(of_m, minlength=len(ids_n)), 1)  # quirks may leave a nucleus no pixel
     hv_2hw = np.zeros((2, height * width), np.float32)
     for channel, positions_m in enumerate((columns_m, rows_m)):
-        hv_2hw[channel, places_m] = _scaled_offsets(positions_m, of_m, len(ids_n), reference_quirks)
+        hv_2hw[channel, places_m] = _scaled_offsets(positions_m, of_m, areas_n, reference_quirks)
     return hv_2hw.reshape(2, height, width)
 
 
 def _scaled_offsets(
-    positions_m: NDArray[np.intp], of_m: NDArray[np.intp], n: int, reference_quirks: bool
+    positions_m: NDArray[np.intp], of_m: NDArray[np.intp], areas_n: NDArray[np.intp], reference_quirks: bool
 ) -> NDArray[np.float32]:
     """Return where each pixel lies between the centre (0) and the extremes (-1 and 1) of its nucleus, on one axis."""
+    n = len(areas_n)
     low_n, high_n = extent(positions_m, of_m, n)
-    centre_n = np.bincount(of_m, positions_m, n) / np.maximum(np.bincount(of_m, minlength=n), 1)
+    centre_n = np.bincount(of_m, positions_m, n) / areas_n
     if reference_quirks:
         centre_n = np.floor(centre_n + 0.5) - 1
-    below_n, above_n = (reach_n.astype(np.float32) for reach_n in (centre_n - low_n, high_n - centre_n))
+    # One table for both halves: what lies before the centre of nucleus i is in row i, the rest in row n + i.
+    reach = np.concatenate([centre_n - low_n, high_n - centre_n]).astype(np.float32)
+    reach[reach <= 0] = 1  # a single row or column, which is at 0
     offsets_m = (positions_m - centre_n[of_m]).astype(np.float32)
-    reach_m = np.where(offsets_m < 0, below_n[of_m], above_n[of_m])
-    return np.divide(offsets_m, reach_m, out=np.zeros_like(offsets_m), where=offsets_m != 0)
+    offsets_m /= reach[of_m + n * (offsets_m >= 0)]
+    return offsets_m
 
 
 def _kept_by_reference(

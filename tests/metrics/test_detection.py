@@ -66,7 +66,8 @@ def test_the_radius_is_three_micrometres_at_any_pixel_size():
     for mpp, reach in ((0.25, 12), (0.5, 6), (1.0, 3)):
         near = confusion(np.array([[50, 50]]), np.array([[50, 50 + reach]]), mpp)
         far = confusion(np.array([[50, 50]]), np.array([[50, 50 + reach + 0.01]]), mpp)
-        assert (near.tolist(), far.tolist()) == ([[0, 0], [0, 1]], [[0, 1], [1, 0]])
+        assert near.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+        assert far.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
 
 
 @settings(deadline=None, max_examples=25)
@@ -84,30 +85,42 @@ def test_turning_moving_and_reordering_change_nothing(seed):
 def test_every_nucleus_is_counted_once(seed):
     (tile,) = draw(seed, 1)
     matrix_cc = matrix_of(tile)
-    assert matrix_cc[1:].sum(1).tolist() == np.bincount(tile[2], minlength=4)[1:].tolist()
-    assert matrix_cc[:, 1:].sum(0).tolist() == np.bincount(tile[3], minlength=4)[1:].tolist()
+    assert matrix_cc[1:].sum(1).tolist() == np.bincount(tile[2], minlength=5)[1:].tolist()
+    assert matrix_cc[:, 1:].sum(0).tolist() == np.bincount(tile[3], minlength=5)[1:].tolist()
     assert matrix_cc[0, 0] == 0
 
 
 def test_empty_tiles():
     none, one = np.empty((0, 2)), np.array([[3, 4]])
-    assert confusion(none, none, 0.25).tolist() == [[0, 0], [0, 0]]
-    assert confusion(none, one, 0.25).tolist() == [[0, 1], [0, 0]]
-    assert confusion(one, none, 0.25).tolist() == [[0, 0], [1, 0]]
+    assert confusion(none, none, 0.25).tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert confusion(none, one, 0.25).tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
+    assert confusion(one, none, 0.25).tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
     scores = detection_scores(confusion(none, one, 0.25), ["nucleus"])
     assert (scores["precision"], scores["f1"]) == (0, 0)
     assert np.isnan(scores["recall"])
     assert np.isnan(scores["type_accuracy"])
 
 
+def test_an_unknown_type_counts_for_detection():
+    points = np.arange(8).reshape(4, 2) * 50
+    # Right, wrong, predicted without a type, true without a type.
+    matrix_cc = confusion(points, points, 0.25, np.array([1, 1, 2, 0]), np.array([1, 2, 0, 1]), 2)
+    scores = detection_scores(matrix_cc, ["a", "b"])
+    assert scores["f1"] == 1
+    assert scores["type_accuracy"] == pytest.approx(1 / 3)
+    assert scores["f1/a"] == pytest.approx(2 / 4)
+    assert scores["f1/b"] == 0
+
+
 def test_types_that_do_not_exist_are_named():
     one = np.array([[3, 4]])
-    with pytest.raises(ValueError, match=r"type from 1 to 2 for each of 1 nuclei, found 1: \[0\]"):
-        confusion(one, one, 0.25, np.array([1]), np.array([0]), 2)
+    with pytest.raises(ValueError, match=r"type from 0 to 2 for each of 1 nuclei, found 1: \[3\]"):
+        confusion(one, one, 0.25, np.array([1]), np.array([3]), 2)
     with pytest.raises(ValueError, match="for each of 1 nuclei, found 2"):
         confusion(one, one, 0.25, np.array([1, 1]))
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_the_metric_adds_tiles():
     tiles = draw(5)
     metric = Detection(CLASSES)

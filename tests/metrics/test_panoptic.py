@@ -248,6 +248,7 @@ def test_mistakes_are_named():
         panoptic_quality(np.zeros((2, 2, 4)), ["x"], ["a"])
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_the_metric_gives_the_functions_values_whatever_the_batches(data_set):
     stats_ncs, tissues, _ = data_set
     metric = PanopticQuality(CLASSES)

@@ -180,7 +180,7 @@ def pictures(truth: Truth, found: Nuclei, classes: Sequence[str]) -> dict[str, N
         "image": truth.image,
         "truth": overlay(truth.image, truth.nuclei.inst_hw, kinds, classes),
         "prediction": overlay(truth.image, found.inst_hw, found.types_n, classes),
-        "missed red, wrong blue": error_picture(truth.nuclei.inst_hw, found.inst_hw),
+        "missed orange, wrong blue": error_picture(truth.nuclei.inst_hw, found.inst_hw),
     }
     height = max(len(picture) for picture in shown.values())
     below = {title: ((0, height - len(picture)), (0, 0), (0, 0)) for title, picture in shown.items()}

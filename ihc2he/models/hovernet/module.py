@@ -197,14 +197,16 @@ class HoverNetSegmenter(LightningModule):
             raise ConfigError(msg)
         self.mpp = float(getattr(data, "mpp", self.mpp))
         self.evaluation = Evaluation(self.classes, self.mpp)
-        if not self._initialised:
+        self.members = []
+        weights = self.hparams["weights"]
+        if not self._initialised and (weights or stage == "fit"):  # what training has changed must not be undone
             self._initialised = True
-            if self.hparams["weights"]:
-                load_reference(self.network, self.hparams["weights"])
-            elif stage == "fit":
+            if weights:
+                load_reference(self.network, weights)
+            else:
                 self.network.encoder.load_pretrained()
-            if self.hparams["compile"]:
-                self.network.compile()
+        if self.hparams["compile"]:
+            self.network.compile()
 
     def on_test_start(self) -> None:
         """Load the other members of the ensemble."""
@@ -257,7 +259,7 @@ class HoverNetSegmenter(LightningModule):
         return {"rows": self._evaluate(batch, tta=False, last=False)}
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Return the results of the images whose nuclei have been found meanwhile, as `rows`; in the end of all."""
+        """Return the results of the images whose nuclei have been found meanwhile, as `rows`; at the end all."""
         last = batch_idx + 1 == self.trainer.num_test_batches[0]
         return {"rows": self._evaluate(batch, tta=self.hparams["tta"], last=last)}
 
@@ -308,7 +310,8 @@ class HoverNetSegmenter(LightningModule):
 
     def panels(self, batch: dict[str, Any]) -> list[list[tuple[str, Tensor]]]:
         """Return, for each image of a batch, the pictures to look at with their titles; (3, H, W) in [-1, 1]."""
-        tiles = zip(truths(batch), self.predict_nuclei(batch["image"]), strict=True)
+        found = self.predict_nuclei(batch["image"], tta=self.hparams["tta"] and self.trainer.testing)
+        tiles = zip(truths(batch), found, strict=True)
         shown = [pictures(truth, nuclei, self.classes) for truth, nuclei in tiles]
         return [[(title, _to_tensor(picture)) for title, picture in row.items()] for row in shown]
 

@@ -63,6 +63,14 @@ def test_the_encoder_has_a_learning_rate_of_its_own(segmenter):
     assert len(rest["params"]) + len(encoder["params"]) == len(list(module.parameters()))
 
 
+def test_half_precision_trains_and_tests(segmenter, fit, data):
+    module = segmenter()
+    runner = fit(module, data(), max_epochs=1, precision="bf16-mixed")
+    runner.test(module, datamodule=data(), verbose=False)
+    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in module.parameters())
+    assert "test/bpq" in runner.callback_metrics
+
+
 # ---------------------------------------------------------------------- maps
 
 

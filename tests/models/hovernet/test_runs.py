@@ -1,0 +1,47 @@
+"""Whole runs through the command line, on simulated tissue."""
+
+import csv
+
+import pytest
+
+from ihc2he.models.bundle import load_bundle
+from ihc2he.simulate import write_nuclei
+
+TINY = [
+    "trainer=cpu", "logger=csv", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1",
+    "data.num_workers=0", "data.crop_size=64", "data.batch_size=2",
+    "model/encoder=preact_small", "model.encoder.width=4", "model.width=32", "model.workers=0",
+    "model.window=64", "model.overlap=16", "callbacks.panels.n_images=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run_of(cli, tmp_path):
+    """Run a command line that has to succeed; return the folder of the run and the metrics of its test."""
+
+    def run(*arguments):
+        done = cli(*arguments)
+        assert done.status == 0, done.err
+        (folder,) = (tmp_path / "outputs").rglob("run.json")
+        with (folder.parent / "test.csv").open() as stream:
+            return folder.parent, {row["metric"] for row in csv.DictReader(stream)}
+
+    return run
+
+
+def test_the_smoke_run_leaves_everything_a_user_expects(run_of):
+    run, metrics = run_of("experiment=smoke/hovernet_pannuke")
+    for name in ("report.html", "results.csv", "metrics.csv", "checkpoints/last.ckpt", "images/val", "images/test"):
+        assert (run / name).exists(), name
+    assert {"bpq", "mpq", "pq/neoplastic", "f1", "f1/dead", "aji", "dice"} <= metrics
+    assert "| mPQ | bPQ |" in (run / "train.log").read_text()
+    _, info = load_bundle(run / "bundles" / "segmenter")
+    assert info["classes"] == ["neoplastic", "inflammatory", "connective", "dead", "epithelial"]
+
+
+def test_own_tiles_without_types(run_of, tmp_path):
+    write_nuclei(tmp_path / "mine", tiles=10, size=96, seed=0)
+    arguments = ["data.root=mine", "data.mpp_files=0.25", "data.test_split=all"]
+    _, metrics = run_of("experiment=hovernet_nuclei", *arguments, *TINY)
+    assert {"bpq", "f1", "dice"} <= metrics
+    assert "mpq" not in metrics
