@@ -9,9 +9,10 @@ import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
@@ -164,14 +165,41 @@ def preflight(cfg: Mapping[str, Any]) -> None:
     Builds nothing, so a typo ends the run before any data is touched.
 
     Raises:
-        ConfigError: naming the path, the unknown argument and the nearest known one.
+        ConfigError: naming the path, the unknown argument and the nearest known one, or a text where a number belongs.
     """
     for path, node in target_nodes(cfg):
-        parameters = inspect.signature(locate(node["_target_"], f"{path}._target_")).parameters
+        parameters = _signature(locate(node["_target_"], f"{path}._target_")).parameters
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             continue
         known = [name for name in parameters if name != "self"]
-        for key in node:
-            if key not in known and key not in ("_target_", "_partial_", "_recursive_", "_convert_", "_args_"):
+        for key, value in node.items():
+            if key in ("_target_", "_partial_", "_recursive_", "_convert_", "_args_"):
+                continue
+            if key not in known:
                 msg = f"{path}.{key}: {node['_target_']} has no argument '{key}'.{did_you_mean(str(key), known)}"
                 raise ConfigError(msg)
+            if isinstance(value, str) and not _takes_text(parameters[key].annotation):
+                kinds = [kind.__name__ for kind in _kinds(parameters[key].annotation) if kind is not NoneType]
+                msg = f"{path}.{key}: expected {' or '.join(kinds)}, found '{value}'."
+                raise ConfigError(msg)
+
+
+def _signature(target: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(target, eval_str=True)
+    except (NameError, TypeError, AttributeError):  # annotations that exist for type checkers only
+        return inspect.signature(target)
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    return (
+        get_args(annotation) if isinstance(annotation, UnionType) or get_origin(annotation) is Union else (annotation,)
+    )
+
+
+def _takes_text(annotation: Any) -> bool:
+    """Return whether text may be right for an annotation: unless it consists of classes that text is no instance of."""
+    kinds = _kinds(annotation)
+    return not all(isinstance(kind, type) and kind is not inspect.Parameter.empty for kind in kinds) or any(
+        issubclass(kind, str | Path | Enum) or kind is object for kind in kinds
+    )

@@ -30,6 +30,8 @@ def one_line(error: Exception) -> str:
         if error.options is not None:
             return f"There is no '{name}' in '{group}'.{did_you_mean(name, error.options)}"
         return f"There is no configuration '{error.missing_cfg_file}'.{did_you_mean(group or name, _groups())}"
+    if isinstance(error, OSError):
+        return f"{error} (HYDRA_FULL_ERROR=1 shows where)"
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
         quoted = f" Quote a value with special characters: \"{key}='{value}'\"" if "=" in value else ""

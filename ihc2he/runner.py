@@ -28,7 +28,7 @@ from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
 from ihc2he.callbacks.report import write_report
 from ihc2he.config import Stage
-from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.files import complete
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,9 @@ def _run(cfg: dict[str, Any]) -> float | None:
         logging.getLogger(chatty).handlers.clear()  # Hydra's root handlers print, once
         logging.getLogger(chatty).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own
+    if not cfg["stages"]:
+        msg = "stages=[] leaves nothing to do; give one or more of fit, validate, test, predict."
+        raise ConfigError(msg)
     cfg["trainer"]["precision"] = _precision(cfg["trainer"])
     _check_folder(folder, cfg)
     torch.set_float32_matmul_precision(cfg["float32_matmul_precision"])
@@ -74,7 +77,7 @@ def _run(cfg: dict[str, Any]) -> float | None:
         logger=[build(node, Logger) for node in cfg["logger"].values() if node],
     )
     with _record(folder, cfg, trainer.loggers, enabled=first) as record:
-        ckpt_path = _checkpoint(cfg, folder)
+        ckpt_path = _checkpoint(cfg, folder, module)
         for stage in cfg["stages"]:
             started = time.perf_counter()
             _run_stage(stage, trainer, module, data, ckpt_path, fitted="fit" in record["seconds"])
@@ -112,14 +115,38 @@ def _run_stage(
             log.info("%s %.4f", key, value)
 
 
-def _checkpoint(cfg: Mapping[str, Any], folder: Path) -> str | None:
-    """Return the checkpoint to start from; `last` is that of this run's folder, which continues the newest run."""
+def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -> str | None:
+    """Return the checkpoint to start from; `last` is that of this run's folder, which continues the newest run.
+
+    Raises:
+        ConfigError: where there is no such file, or it holds the weights of another model.
+        DataError: where it cannot be read.
+    """
     path = cfg["ckpt_path"]
+    if path is None:
+        return None
     if path == "last":
         path = str(folder / "checkpoints" / "last.ckpt")
         log.info("Continuing %s", path)
-    if path is not None and not Path(path).is_file():
+    if not Path(path).is_file():
         msg = f"ckpt_path={path}: there is no such file. Give a .ckpt file, or 'last' for this experiment's newest run."
+        raise ConfigError(msg)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    except Exception as error:
+        others = [str(p) for p in sorted(Path(path).parent.glob("*.ckpt")) if p != Path(path)]
+        instead = f" Beside it: {', '.join(others)}." if others else ""
+        msg = f"{path}: not a readable checkpoint; it may have been cut off ({type(error).__name__}).{instead}"
+        raise DataError(msg) from error
+    own = module.state_dict()
+    wrong = sorted(
+        k for k in own.keys() | found.keys() if k not in own or k not in found or own[k].shape != found[k].shape
+    )
+    if wrong:
+        msg = (
+            f"{path}: holds another model than this configuration's {type(module).__name__}: {len(wrong)} tensors are "
+            f"missing, unknown or of another shape, such as {wrong[0]}. Its run's config.yaml has its settings."
+        )
         raise ConfigError(msg)
     return path
 

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ihc2he import config, explain
 from ihc2he.errors import ConfigError, Ihc2heError
 
-EXPECTED = (Ihc2heError, HydraException, OmegaConfBaseException)
+EXPECTED = (Ihc2heError, HydraException, OmegaConfBaseException, OSError)
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"  # the user wants tracebacks
 
 
@@ -70,7 +70,7 @@ def main() -> None:
 
 def _exit(error: Exception) -> NoReturn:
     print(f"ihc2he: {explain.one_line(error)}", file=sys.stderr)
-    sys.exit(1 if isinstance(error, Ihc2heError) and not isinstance(error, ConfigError) else 2)
+    sys.exit(2 if isinstance(error, ConfigError | HydraException | OmegaConfBaseException) else 1)
 
 
 @contextmanager

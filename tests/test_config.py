@@ -93,6 +93,13 @@ def test_no_class_of_the_configuration_swallows_unknown_arguments():
         (["experiment=cyclegan_bci", "+trainer.max_epoch=3"], "no argument 'max_epoch'. Did you mean 'max_epochs'?"),
         (["experiment=cyclegan_bci", "+model.optimizer.lrr=3"], "torch.optim.Adam has no argument 'lrr'."),
         (["experiment=cyclegan_bci", "+logger.wandb.projct=x"], "no argument 'projct'. Did you mean 'project'?"),
+        (["experiment=cyclegan_bci", "trainer.max_epochs=ten"], "trainer.max_epochs: expected int, found 'ten'."),
+        (
+            ["experiment=cyclegan_bci", "model.generator.n_blocks=nine"],
+            "generator.n_blocks: expected int, found 'nine'.",
+        ),
+        (["experiment=cyclegan_bci", "model.optimizer.lr=fast"], "model.optimizer.lr: expected float or Tensor"),
+        (["experiment=cyclegan_bci", "model.ema_decay=much"], "model.ema_decay: expected float, found 'much'."),
         (["experiment=cyclegan_bci", "stages=[fitt]"], "expected one of [fit, validate, test, predict]"),
         (["experiment=cyclegan_bci", "ckpt_path=a=b.ckpt"], "\"ckpt_path='a=b.ckpt'\""),
         (

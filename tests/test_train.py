@@ -120,6 +120,8 @@ def test_a_checkpoint_is_judged_without_training(cli, tmp_path):
     [
         (["stages=[test]"], "needs ckpt_path=PATH: a CycleGAN with random weights says nothing", 2),
         (["model.compile=true", "model.adversarial=wgan_gp"], "set compile=false", 2),
+        (["stages=[]"], "stages=[] leaves nothing to do", 2),
+        (["data.store=/proc/nowhere"], "/proc/nowhere", 1),
         (["trainer=gpu"], "No supported gpu backend found", 2),
         (["trainer.limit_train_batches=0.01"], "Please increase the `limit_train_batches` argument", 2),
         (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt: there is no such file", 2),
@@ -137,6 +139,20 @@ def test_what_cannot_work_ends_in_one_line(cli, arguments, message, status):
     assert done.status == status
     assert message in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_checkpoint_that_does_not_fit_or_is_cut_off_is_named(cli, tmp_path):
+    assert cli(SMOKE, "debug=fast", "stages=[fit]").status == 0
+    folder = the_run(tmp_path) / "checkpoints"
+    other = cli(SMOKE, f"ckpt_path={folder / 'last.ckpt'}", "model.generator.width=12", "hydra.run.dir=other")
+    assert other.status == 2
+    assert "holds another model than this configuration's CycleGAN" in other.err
+    cut = folder / "cut.ckpt"
+    cut.write_bytes((folder / "last.ckpt").read_bytes()[:50_000])
+    done = cli(SMOKE, f"ckpt_path={cut}", "hydra.run.dir=cut")
+    assert done.status == 1
+    assert f"{cut}: not a readable checkpoint" in done.err
+    assert f"Beside it: {folder / 'best_epoch000.ckpt'}, {folder / 'last.ckpt'}." in done.err
 
 
 def test_missing_data_says_where_to_get_it(cli):
