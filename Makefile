@@ -16,11 +16,14 @@ install: $(READY)  ## make the virtual environment with all packages, in the loc
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("ihc2he needs Python 3.11 or newer, found %d.%d: make PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --progress-bar off -c constraints.txt -e '.[dev,fid,tensorboard]'
+	$(BIN)/python -m pip install -q --progress-bar off -c constraints.txt -e '.[dev,fid,stain,tensorboard]'
 	@touch $@
 
-demo: $(READY)  ## train CycleGAN for some minutes on simulated tissue; pictures and a report
-	$(BIN)/python -m ihc2he.train experiment=demo/cyclegan_bci
+SEED ?= 42
+demo: $(READY)  ## train both models on simulated tissue and compare ways to find nuclei on IHC, in some minutes
+	$(BIN)/python -m ihc2he.train experiment=demo/cyclegan_bci seed=$(SEED)
+	$(BIN)/python -m ihc2he.train experiment=demo/hovernet_pannuke seed=$(SEED)
+	$(BIN)/python -m ihc2he.train experiment=demo/pipeline_endonuke seed=$(SEED)
 
 test: $(READY)  ## all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
@@ -37,8 +40,9 @@ format: $(READY)  ## put the code into the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## time ours against the references, side by side
-	$(BIN)/python benchmarks/cyclegan_step.py
+bench: $(READY)  ## time ours against the references and their peers, side by side; some minutes
+	@for script in $(filter-out benchmarks/timing.py,$(wildcard benchmarks/*.py)); do \
+	  echo; OMP_NUM_THREADS=1 $(BIN)/python -W ignore $$script || exit 1; done
 
 wheel: $(READY)  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -1,19 +1,19 @@
-"""Times our panoptic quality against a transcription of PanNuke's, side by side in one run, and prints ratios.
+"""Times our panoptic quality against PanNuke's and MONAI's.
 
-    python benchmarks/panoptic.py [repeats=7]
+    python benchmarks/panoptic.py [seconds=5]
 
-Both give bPQ and the PQ of five classes of one tile. The transcription is the oracle of
-`tests/metrics/test_panoptic.py`; at 1024 px it is timed once.
+`one map` is the PQ of a pair of instance maps; `classes` is all that PanNuke's evaluation gives for a tile, which it
+takes from one map per class and we from one map and a type for each nucleus. PanNuke's is a transcription, the oracle
+of `tests/metrics/test_panoptic.py`.
 """
 
 from __future__ import annotations
 
-import runpy
-import sys
+from typing import Any
 
 import numpy as np
-from hv_targets import TESTS, medians_ms
 from numpy.typing import NDArray
+from timing import argument, finish, has_peer, names_of, ratios, take_turns
 
 from ihc2he.metrics.panoptic import panoptic_stats, qualities
 from ihc2he.nuclei.instances import overlaps
@@ -22,31 +22,57 @@ TILES = ((256, 40), (1024, 600))  # side in px, nuclei
 CLASSES = 5
 
 
-def measure(side: int, count: int, repeats: int) -> str:
-    """Return a line of the table: median milliseconds, their ratio, and the largest difference of the six values."""
-    oracle = runpy.run_path(str(TESTS / "metrics" / "test_panoptic.py"))
-    true_hw = runpy.run_path(str(TESTS / "nuclei" / "conftest.py"))["draw_ellipses"](side, count)
-    pred_hw = np.roll(true_hw, (1, 2), (0, 1))
+def one_map(side: int, count: int, seconds: int, peer: bool) -> list[dict[str, Any]]:
+    """Return the rows of a tile without classes, timed for so many seconds or a little more."""
+    true_hw, pred_hw = tile(side, count)
+    oracle = names_of("metrics/test_panoptic.py")
+
+    def ours() -> float:
+        return qualities(panoptic_stats(overlaps(true_hw, pred_hw))[0])[2]
+
+    def pannuke() -> float:
+        return oracle["reference_pq"](*(oracle["reference_remap"](ids_hw) for ids_hw in (true_hw, pred_hw)))[2]
+
+    calls = {"PanNuke": pannuke, "ours": ours}
+    if peer:
+        import torch
+        from monai.metrics.panoptic_quality import compute_panoptic_quality
+
+        torch.set_num_threads(1)
+        maps = torch.from_numpy(pred_hw), torch.from_numpy(true_hw)
+        calls["MONAI"] = lambda: compute_panoptic_quality(*maps).item()
+    outputs = {name: f"difference {abs(call() - ours()):.0e}" for name, call in calls.items()}
+    return ratios(f"{side} px, one map", take_turns(calls, seconds), outputs)
+
+
+def classes(side: int, count: int, seconds: int) -> list[dict[str, Any]]:
+    """Return the row of a tile with classes, timed for so many seconds or a little more."""
+    true_hw, pred_hw = tile(side, count)
+    oracle = names_of("metrics/test_panoptic.py")
     kinds = np.random.default_rng(0).integers(1, CLASSES + 1, count + 1)
     types_n = kinds[np.unique(true_hw)[1:]]
-    true_hwc, pred_hwc = (oracle["channels"](ids_hw, kinds) for ids_hw in (true_hw, pred_hw))
-
-    def reference() -> NDArray:
-        binary, classes = oracle["reference_image"](true_hwc, pred_hwc)
-        return np.array([binary, *classes])
+    channels = [oracle["channels"](ids_hw, kinds) for ids_hw in (true_hw, pred_hw)]
 
     def ours() -> NDArray:
         return qualities(panoptic_stats(overlaps(true_hw, pred_hw), types_n, types_n, CLASSES))[2]
 
-    difference = np.abs(ours() - reference()).max()
-    ms = medians_ms({"reference": reference, "ours": ours}, repeats)
-    ratio = ms["reference"] / ms["ours"]
-    return f"{side:>6}{count:>8}{ms['reference']:>14.1f}{ms['ours']:>10.2f}{ratio:>8.0f}x{difference:>14.1e}"
+    def pannuke() -> NDArray:
+        binary, each = oracle["reference_image"](*channels)
+        return np.array([binary, *each])
+
+    difference = np.abs(ours() - pannuke()).max()
+    spent = take_turns({"PanNuke": pannuke, "ours": ours}, seconds)
+    return ratios(f"{side} px, {CLASSES} classes", spent, {"PanNuke": f"difference {difference:.0e}"})
+
+
+def tile(side: int, count: int) -> tuple[NDArray, NDArray]:
+    """Return a true map and a prediction, the same nuclei moved a little."""
+    true_hw = names_of("nuclei/conftest.py")["draw_ellipses"](side, count)
+    return true_hw, np.roll(true_hw, (1, 2), (0, 1))
 
 
 if __name__ == "__main__":
-    arguments = dict(argument.split("=") for argument in sys.argv[1:])
-    repeats = int(arguments.get("repeats", 7))
-    print(f"{'px':>6}{'nuclei':>8}{'reference ms':>14}{'ours ms':>10}{'faster':>9}{'difference':>14}")
+    rows, seconds, peer = [], argument("seconds", 5), has_peer("monai")
     for side, count in TILES:
-        print(measure(side, count, repeats if side < 1024 else 1))
+        rows += one_map(side, count, seconds, peer) + classes(side, count, seconds)
+    finish("panoptic", rows)

@@ -50,6 +50,7 @@ class Config:
     ckpt_path: str | None = None
     optimized_metric: str | None = None
     float32_matmul_precision: str = "high"
+    out: str = MISSING
     paths: Paths = field(default_factory=Paths)
     data: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +88,12 @@ def newest_run(folder: str | Path) -> Path | None:
     return found[-1].parent.parent if found else None
 
 
+def newest_bundle(outputs: str, experiment: str, name: str) -> str | None:
+    """Return the model bundle that the newest finished run of an experiment has left, or None."""
+    found = sorted(Path(outputs, experiment).glob(f"*/bundles/{name}"), key=lambda p: p.stat().st_mtime)
+    return str(found[-1]) if found else None
+
+
 def run_dir(outputs: str, experiment: str | None, ckpt_path: str | None) -> str:
     """Return the folder of this run; `ckpt_path=last` continues in the newest run of the experiment."""
     home = Path(outputs) / (experiment or "none")
@@ -103,6 +110,7 @@ def register() -> None:
     """Make the schema and the resolvers known to Hydra; repeated calls do no harm."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("add", lambda *numbers: sum(numbers), replace=True)
+    OmegaConf.register_new_resolver("newest_bundle", newest_bundle, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("stamp", stamp, use_cache=True, replace=True)
 

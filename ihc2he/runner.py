@@ -108,10 +108,13 @@ def _run_stage(
         if stage != Stage.fit and path is None and getattr(module, "requires_checkpoint", False):
             msg = f"stages=[{stage}] needs ckpt_path=PATH: a {type(module).__name__} with random weights says nothing."
             raise ConfigError(msg)
-    quiet = {"verbose": False} if stage in (Stage.test, Stage.validate) else {}
-    getattr(trainer, stage)(module, datamodule=data, ckpt_path=path, **quiet)
+    # Predictions are written as they come; keeping them all would fill the memory.
+    options = {"return_predictions": False} if stage == Stage.predict else {}
+    if stage in (Stage.test, Stage.validate):
+        options["verbose"] = False
+    getattr(trainer, stage)(module, datamodule=data, ckpt_path=path, **options)
     for key, value in trainer.callback_metrics.items():
-        if stage == Stage.test and key.count("/") == 2:  # means over all images
+        if stage == Stage.test and key.removeprefix("test/") in getattr(module, "cards", {}):  # of no single group
             log.info("%s %.4f", key, value)
 
 

@@ -55,8 +55,12 @@ def test_every_experiment_composes_and_passes_preflight(name):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_passes_preflight(option):
-    segments = option == "model=hovernet" or option.startswith(("model/encoder", "model/scheduler"))
-    config.preflight(composed(f"experiment={'hovernet_pannuke' if segments else 'cyclegan_bci'}", option))
+    experiment = "cyclegan_bci"
+    if option == "model=hovernet" or option.startswith(("model/encoder", "model/scheduler")):
+        experiment = "hovernet_pannuke"
+    elif option == "model=pipeline":
+        experiment = "pipeline_endonuke"
+    config.preflight(composed(f"experiment={experiment}", option))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

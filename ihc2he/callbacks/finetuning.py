@@ -32,8 +32,10 @@ class TwoPhases(Callback):
         self.restart = restart
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Say so where there is nothing to freeze."""
-        if self.frozen_epochs and not pl_module.pretrained:
+        """Begin with the second phase's batch size where there is no first, and say so where nothing can be frozen."""
+        if not self.frozen_epochs:
+            self._set_batch_size(trainer)
+        elif not pl_module.pretrained:
             log.warning(
                 "The encoder starts from random weights (model.encoder.weights=null), so it is not frozen in the first "
                 "%d epochs: they train all of the network.",

@@ -1,29 +1,27 @@
 """The report of a run: one self-contained HTML page made of whatever the run has left in its folder.
 
 To add a section, write a function that takes the folder and returns HTML, or None where its files are missing, and
-name it in `SECTIONS`. Text reaches the page through the macros of report.html.jinja only, which escape it.
+name it in `SECTIONS`; those of a pipeline's test are in report_pipeline.py. Text reaches the page through the macros of
+report.html.jinja only, which escape it.
 """
 
 from __future__ import annotations
 
-import base64
-import csv
 import json
 import logging
 import math
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
 import ihc2he
+from ihc2he.callbacks import report_pipeline
+from ihc2he.callbacks.report_parts import figure, macros, parsed, read_csv, shown, shrunk
 from ihc2he.errors import DataError
 from ihc2he.files import complete
 
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_IMAGES = 12  # per stage
-MAX_SIDE_PX = 1600
 MAX_POINTS = 200  # of a curve; a longer one is drawn as means of this many bins over the band of their extremes
 WORST, BEST = 10, 5
 
@@ -44,7 +41,8 @@ def write_report(run_dir: Path) -> Path:
     A file that is missing leaves its section out; one that cannot be read is named in its section.
 
     Args:
-        run_dir: holds any of `config.yaml`, `run.json`, `metrics.csv`, `test.csv`, `results.csv`, `images/STAGE/*.png`.
+        run_dir: holds any of `config.yaml`, `run.json`, `metrics.csv`, `test.csv`, `results.csv`, `images/STAGE/*.png`,
+            and of a pipeline `comparison.csv`, `differences.csv`, `radius.csv`, `agreement.csv`.
 
     Raises:
         DataError: the folder does not exist.
@@ -54,7 +52,7 @@ def write_report(run_dir: Path) -> Path:
         msg = f"{run_dir} is not a folder: a report is written from the folder of a run."
         raise DataError(msg)
     facts = _facts(run_dir)
-    html = _macros().page(
+    html = macros().page(
         title=_title(run_dir),
         subtitle=" · ".join(filter(None, [run_dir.resolve().name, str(facts.get("status", ""))])),
         warnings=facts.get("warnings"),
@@ -73,16 +71,7 @@ def _guarded(build: Callable[[Path], Markup | None], run_dir: Path) -> Markup | 
         return build(run_dir)
     except Exception as error:
         log.exception("A section of the report of %s could not be built.", run_dir)
-        return _macros().note(f"This section could not be built: {type(error).__name__}: {error}")
-
-
-@cache
-def _macros() -> Any:
-    """Return the macros of the template, which give escaped HTML."""
-    environment = Environment(
-        loader=PackageLoader("ihc2he", "callbacks"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("report.html.jinja").module
+        return macros().note(f"This section could not be built: {type(error).__name__}: {error}")
 
 
 def _facts(run_dir: Path) -> dict[str, Any]:
@@ -107,36 +96,38 @@ def _title(run_dir: Path) -> str:
 
 def _test_table(run_dir: Path) -> Markup | None:
     """Return the final table: a row for each metric, a column for each group."""
-    rows = _read_csv(run_dir / "test.csv")
+    rows = read_csv(run_dir / "test.csv")
     if not rows:
         return None
     cells = {(row["metric"], row["group"]): row for row in rows}
     cards = {row["metric"]: row for row in rows}
     groups = sorted({row["group"] for row in rows})
-    sizes = {group: max(_float(row["n"]) for row in rows if row["group"] == group) for group in groups}
+    sizes = {group: max(parsed(row["n"]) for row in rows if row["group"] == group) for group in groups}
 
     def cell(metric: str, group: str) -> tuple[str, str]:
         row = cells.get((metric, group))
         if row is None:
             return "-", ""
-        return _number(_float(row["value"])), "" if _float(row["n"]) == sizes[group] else f"n = {row['n']}"
+        return shown(parsed(row["value"])), "" if parsed(row["n"]) == sizes[group] else f"n = {row['n']}"
 
     head = ["metric", *((group or "all", f"n = {sizes[group]:.0f}") for group in groups), "protocol"]
     body = [
         [(metric, f"{card['better']} is better"), *(cell(metric, group) for group in groups), card["protocol"]]
         for metric, card in cards.items()
     ]
-    return _macros().table(head, body, text=(len(head) - 1,), wide=True)
+    return macros().table(head, body, text=(len(head) - 1,), wide=True)
 
 
 def _curves(run_dir: Path) -> Markup | None:
     """Return the curves of the logged scalars, one figure for each kind of quantity; tests have their table."""
+    if report_pipeline.is_comparison(run_dir):  # nothing was trained
+        return None
     series: dict[str, list[tuple[float, float]]] = {}
-    for i, row in enumerate(_read_csv(run_dir / "metrics.csv")):
-        step = _float(row.get("step") or str(i))
+    for i, row in enumerate(read_csv(run_dir / "metrics.csv")):
+        step = parsed(row.get("step") or str(i))
         for key, value in row.items():
             if key and value and key not in ("epoch", "step") and not key.startswith("test/"):
-                series.setdefault(key, []).append((step, _float(value)))
+                series.setdefault(key, []).append((step, parsed(value)))
     if not series:
         return None
     panels: dict[str, dict[str, list[str]]] = {name: {} for name in ("Losses", "Validation", "Learning rates", "Other")}
@@ -150,7 +141,7 @@ def _curves(run_dir: Path) -> Markup | None:
             for panel, keys in figures.items()
         ]
         if images:
-            html += _macros().heading(heading) + _macros().figures(images, grid=True)
+            html += macros().heading(heading) + macros().figures(images, grid=True)
     return html
 
 
@@ -189,7 +180,7 @@ def _line_figure(title: str, lines: dict[str, np.ndarray]) -> str:
         if len(lines) > 1 or any("not finite" in text for text in axes.get_legend_handles_labels()[1]):
             axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
 
-    return _figure(title, draw)
+    return figure(title, draw)
 
 
 def _draw_line(axes: Axes, xy: np.ndarray, **style: Any) -> None:
@@ -204,51 +195,36 @@ def _draw_line(axes: Axes, xy: np.ndarray, **style: Any) -> None:
     axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def _figure(title: str, draw: Callable[[Axes], object]) -> str:
-    """Return a small figure as the data URI of an SVG."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({"svg.fonttype": "none", "text.parse_math": False, "font.size": 9}):
-        figure = Figure(figsize=(5.4, 3.2), layout="constrained")
-        axes = figure.subplots()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.grid(color="0.9", linewidth=0.6)
-        axes.set_axisbelow(True)
-        draw(axes)
-        buffer = BytesIO()
-        figure.savefig(buffer, format="svg")
-    return _data_uri("image/svg+xml", buffer.getvalue())
-
-
 def _extremes(run_dir: Path) -> Markup | None:
-    """Return the worst and the best images by the first metric, and how its values are spread."""
-    rows = _read_csv(run_dir / "results.csv")
+    """Return the worst and the best images by the first metric, and how its values are spread.
+
+    A comparison has several rows for each image, and pages in place of this.
+    """
+    rows = [] if report_pipeline.is_comparison(run_dir) else read_csv(run_dir / "results.csv")
     columns = [
         key
         for key in (rows[0] if rows else {})
-        if key not in ("name", "group") and any(math.isfinite(_float(row[key])) for row in rows)
+        if key not in ("name", "group") and any(math.isfinite(parsed(row[key])) for row in rows)
     ]
     if not columns:
         return None
     metric = "he/ssim" if "he/ssim" in columns else columns[0]
     higher = _higher_is_better(metric)
-    known = [row for row in rows if math.isfinite(_float(row[metric]))]
-    known.sort(key=lambda row: _float(row[metric]), reverse=not higher)
+    known = [row for row in rows if math.isfinite(parsed(row[metric]))]
+    known.sort(key=lambda row: parsed(row[metric]), reverse=not higher)
     head = ["name", "group", *columns]
 
     def table(title: str, chosen: list[dict[str, str]]) -> Markup:
-        body = [[row["name"], row.get("group", ""), *(_number(_float(row[c])) for c in columns)] for row in chosen]
-        return _macros().heading(title) + _macros().table(head, body, text=(1,))
+        body = [[row["name"], row.get("group", ""), *(shown(parsed(row[c])) for c in columns)] for row in chosen]
+        return macros().heading(title) + macros().table(head, body, text=(1,))
 
     direction = "higher" if higher else "lower"
-    html = _macros().note(
+    html = macros().note(
         f"By {metric} ({direction} is better); {len(known)} of {len(rows)} images have a finite value."
     )
-    values = [_float(row[metric]) for row in known]
-    histogram = _figure(f"Images by {metric}", lambda axes: axes.hist(values, bins=30, color="0.35"))
-    html += _macros().figures([(histogram, f"Histogram of {metric}")], grid=True)
+    values = [parsed(row[metric]) for row in known]
+    histogram = figure(f"Images by {metric}", lambda axes: axes.hist(values, bins=30, color="0.35"))
+    html += macros().figures([(histogram, f"Histogram of {metric}")], grid=True)
     if len(known) <= WORST + BEST:
         return html + table("From worst to best", known)
     return html + table(f"The {WORST} worst", known[:WORST]) + table(f"The {BEST} best", known[: -BEST - 1 : -1])
@@ -262,38 +238,25 @@ def _higher_is_better(metric: str) -> bool:
 
 
 def _panels(run_dir: Path) -> Markup | None:
-    """Return the newest image panels of every stage."""
+    """Return the newest image panels of every stage; not those that are pages of a comparison."""
     html = Markup()
+    if report_pipeline.is_comparison(run_dir):
+        return None
     for stage in sorted(path for path in run_dir.glob("images/*") if path.is_dir()):
         paths = sorted(stage.glob("*.png"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
         if not paths:
             continue
-        html += _macros().heading(stage.name)
+        html += macros().heading(stage.name)
         if len(paths) > MAX_IMAGES:
-            html += _macros().note(f"The newest {MAX_IMAGES} of {len(paths)}.")
-        html += _macros().figures([(_shrunk(path), path.stem) for path in paths[:MAX_IMAGES]])
+            html += macros().note(f"The newest {MAX_IMAGES} of {len(paths)}.")
+        html += macros().figures([(shrunk(path), path.stem) for path in paths[:MAX_IMAGES]])
     return html or None
-
-
-def _shrunk(path: Path) -> str:
-    """Return the data URI of an image, at most `MAX_SIDE_PX` wide and high."""
-    import cv2
-
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        msg = f"{path} is not a readable image: delete it, or write it again."
-        raise DataError(msg)
-    scale = MAX_SIDE_PX / max(image.shape)
-    if scale < 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    _, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return _data_uri("image/jpeg", jpeg.tobytes())
 
 
 def _run_table(run_dir: Path) -> Markup | None:
     """Return the facts of `run.json`, nested ones under dotted names."""
     facts = {key: value for key, value in _facts(run_dir).items() if key != "warnings"}
-    return _macros().table(["fact", "value"], list(_flatten(facts)), text=(1,)) if facts else None
+    return macros().table(["fact", "value"], list(_flatten(facts)), text=(1,)) if facts else None
 
 
 def _flatten(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -313,10 +276,11 @@ def _flatten(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 def _config(run_dir: Path) -> Markup | None:
     path = run_dir / "config.yaml"
-    return _macros().collapsed("config.yaml", path.read_text(encoding="utf-8")) if path.is_file() else None
+    return macros().collapsed("config.yaml", path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 SECTIONS: tuple[tuple[str, Callable[[Path], Markup | None]], ...] = (
+    *report_pipeline.SECTIONS,
     ("Test", _test_table),
     ("Curves", _curves),
     ("Worst and best images", _extremes),
@@ -324,41 +288,3 @@ SECTIONS: tuple[tuple[str, Callable[[Path], Markup | None]], ...] = (
     ("Run", _run_table),
     ("Configuration", _config),
 )
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a table, none where the file is missing."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def _float(text: str) -> float:
-    """Return the number, or NaN for an empty cell and for a line that a killed run has cut short.
-
-    >>> _float("0.5"), _float("1e-")
-    (0.5, nan)
-    """
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _number(value: float) -> str:
-    """Return a number as the tables show it, a dash for NaN.
-
-    >>> [_number(value) for value in (0.37, 23.39412, 5412.25, 2e-4, math.nan, math.inf)]
-    ['0.3700', '23.39', '5412.25', '0.0002', '-', '∞']
-    """
-    if math.isnan(value):
-        return "-"
-    size = abs(value)
-    if size == 0 or 1e-3 <= size < 10:
-        return f"{value:.4f}"
-    return f"{value:.2f}" if 10 <= size < 1e5 else f"{value:.3g}".replace("inf", "∞")
-
-
-def _data_uri(mime: str, content: bytes) -> str:
-    return f"data:{mime};base64,{base64.b64encode(content).decode()}"

@@ -1,9 +1,10 @@
-"""The numbers of a test: `results.csv`, one row per image, and `test.csv`, the final table."""
+"""The numbers of a test: `results.csv`, one row per image, `test.csv`, the final table, and the module's own tables."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ihc2he.files import write_csv
 
-COLUMNS = ("metric", "group", "value", "n", "better", "protocol")
+COLUMNS = ("metric", "group", "value", "n", "better", "protocol", "versions")
+NAMED = ("ihc2he", "torch", "torchmetrics", "numpy", "scikit-image", "opencv-python-headless")  # what numbers hang on
 
 
 class Results(Callback):
     """Collects the `rows` that test steps return, from all ranks, and writes both tables.
 
-    A metric's direction and protocol come from `pl_module.cards`.
+    A metric's direction and protocol come from `pl_module.cards`. Where the module has `tables`, rows by file name,
+    those are written beside them.
 
     Args:
         dirpath: the run's folder.
@@ -50,24 +53,29 @@ class Results(Callback):
             write_csv(self.dirpath / "results.csv", rows)
             values = {key: float(value) for key, value in trainer.callback_metrics.items()}
             write_csv(self.dirpath / "test.csv", table(values, rows, getattr(pl_module, "cards", {})), COLUMNS)
+            for name, own in getattr(pl_module, "tables", {}).items():
+                if own:
+                    write_csv(self.dirpath / name, own)
 
 
 def table(
     values: Mapping[str, float], rows: Sequence[Mapping[str, Any]], cards: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return the final table: a row for each metric and group, with its direction and protocol.
+    """Return the final table: a row for each metric and group, with its direction, protocol and versions.
 
     Args:
         values: logged values; keys `test/<metric>` and `test/<metric>/<group>` are used.
         rows: per-image results, to count the images behind a value: those with a number that is not NaN.
         cards: name cards by metric.
     """
+    versions = " ".join(f"{name}={version(name)}" for name in NAMED)
     counts: Counter[tuple[str, str]] = Counter()
     for row in rows:
         for key, value in row.items():
             if isinstance(value, float) and value == value:  # noqa: PLR0124  # NaN is not counted
                 counts.update({(key, ""), (key, str(row.get("group", "")))})
     columns = {key for row in rows for key in row}
+    n_images = len({row["name"] for row in rows})
     lines = []
     for key, value in values.items():
         name = key.removeprefix("test/")
@@ -82,9 +90,10 @@ def table(
                 "metric": metric,
                 "group": group,
                 "value": value,
-                "n": counts[metric, group] if metric in columns else len(rows),
+                "n": counts[metric, group] if metric in columns else n_images,
                 "better": card.better if card else "",
                 "protocol": card.protocol if card else "",
+                "versions": versions,
             }
         )
     return lines

@@ -153,7 +153,11 @@ class SegmentationDataModule(StoreDataModule):
         if self.eval_batch_size > 1 and len(sizes) > 1:
             msg = f"data.eval_batch_size={self.eval_batch_size}: {split} tiles have {len(sizes)} sizes. Pass 1."
             raise ConfigError(msg)
-        sampler = ShardSampler(len(records), *self._shard())
+        rank, world_size = self._shard()
+        if 0 < len(records) < world_size:  # a process without tiles would fail on its own
+            msg = f"trainer.devices: {len(records)} {split} tiles are too few for {world_size} processes. Use fewer."
+            raise ConfigError(msg)
+        sampler = ShardSampler(len(records), rank, world_size)
         return self._loader(NucleiTiles(self.tiles, records), sampler, self.eval_batch_size)
 
     def _weights(self, records: Sequence[int]) -> list[float] | None:

@@ -141,6 +141,9 @@ def msge_loss(hv_b2hw: Tensor, hv_true_b2hw: Tensor, nucleus_bhw: Tensor, axis: 
         axis: `aligned` differentiates the horizontal map along x and the vertical along y, as the paper describes it;
             `cross` the other way round, as the reference implementation does and its published weights have learnt.
 
+    Raises:
+        ConfigError: for an unknown axis.
+
     >>> ramp = torch.zeros(1, 2, 9, 9)
     >>> ramp[:, 0] = torch.arange(9)  # the horizontal map grows along x
     >>> inside = torch.zeros(1, 9, 9)
@@ -149,7 +152,7 @@ def msge_loss(hv_b2hw: Tensor, hv_true_b2hw: Tensor, nucleus_bhw: Tensor, axis: 
     [72.0, 0.0]
     """
     kernel = _gradient_kernel(hv_b2hw)
-    kernels = [kernel, kernel.T] if axis == "aligned" else [kernel.T, kernel]
+    kernels = [kernel, kernel.T] if check_msge_axis(axis) == "aligned" else [kernel.T, kernel]
     # A gradient is linear: that of the difference is the difference of the gradients, at half the cost.
     gradient_b2hw = F.conv2d(hv_b2hw - hv_true_b2hw, torch.stack(kernels)[:, None], padding=2, groups=2)
     nucleus_b1hw = nucleus_bhw[:, None].to(hv_b2hw.dtype)

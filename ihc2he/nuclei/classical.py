@@ -39,7 +39,7 @@ def detect_nuclei(image: NDArray[np.uint8], mpp: float = _TUNED_MPP) -> NDArray[
     >>> detect_nuclei(tile).tolist()
     [[25, 10]]
     """
-    return _foreground_distance_centres(image, mpp)[2]
+    return _foreground_distance_centres(_red_density(image), mpp)[2]
 
 
 def segment_nuclei(image: NDArray[np.uint8], mpp: float = _TUNED_MPP) -> NDArray[np.int32]:
@@ -57,19 +57,33 @@ def segment_nuclei(image: NDArray[np.uint8], mpp: float = _TUNED_MPP) -> NDArray
     >>> segment_nuclei(tile)[10, 23:28].tolist()
     [1, 1, 1, 1, 1]
     """
-    foreground_hw, distance_hw, centres_n2 = _foreground_distance_centres(image, mpp)
+    return segment_density(_red_density(image), mpp)[0]
+
+
+def segment_density(od_hw: NDArray[np.float32], mpp: float) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the instance map of `segment_nuclei` and the centres of `detect_nuclei`.
+
+    Args:
+        od_hw: decadic optical density of the red channel.
+        mpp: pixel size, um/px.
+    """
+    foreground_hw, distance_hw, centres_n2 = _foreground_distance_centres(od_hw, mpp)
     markers_hw = np.zeros(foreground_hw.shape, np.int32)
     markers_hw[centres_n2[:, 1], centres_n2[:, 0]] = np.arange(1, len(centres_n2) + 1)
-    return watershed(-distance_hw, markers_hw, mask=foreground_hw).astype(np.int32)
+    return watershed(-distance_hw, markers_hw, mask=foreground_hw).astype(np.int32), centres_n2
+
+
+def _red_density(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return optical_density(image)[..., 0]
 
 
 def _foreground_distance_centres(
-    image: NDArray[np.uint8], mpp: float
+    od_hw: NDArray[np.float32], mpp: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.int64]]:
     if mpp <= 0:
         msg = f"mpp is a pixel size in um and must be positive, found {mpp}."
         raise ConfigError(msg)
-    foreground_hw = _foreground(image, mpp)
+    foreground_hw = _foreground(od_hw, mpp)
     distance_hw = ndimage.gaussian_filter(ndimage.distance_transform_edt(foreground_hw), _DISTANCE_BLUR / mpp)
     pieces_hw, _ = ndimage.label(foreground_hw)
     separation = max(1, round(_MIN_SEPARATION / mpp))
@@ -79,8 +93,8 @@ def _foreground_distance_centres(
     return foreground_hw, distance_hw, peaks_n2[order, ::-1]
 
 
-def _foreground(image: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
-    od_hw = ndimage.gaussian_filter(optical_density(image)[..., 0], _BLUR / mpp)
+def _foreground(od_hw: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
+    od_hw = ndimage.gaussian_filter(od_hw, _BLUR / mpp)
     if od_hw.min() == od_hw.max():  # Otsu's threshold is undefined on a flat image
         return np.zeros(od_hw.shape, bool)
     dark_hw = od_hw > max(threshold_otsu(od_hw), _MIN_OD)

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 # Okabe and Ito (2008), which colour-blind readers can tell apart; those that stand out on H&E come first.
 _PALETTE = ((213, 94, 0), (0, 158, 115), (0, 114, 178), (240, 228, 66), (86, 180, 233), (230, 159, 0), (204, 121, 167))
-_UNKNOWN = (90, 90, 90)
+_UNKNOWN = (150, 255, 0)  # stands out on both stains
 
 
 def colour_of(kind: int) -> tuple[int, int, int]:
     """Return the RGB colour of a type; 0 is unknown, and colours repeat after the seventh.
 
     >>> colour_of(1), colour_of(0)
-    ((213, 94, 0), (90, 90, 90))
+    ((213, 94, 0), (150, 255, 0))
     """
     return _PALETTE[(kind - 1) % len(_PALETTE)] if kind else _UNKNOWN
 

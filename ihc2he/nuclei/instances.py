@@ -77,6 +77,18 @@ def extent(positions_m: NDArray[np.intp], of_m: NDArray[np.intp], n: int) -> tup
     return low_n, high_n
 
 
+def centroids(inst_hw: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return the centre of mass of each nucleus, (N, 2) as (x, y), in ascending order of the ids.
+
+    >>> centroids(np.array([[0, 7, 7], [0, 7, 7]])).tolist()
+    [[1.5, 0.5]]
+    """
+    places_m, of_m, ids_n = foreground(inst_hw)
+    areas_n = np.bincount(of_m, minlength=len(ids_n))
+    places = (places_m % inst_hw.shape[1], places_m // inst_hw.shape[1])
+    return np.stack([np.bincount(of_m, place_m, len(ids_n)) / areas_n for place_m in places], 1)
+
+
 @dataclass(frozen=True)
 class Overlaps:
     """The nuclei of two maps of one tile, and the area that each pair of them shares.

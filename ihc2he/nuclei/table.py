@@ -6,7 +6,7 @@ Shape suffixes: h, w = height, width; m = pixels of nuclei; n = nuclei; p = poin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -42,6 +42,7 @@ class NucleiTable:
         shares_n: share of the pixels that are of this type.
         stain_od: mean optical density of each stain, by its name.
         mpp: pixel size, um/px.
+        extra: further measurements of each nucleus, by their name.
     """
 
     ids_n: NDArray[np.integer]
@@ -53,6 +54,7 @@ class NucleiTable:
     shares_n: NDArray[np.floating]
     stain_od: dict[str, NDArray[np.float64]]
     mpp: float
+    extra: Mapping[str, NDArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids_n)
@@ -151,6 +153,7 @@ def measurements(table: NucleiTable) -> dict[str, NDArray]:
         "area_um2": table.areas_n * table.mpp**2,
         "type_share": table.shares_n,
         **{f"{name}_od": od_n for name, od_n in table.stain_od.items()},
+        **table.extra,
     }
 
 

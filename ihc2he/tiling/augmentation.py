@@ -27,20 +27,23 @@ def turned(x_bchw: Tensor, view: int) -> Tensor:
     return x_bchw.flip(mirrored) if mirrored else x_bchw
 
 
-def turned_maps(maps_bkhw: Tensor, view: int, hv_channels: tuple[int, int]) -> Tensor:
+def turned_maps(maps_bkhw: Tensor, view: int, hv_channels: tuple[int, int] | None) -> Tensor:
     """Return the maps that belong to images in another view: turned, and the HV vectors with them.
 
     Args:
         maps_bkhw: maps of the images as they were.
         view: 0 to 7.
-        hv_channels: where the horizontal and the vertical map are.
+        hv_channels: where the horizontal and the vertical map are; None: nowhere.
 
     >>> import torch
     >>> hv = torch.tensor([-1.0, 1.0]).expand(1, 2, 2, 2)  # grows to the right, in both channels
     >>> turned_maps(hv, 1, (0, 1))[0, :, 0].tolist()
     [[-1.0, 1.0], [1.0, -1.0]]
     """
-    maps_bkhw = turned(maps_bkhw, view).clone()
+    maps_bkhw = turned(maps_bkhw, view)
+    if hv_channels is None:
+        return maps_bkhw
+    maps_bkhw = maps_bkhw.clone()
     h, v = hv_channels
     if view & 4:
         maps_bkhw[:, [h, v]] = maps_bkhw[:, [v, h]]
@@ -51,7 +54,7 @@ def turned_maps(maps_bkhw: Tensor, view: int, hv_channels: tuple[int, int]) -> T
     return maps_bkhw
 
 
-def turned_back(maps_bkhw: Tensor, view: int, hv_channels: tuple[int, int]) -> Tensor:
+def turned_back(maps_bkhw: Tensor, view: int, hv_channels: tuple[int, int] | None) -> Tensor:
     """Return maps of images in another view as those of the images as they were: undoes `turned_maps`.
 
     >>> import torch
@@ -65,7 +68,7 @@ def turned_back(maps_bkhw: Tensor, view: int, hv_channels: tuple[int, int]) -> T
 
 
 def predict_views(
-    fn: Callable[[Tensor], Tensor], x_bchw: Tensor, hv_channels: tuple[int, int], views: Sequence[int] = VIEWS
+    fn: Callable[[Tensor], Tensor], x_bchw: Tensor, hv_channels: tuple[int, int] | None, views: Sequence[int] = VIEWS
 ) -> Tensor:
     """Return the maps of images, averaged over views.
 

@@ -244,7 +244,7 @@ def test_only_the_newest_images_are_shown_and_shrunk(full):
     assert captions == [f"step{i:06d}" for i in range(13, 1, -1)]
     assert "The newest 12 of 14." in section
     jpeg = base64.b64decode(re.search(r"data:image/jpeg;base64,([^\"]*)", section).group(1))
-    assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape == (400, 1600, 3)
+    assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape == (288, 1152, 3)
 
 
 def test_a_broken_file_is_named_and_costs_only_its_section(tmp_path):
@@ -265,7 +265,7 @@ def test_nested_facts_have_dotted_names(full):
 
 def test_a_report_replaces_the_last_one_and_leaves_nothing_else(tmp_path, monkeypatch):
     (tmp_path / "report.html").write_text("old")
-    monkeypatch.setattr(report, "_macros", lambda: pytest.fail("stop"))
+    monkeypatch.setattr(report, "macros", lambda: pytest.fail("stop"))
     with pytest.raises(pytest.fail.Exception):
         write_report(tmp_path)
     assert (tmp_path / "report.html").read_text() == "old"

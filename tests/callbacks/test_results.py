@@ -3,6 +3,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ihc2he.callbacks.results import Results, table
 
@@ -29,10 +30,20 @@ def test_both_tables_of_a_test(toy, tiles, trainer, tmp_path):
         {"name": "b/1.png", "group": "", "he/psnr": "20.0"},
     ]
     shared = {"metric": "he/psnr", "better": "higher", "protocol": "whole tile"}
-    assert read(tmp_path / "run" / "test.csv") == [
+    lines = read(tmp_path / "run" / "test.csv")
+    assert all(f"torch={torch.__version__.split('+')[0]}" in line.pop("versions") for line in lines)
+    assert lines == [
         shared | {"group": "", "value": "21.5", "n": "4"},
         shared | {"group": "3+", "value": "22.0", "n": "3"},
     ]
+
+
+def test_tables_of_the_module_lie_beside_them_and_empty_ones_do_not(toy, tiles, trainer, tmp_path):
+    module = toy()
+    module.tables = {"radius.csv": [{"method": "a+b", "f1": 0.5}], "agreement.csv": []}
+    trainer(Results(str(tmp_path / "run"))).test(module, tiles, verbose=False)
+    assert read(tmp_path / "run" / "radius.csv") == [{"method": "a+b", "f1": "0.5"}]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["radius.csv", "results.csv", "test.csv"]
 
 
 def test_n_counts_the_images_behind_each_value():
@@ -56,4 +67,5 @@ def test_n_counts_the_images_behind_each_value():
 @pytest.mark.parametrize("key", ["unknown", "a/b/c"])
 def test_a_value_without_a_card_keeps_its_whole_name(key):
     (line,) = table({f"test/{key}": 1.0}, [], CARDS)
+    assert line.pop("versions").startswith("ihc2he=")
     assert line == {"metric": key, "group": "", "value": 1.0, "n": 0, "better": "", "protocol": ""}

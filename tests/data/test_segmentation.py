@@ -157,6 +157,14 @@ def test_two_processes_share_what_one_would_see(make):
     assert [batch for pair in zip(*shards, strict=True) for batch in pair] == alone
 
 
+def test_fewer_tiles_than_processes_are_refused_on_all_of_them(make):
+    data = make()
+    for rank in range(7):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=7)
+        with pytest.raises(ConfigError, match=r"trainer\.devices: 6 test tiles are too few for 7 processes"):
+            data.test_dataloader()
+
+
 def drawn(data):
     """How often each tile is drawn, as a share."""
     sampler = data.train_dataloader().sampler

@@ -139,3 +139,5 @@ def test_unknown_names_end_with_the_nearest():
         hover.check_terms(["hv_msg"])
     with pytest.raises(ConfigError, match="Did you mean 'aligned'"):
         hover.check_msge_axis("alined")
+    with pytest.raises(ConfigError, match="Did you mean 'cross'"):
+        hover.msge_loss(*(torch.zeros(1, 2, 8, 8),) * 2, torch.zeros(1, 8, 8), "crossed")

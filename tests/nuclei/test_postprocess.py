@@ -74,7 +74,7 @@ def same_partition(a_hw, b_hw):
 def test_the_partition_is_that_of_the_reference(ellipses, softened, seed):
     truth = ellipses(256, 10 + 8 * seed, seed)
     for prob_hw, hv_2hw in (softened(truth, seed), ((truth > 0).astype(np.float32), hv_maps(truth))):
-        found = segment(prob_hw, hv_2hw)
+        found = segment(prob_hw, hv_2hw, keep_unmarked=False)
         assert same_partition(found, reference_segment(prob_hw, hv_2hw))
         assert np.array_equal(np.unique(found), np.arange(found.max() + 1))
         assert found.dtype == np.int32
@@ -88,7 +88,7 @@ def test_the_partition_is_that_of_the_reference_on_any_maps(seed, blur, dtype):
     maps = cv2.GaussianBlur(rng.normal(0, 1, (96, 80, 3)), (0, 0), blur).transpose(2, 0, 1)
     maps = (maps / maps.std()).astype(dtype).astype(np.float32)
     prob_hw, hv_2hw = maps[0] + 0.6, maps[1:]
-    assert same_partition(segment(prob_hw, hv_2hw), reference_segment(prob_hw, hv_2hw))
+    assert same_partition(segment(prob_hw, hv_2hw, keep_unmarked=False), reference_segment(prob_hw, hv_2hw))
 
 
 def test_a_ring_around_another_blob_is_one_nucleus_as_in_the_reference():
@@ -96,7 +96,7 @@ def test_a_ring_around_another_blob_is_one_nucleus_as_in_the_reference():
     cv2.circle(prob_hw, (40, 40), 30, 1.0, 8)
     cv2.circle(prob_hw, (40, 40), 9, 1.0, -1)
     hv_2hw = hv_maps(cv2.circle(np.zeros((80, 80), np.int32), (40, 40), 34, 1, -1))
-    found = segment(prob_hw, hv_2hw)
+    found = segment(prob_hw, hv_2hw, keep_unmarked=False)
     assert same_partition(found, reference_segment(prob_hw, hv_2hw))
     assert found[40, 40] == found[40, 10] > 0
 
@@ -124,7 +124,8 @@ def test_without_a_map_of_types_they_are_unknown():
 
 @pytest.mark.parametrize("level", [0.0, 0.49, 0.5, 1.0])
 def test_flat_maps_hold_no_nucleus(level):
-    found = postprocess(np.full((32, 48), level, np.float32), np.zeros((2, 32, 48), np.float32))
+    maps = np.full((32, 48), level, np.float32), np.zeros((2, 32, 48), np.float32)
+    found = postprocess(*maps, keep_unmarked=False)
     assert found.inst_hw.shape == (32, 48)
     assert not found.inst_hw.any()
     assert len(found.types_n) == len(found.shares_n) == 0
@@ -133,6 +134,15 @@ def test_flat_maps_hold_no_nucleus(level):
 def test_a_tile_that_is_all_nucleus():
     prob_hw = np.ones((64, 64), np.float32)
     assert same_partition(segment(prob_hw, hv_maps(prob_hw.astype(int))), prob_hw.astype(int))
+
+
+def test_thin_nuclei_which_the_reference_loses_are_kept():
+    truth = np.zeros((128, 128), np.int32)
+    truth[10:34, 10:34], truth[10:34, 34:58], truth[90:94, 40:70] = 1, 2, 3
+    prob_hw, hv_2hw = (truth > 0).astype(np.float32), hv_maps(truth)
+    reference = segment(prob_hw, hv_2hw, keep_unmarked=False)
+    assert same_partition(reference, np.where(truth < 3, truth, 0))
+    assert same_partition(segment(prob_hw, hv_2hw), truth)
 
 
 def test_a_blob_below_ten_pixels_vanishes():
@@ -148,15 +158,33 @@ def test_moving_the_nuclei_moves_the_instances(ellipses, softened):
     assert same_partition(moved, np.roll(segment(prob_hw, hv_2hw), (7, -12), (0, 1)))
 
 
-def test_turning_the_tile_turns_the_instances(ellipses):
+@pytest.mark.parametrize("turn", [np.rot90, np.fliplr, np.flipud, np.transpose])
+def test_turning_the_tile_turns_the_instances(ellipses, turn):
     truth = ellipses(192, 20, 5)
+    places = np.arange(truth.size).reshape(truth.shape)
     found = segment((truth > 0).astype(np.float32), hv_maps(truth))
-    turned = segment((np.rot90(truth) > 0).astype(np.float32), hv_maps(np.rot90(truth)))
-    back = np.rot90(turned, -1)
+    turned = segment((turn(truth) > 0).astype(np.float32), hv_maps(turn(truth)))
+    back = np.zeros_like(found)
+    back.ravel()[turn(places)] = turned
     # Not exactly: the published 5x5 ellipse is not the same when turned, and ridges go by the order of the pixels.
     assert abs(found.max() - back.max()) <= 1
     shared = sum(np.bincount(back[found == number])[1:].max(initial=0) for number in range(1, found.max() + 1))
     assert shared > 0.97 * (found > 0).sum()
+
+
+def test_single_pixels_are_no_nuclei():
+    prob_hw = np.zeros((64, 64), np.float32)
+    prob_hw[4::8, 4::8] = 1
+    assert not segment(prob_hw, np.zeros((2, 64, 64), np.float32)).any()
+
+
+def test_more_nuclei_than_16_bits_hold():
+    ids = np.arange(1, 257 * 257 + 1).reshape(257, 257)
+    truth = np.pad(np.broadcast_to(ids[:, None, :, None], (257, 5, 257, 5)), ((0, 0), (0, 1), (0, 0), (0, 1)))
+    truth = truth.reshape(257 * 6, 257 * 6)  # squares of 5 px with 1 px between them
+    found = segment((truth > 0).astype(np.float32), hv_maps(truth), mpp=2.0)
+    assert found.max() == 257 * 257
+    assert same_partition(found, truth)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2])

@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -60,6 +61,15 @@ def test_the_file_has_a_row_per_nucleus_in_pixels_and_micrometres(tmp_path):
     }  # fmt: skip
 
 
+def test_further_measurements_follow_the_others(tmp_path):
+    table = replace(nuclei_table(np.array([[1, 2]]), mpp=1), extra={"positive": np.array([0, 1])})
+    write_table(tmp_path / "nuclei.csv", table, [])
+    with (tmp_path / "nuclei.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[-2:] == ["type_share", "positive"]
+    assert [row["positive"] for row in rows] == ["0", "1"]
+
+
 def test_no_nuclei_give_an_empty_table_with_a_header(tmp_path):
     table = nuclei_table(np.zeros((5, 5), int), mpp=0.25, image=np.zeros((5, 5, 3), np.uint8))
     assert (len(table), table.boxes_n4.shape, table.outlines) == (0, (0, 4), [])
@@ -74,6 +84,14 @@ def test_one_pixel_and_a_whole_tile():
     assert table.areas_n.tolist() == [53, 1]
     assert table.boxes_n4.tolist() == [[0, 0, 9, 6], [4, 3, 5, 4]]
     assert table.outlines[1].tolist() == [[4, 3]]
+
+
+def test_more_nuclei_than_16_bits_hold():
+    inst_hw = np.arange(1, 260 * 260 + 1).reshape(260, 260) * 1000
+    table = nuclei_table(inst_hw, mpp=0.25)
+    assert len(table) == 67_600
+    assert table.ids_n[-1] == 67_600_000
+    assert table.outlines[-1].tolist() == [[259, 259]]
 
 
 def test_mistakes_are_named():

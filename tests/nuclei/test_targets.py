@@ -25,7 +25,7 @@ def reference_hv(inst_hw):
     maps = np.zeros((2, *inst_hw.shape), np.float32)
     ids, areas = np.unique(inst_hw, return_counts=True)
     for number in ids[(ids > 0) & (areas >= 30)]:
-        mask = inst_hw == number
+        mask = np.array(inst_hw == number, np.uint8)
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         # A start below zero counts from the other end of the array, as in the published code.
         box = (slice(rows[0] - 2, rows[-1] + 3), slice(columns[0] - 2, columns[-1] + 3))
@@ -38,12 +38,13 @@ def reference_hv(inst_hw):
             np.arange(1, crop.shape[0] + 1) - y_centre,
         )
         for channel, offsets in enumerate((x, y)):
-            values = np.where(crop, offsets, 0).astype(np.float32)
+            offsets[crop == 0] = 0
+            values = offsets.astype(np.float32)
             if values.min() < 0:
-                values[values < 0] /= -values.min()
+                values[values < 0] /= -values[values < 0].min()
             if values.max() > 0:
-                values[values > 0] /= values.max()
-            maps[channel][box][crop] = values[crop]
+                values[values > 0] /= values[values > 0].max()
+            maps[channel][box][crop > 0] = values[crop > 0]
     return maps
 
 

@@ -27,7 +27,7 @@ from ihc2he.metrics.panoptic import (
     panoptic_quality,
     panoptic_stats,
 )
-from ihc2he.nuclei.instances import foreground, instance_types, overlaps
+from ihc2he.nuclei.instances import centroids, instance_types, overlaps
 from ihc2he.nuclei.overlay import overlay
 from ihc2he.nuclei.postprocess import Nuclei
 
@@ -94,8 +94,9 @@ class Evaluation:
     def update(self, truth: Truth, found: Nuclei) -> dict[str, Any]:
         """Add a tile and return its row: name, group, counts and values by key."""
         n = len(self.classes)
-        # A model without types says nothing about the data's.
+        # Where either side has no types, those of the other are not judged.
         true_types = truth.nuclei.types_n if n else np.zeros_like(truth.nuclei.types_n)
+        found = found if n else found._replace(types_n=np.zeros_like(found.types_n))
         pairs = overlaps(truth.nuclei.inst_hw, found.inst_hw)
         stats_cs = panoptic_stats(pairs, true_types, found.types_n, n)
         for metric in self.panoptic.values():
@@ -159,18 +160,6 @@ def paper_row(values: Mapping[str, Any], classes: Sequence[str]) -> str:
     columns = {title: key for title, key in columns.items() if key in values}
     cells = [list(columns), ["---"] * len(columns), [f"{float(values[key]):.4f}" for key in columns.values()]]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def centroids(inst_hw: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return the centre of mass of each nucleus, (N, 2) as (x, y), in ascending order of the ids.
-
-    >>> centroids(np.array([[0, 7, 7], [0, 7, 7]])).tolist()
-    [[1.5, 0.5]]
-    """
-    places_m, of_m, ids_n = foreground(inst_hw)
-    areas_n = np.bincount(of_m, minlength=len(ids_n))
-    places = (places_m % inst_hw.shape[1], places_m // inst_hw.shape[1])
-    return np.stack([np.bincount(of_m, place_m, len(ids_n)) / areas_n for place_m in places], 1)
 
 
 def pictures(truth: Truth, found: Nuclei, classes: Sequence[str]) -> dict[str, NDArray[np.uint8]]:

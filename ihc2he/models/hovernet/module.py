@@ -35,7 +35,7 @@ from ihc2he.tiling.windows import predict_tiled
 log = logging.getLogger(__name__)
 
 HV_CHANNELS = (1, 2)  # among the maps that `predict_maps` returns
-MAX_PENDING = 64  # tiles whose maps wait for the workers; more would fill the memory
+MAX_PENDING = 2**23  # px of tiles whose maps wait for the workers, some 0.5 GB; more would fill the memory
 REFERENCE_LOSSES = {"np_ce": 1.0, "np_dice": 1.0, "hv_mse": 2.0, "hv_msge": 1.0, "nc_ce": 1.0, "nc_dice": 1.0}
 
 
@@ -57,6 +57,7 @@ class HoverNetSegmenter(LightningModule):
         msge_axis: `aligned` or `cross`, see `ihc2he.losses.hover.msge_loss`.
         lr_encoder: learning rate of the encoder; the optimiser's own where None.
         weights: a published checkpoint of the reference to start from; None for the encoder's `weights`.
+        keep_unmarked: see `ihc2he.nuclei.postprocess.segment`; the reference does not.
         window: px, the largest sides that are predicted at once; larger tiles are covered by overlapping windows.
         overlap: px, least overlap of windows, in which their maps are blended.
         tta: average the maps over the eight flips and quarter turns when testing.
@@ -67,7 +68,7 @@ class HoverNetSegmenter(LightningModule):
         compile: compile the network in place.
 
     Raises:
-        ConfigError: for an unknown mode, loss or axis, or an overlap that does not fit the window.
+        ConfigError: for an unknown mode, loss or axis, no loss at all, or an overlap that does not fit the window.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class HoverNetSegmenter(LightningModule):
         msge_axis: str = "aligned",
         lr_encoder: float | None = None,
         weights: str | None = None,
+        keep_unmarked: bool = True,
         window: int = 256,
         overlap: int = 64,
         tta: bool = False,
@@ -96,6 +98,9 @@ class HoverNetSegmenter(LightningModule):
         check_msge_axis(msge_axis)
         self.save_hyperparameters(ignore=["encoder"] if isinstance(encoder, nn.Module) else [], logger=False)
         self.classes = list(classes or ())
+        if not any(weight for term, weight in self.losses.items() if self.classes or not term.startswith("nc_")):
+            msg = f"model.losses={self.losses}: nothing is left to train; give one term that applies a weight above 0."
+            raise ConfigError(msg)
         self.network = HoverNet(encoder, len(self.classes), mode, width)
         if not 0 <= overlap < window - 2 * self.network.margin:
             msg = (
@@ -103,8 +108,8 @@ class HoverNetSegmenter(LightningModule):
                 f"that mode={mode} puts out for model.window={window}."
             )
             raise ConfigError(msg)
-        if channels_last:
-            self.to(memory_format=torch.channels_last)
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self._memory_format)
         self.members: list[Any] = []  # of the ensemble, besides this one; no child, so no checkpoint holds them
         self.mpp = 0.25
         self._pool: Executor | None = None
@@ -157,7 +162,10 @@ class HoverNetSegmenter(LightningModule):
         maps_bkhw = self.predict_maps(x_bchw, tta).cpu().numpy()
         prob_bhw, hv_b2hw, types_bkhw = split(maps_bkhw)
         types = [None] * len(maps_bkhw) if types_bkhw is None else types_bkhw
-        return [postprocess(*maps, self.mpp) for maps in zip(prob_bhw, hv_b2hw, types, strict=True)]
+        return [
+            postprocess(*maps, self.mpp, self.hparams["keep_unmarked"])
+            for maps in zip(prob_bhw, hv_b2hw, types, strict=True)
+        ]
 
     def exports(self) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
         """Return what a bundle needs, by bundle name: the network and its description."""
@@ -178,6 +186,7 @@ class HoverNetSegmenter(LightningModule):
             "window": hp["window"],
             "overlap": hp["overlap"],
             "postprocessing": "ihc2he.nuclei.postprocess.postprocess",
+            "keep_unmarked": hp["keep_unmarked"],
         }
         return {"segmenter": (self.network, description)}
 
@@ -192,11 +201,12 @@ class HoverNetSegmenter(LightningModule):
         """
         data = getattr(self.trainer, "datamodule", None)
         found = list(getattr(data, "classes", self.classes))
-        if self.classes and found != self.classes:  # without classes of its own the model ignores the data's
+        # Without classes of its own the model ignores the data's, and data without classes judges nuclei only.
+        if self.classes and found != self.classes and (found or stage == "fit"):
             msg = f"model.classes={self.classes} are not those of the data, {found}. Pass model.classes={found}."
             raise ConfigError(msg)
         self.mpp = float(getattr(data, "mpp", self.mpp))
-        self.evaluation = Evaluation(self.classes, self.mpp)
+        self.evaluation = Evaluation(self.classes if found else [], self.mpp)
         self.members = []
         weights = self.hparams["weights"]
         if not self._initialised and (weights or stage == "fit"):  # what training has changed must not be undone
@@ -221,7 +231,7 @@ class HoverNetSegmenter(LightningModule):
             msg = f"model.ensemble: {source} cannot be averaged with this model: expected a HoVer-Net of the same mode "
             msg += f"with {own}, found a {type(network).__name__} with {found or 'another mode'}."
             raise ConfigError(msg)
-        return network.to(self.device)
+        return network.to(self.device).to(memory_format=self._memory_format)
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser, with a parameter group for the encoder, and the schedule."""
@@ -239,7 +249,14 @@ class HoverNetSegmenter(LightningModule):
         return [optimizer], [build(hp["scheduler"], LRScheduler, optimizer=optimizer)]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch of crops."""
+        """Return the loss of a batch of crops.
+
+        Raises:
+            ConfigError: where the model has classes and the batch no types.
+        """
+        if self.classes and "type" not in batch:
+            msg = f"model.classes={self.classes}, but the training batches hold no types of nuclei. Pass [] for none."
+            raise ConfigError(msg)
         maps = self.network(self._in_format(batch["image"]))
         size = maps["np"].shape[-2:]
         targets: dict[str, Tensor] = {
@@ -268,15 +285,19 @@ class HoverNetSegmenter(LightningModule):
         if self._pool is None:
             self._pool = worker_pool(self.hparams["workers"]) if self.hparams["workers"] else ThreadPoolExecutor(1)
         maps_bkhw = self.predict_maps(batch["image"], tta).cpu().numpy()
-        promises = submit_batch(self._pool, *split(maps_bkhw), mpp=self.mpp)
+        promises = submit_batch(
+            self._pool, *split(maps_bkhw), mpp=self.mpp, keep_unmarked=self.hparams["keep_unmarked"]
+        )
         self._pending += zip(truths(batch), promises, strict=True)
         return self._score(at_most=0 if last else MAX_PENDING)
 
     def _score(self, at_most: int) -> list[dict[str, Any]]:
-        """Score tiles in their order while they are ready, and wait for them where more than so many are pending."""
+        """Score tiles in their order while they are ready, and wait for them where more than so many px are pending."""
         rows = []
-        while self._pending and (len(self._pending) > at_most or self._pending[0][1].done()):
+        pending = sum(truth.nuclei.inst_hw.size for truth, _ in self._pending)
+        while self._pending and (pending > at_most or self._pending[0][1].done()):
             truth, promise = self._pending.popleft()
+            pending -= truth.nuclei.inst_hw.size
             rows.append(self.evaluation.update(truth, promise.result()))
         return rows
 
@@ -293,7 +314,8 @@ class HoverNetSegmenter(LightningModule):
     def _log_evaluation(self, stage: str) -> dict[str, Tensor]:
         self._score(at_most=0)
         values = self.evaluation.compute_and_reset(self.device)
-        self.log_dict({f"{stage}/{key}": value for key, value in values.items()})
+        # The ranks agree already; without sync_dist the Trainer would warn of each key.
+        self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, sync_dist=True)
         return values
 
     def teardown(self, stage: str) -> None:
@@ -316,7 +338,7 @@ class HoverNetSegmenter(LightningModule):
         return [[(title, _to_tensor(picture)) for title, picture in row.items()] for row in shown]
 
     def _in_format(self, x_bchw: Tensor) -> Tensor:
-        return x_bchw.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else x_bchw
+        return x_bchw.contiguous(memory_format=self._memory_format)
 
 
 def joined(maps: Mapping[str, Tensor]) -> Tensor:

@@ -85,6 +85,9 @@ class HoverNet(nn.Module):
         if self.margin:
             self._check_sides(h, w)
             return self._maps(x_bchw)
+        if min(h, w) < self.encoder.stride:
+            msg = f"An input of {w}x{h} px is too small: expected sides of at least {self.encoder.stride} px."
+            raise ValueError(msg)
         bottom, right = -h % self.encoder.stride, -w % self.encoder.stride
         if not (bottom or right):
             return self._maps(x_bchw)

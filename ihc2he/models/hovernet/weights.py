@@ -16,11 +16,12 @@ _ENCODER = ("conv0.", "d0.", "d1.", "d2.", "d3.")
 def load_reference(net: nn.Module, path: str | Path) -> None:
     """Load a checkpoint of the reference (`hovernet_fast_pannuke_type_tf2pytorch.tar` and the like) into a `HoverNet`.
 
-    Files of the `fast` mode fit the modes `fast` and `same`, which have the same weights.
+    Files of the `fast` mode fit the modes `fast` and `same`, which have the same weights. The types of PanNuke's are
+    numbered as `ihc2he.data.pannuke.CLASSES` are, from 1.
 
     Args:
         net: with the reference encoder and the checkpoint's mode and number of types.
-        path: of the checkpoint, in either spelling of its keys (`preact/bn` or `preact_bn`).
+        path: of the checkpoint, in any spelling of its keys (`preact_bna/bn`, `preact/bn` or `preact_bn`).
 
     Raises:
         DataError: naming the file, and the keys or shapes that do not fit.
@@ -62,8 +63,11 @@ def _own_name(key: str) -> str:
 
     >>> _own_name("module.conv0./.weight"), _own_name("d1.units.2.preact/bn.bias")
     ('conv0.conv.weight', 'd1.units.2.preact_bn.bias')
+    >>> _own_name("decoder.np.u2.dense.units.0.preact_bna/bn.bias")  # dense units spell it in their own way
+    'decoder.np.u2.dense.units.0.preact_bn.bias'
     """
-    return key.removeprefix("module.").replace("conv0./.", "conv0.conv.").replace("/", "_")
+    key = key.removeprefix("module.").replace("conv0./.", "conv0.conv.").replace("preact_bna", "preact")
+    return key.replace("/", "_")
 
 
 def _load(net: nn.Module, state: Mapping[str, Tensor], path: str | Path, remedy: str) -> None:
@@ -71,7 +75,11 @@ def _load(net: nn.Module, state: Mapping[str, Tensor], path: str | Path, remedy:
     # Files converted from TensorFlow lack the counters, which nothing reads.
     missing = sorted(k for k in own.keys() - state.keys() if not k.endswith("num_batches_tracked"))
     extra = sorted(state.keys() - own.keys())
-    wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    wrong = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in sorted(own.keys() & state.keys())
+        if own[k].shape != state[k].shape
+    ]
     if missing or extra or wrong:
         msg = (
             f"{path}: does not fit {type(net).__name__}: {len(missing)} keys missing {missing[:3]}, "

@@ -83,6 +83,18 @@ def test_a_resumed_run_equals_the_one_in_one_piece(segmenter, fit, data, pretrai
     assert all(torch.equal(whole[k], v) for k, v in again.lightning_module.state_dict().items())
 
 
+def test_without_a_first_phase_the_second_begins_at_once_and_after_a_resume_too(
+    segmenter, fit, data, pretrained, tmp_path
+):
+    watch = Watch()
+    first = [TwoPhases(0, batch_size=1), LastCheckpoint(str(tmp_path)), watch]
+    fit(segmenter(encoder=pretrained), data(), *first, max_epochs=1)
+    again = [TwoPhases(0, batch_size=1), watch]
+    fit(segmenter(encoder=pretrained), data(), *again, max_epochs=2, ckpt_path=tmp_path / "last.ckpt")
+    assert [sizes for _, sizes, *_ in watch.epochs] == [[1, 1, 1, 1]] * 2
+    assert all(moved for *_, moved in watch.epochs)
+
+
 def test_validation_between_epochs_leaves_the_encoder_frozen(segmenter, fit, data, pretrained):
     watch = Watch()
     fit(segmenter(encoder=pretrained), data(), TwoPhases(3), watch, max_epochs=3, limit_val_batches=1)

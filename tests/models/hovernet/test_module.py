@@ -3,6 +3,9 @@
 import copy
 import csv
 import logging
+import subprocess
+import sys
+from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,13 @@ def test_the_loss_of_a_step_is_that_of_the_cropped_targets(segmenter, data, mode
     assert logged.keys() == {"train/loss", "train/loss_np_ce", "train/loss_hv_msge"}
 
 
+def test_batches_without_types_are_no_training_of_types(segmenter, data):
+    batch = next(iter(data().train_dataloader()))
+    del batch["type"]
+    with pytest.raises(ConfigError, match="the training batches hold no types of nuclei"):
+        segmenter().training_step(batch, 0)
+
+
 def test_the_encoder_has_a_learning_rate_of_its_own(segmenter):
     module = segmenter(lr_encoder=1e-5, optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.01})
     optimizer = module.configure_optimizers()
@@ -99,6 +109,14 @@ def test_larger_tiles_are_covered_by_windows(segmenter, batch, mode, window):
     assert set(sizes) == {(window, window)}
 
 
+def test_a_large_tile_gives_the_same_alone_and_in_a_batch(segmenter):
+    module = segmenter(classes=[], window=256, overlap=8).eval()
+    x = torch.rand(2, 3, 700, 1000)
+    together = module.predict_maps(x)
+    assert together.shape == (2, 3, 700, 1000)
+    torch.testing.assert_close(module.predict_maps(x[1:]), together[1:], rtol=0, atol=1e-5)
+
+
 def test_averaging_over_views_follows_turns(segmenter, batch):
     module = segmenter(classes=[]).eval()
     maps = module.predict_maps(batch["image"], tta=True)
@@ -111,6 +129,12 @@ def test_averaging_over_views_follows_turns(segmenter, batch):
 def test_an_overlap_that_does_not_fit_is_named(segmenter, changes):
     with pytest.raises(ConfigError, match=r"model.overlap=.*: expected 0 or more and less than the"):
         segmenter(**changes)
+
+
+@pytest.mark.parametrize("losses", [{}, {"np_ce": 0.0}, {"nc_ce": 1.0}])
+def test_losses_that_leave_nothing_to_train_are_named(segmenter, losses):
+    with pytest.raises(ConfigError, match=r"model.losses=.*: nothing is left to train"):
+        segmenter(classes=[], losses=losses)
 
 
 # ---------------------------------------------------------------------- evaluation
@@ -129,6 +153,31 @@ def test_every_tile_gets_a_row_however_slow_the_workers(segmenter, trainer, data
     assert all(row["protocol"] for row in table.values())
     assert len(list((tmp_path / "images" / "test").glob("*.png"))) == 2
     assert module._pool is None
+
+
+def test_maps_that_wait_for_slow_workers_do_not_pile_up(segmenter, trainer, data, monkeypatch, tmp_path):
+    class Lazy(Executor):  # works only when its result is asked for
+        def submit(self, fn, /, *args, **kwargs):
+            promise = Future()
+            promise.done = lambda: False
+            promise.result = lambda timeout=None: fn(*args, **kwargs)
+            return promise
+
+    waiting = []
+    module = segmenter()
+    evaluate = module._evaluate
+
+    def watched(*args, **kwargs):
+        rows = evaluate(*args, **kwargs)
+        waiting.append(len(module._pending))
+        return rows
+
+    monkeypatch.setattr(module, "_evaluate", watched)
+    monkeypatch.setattr("ihc2he.models.hovernet.module.ThreadPoolExecutor", lambda workers: Lazy())
+    monkeypatch.setattr("ihc2he.models.hovernet.module.MAX_PENDING", 3 * 64 * 64)
+    trainer(callbacks=[Results(str(tmp_path))]).test(module, datamodule=data(n=9), verbose=False)
+    assert waiting == [2, 3, 3, 3, 0]
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 10
 
 
 def test_workers_and_this_process_find_the_same(segmenter, trainer, data):
@@ -207,21 +256,36 @@ def test_an_ensemble_averages_maps(segmenter, trainer, data, batch, tmp_path):
     assert module.state_dict().keys() == first.state_dict().keys()
 
 
-@pytest.mark.parametrize("changes", [{"classes": ["a", "b"]}, {"mpp": 0.5}])
-def test_a_bundle_that_does_not_fit_an_ensemble_is_named(segmenter, trainer, data, tmp_path, changes):
+@pytest.mark.parametrize(
+    ("changes", "both"),
+    [({"classes": ["a", "b"]}, r"\['round', 'square'\].*\['a', 'b'\]"), ({"mpp": 0.5}, r"'mpp': 0\.25.*'mpp': 0\.5")],
+)
+def test_a_bundle_that_does_not_fit_an_ensemble_is_named(segmenter, trainer, data, tmp_path, changes, both):
     folder = bundle(segmenter(), tmp_path / "other", **changes)
-    with pytest.raises(ConfigError, match=f"other cannot be averaged with this model.*{next(iter(changes))}"):
+    with pytest.raises(ConfigError, match=f"other cannot be averaged with this model.*{both}"):
         trainer().test(segmenter(ensemble=[folder]), datamodule=data(), verbose=False)
 
 
 def test_fit_ends_with_a_segmenter_that_gives_the_same_maps(segmenter, fit, data, batch, tmp_path):
     module = segmenter()
-    fit(module, data(), Bundles(str(tmp_path)), max_epochs=1)
+    fit(module, data(), Bundles(str(tmp_path)), max_epochs=1, limit_val_batches=1)
     network, info = load_bundle(tmp_path / "segmenter")
     assert (info["role"], info["classes"], info["mpp"], info["window"]) == ("segmenter", ["round", "square"], 0.25, 64)
+    assert (info["stain_in"], info["value_range"], info["overlap"]) == ("H&E", [0, 1], 16)
+    assert info["postprocessing"] == "ihc2he.nuclei.postprocess.postprocess"
+    assert info["metrics"]
     with torch.no_grad():
         maps = joined(network(batch["image"]))
     torch.testing.assert_close(maps, module.eval().predict_maps(batch["image"]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_bundle_loads_without_lightning(segmenter, tmp_path):
+    folder = bundle(segmenter(), tmp_path / "segmenter")
+    code = (
+        "import sys; from ihc2he.models.bundle import load_bundle\n"
+        f"load_bundle({folder!r}); sys.exit('lightning' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_checkpoints_hold_plain_values(segmenter, fit, data, batch, tmp_path):

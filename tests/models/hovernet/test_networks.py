@@ -60,6 +60,14 @@ def test_sizes_that_a_valid_mode_cannot_take_are_named(mode, side):
         HoverNet(SMALL, 0, mode, 32)(torch.rand(1, 3, side, side))
 
 
+@pytest.mark.parametrize(("encoder", "size"), [(SMALL, (7, 40)), (SMP | {"name": "resnet18"}, (64, 31))])
+def test_sides_below_the_encoder_s_stride_are_named(encoder, size):
+    with pytest.raises(
+        ValueError, match=f"An input of {size[1]}x{size[0]} px is too small: expected sides of at least"
+    ):
+        HoverNet(encoder, 0, "same", 32)(torch.rand(1, 3, *size))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"mode": "fst"}, "Did you mean 'fast'"), ({"width": 40}, "expected a multiple of 32")],
@@ -80,7 +88,7 @@ def test_every_parameter_gets_a_gradient(encoder):
 
 
 def official_layout(n_types: int, kernel: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Return a state dict of the published checkpoints' layout, with random values."""
+    """Return a state dict of the published checkpoints' layout, with random values; types include the background."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
 
@@ -114,12 +122,12 @@ def official_layout(n_types: int, kernel: int, seed: int = 0) -> dict[str, torch
         bn(f"d{block}.blk_bna.bn", c_out)
         c_in = c_out
     conv("conv_bot", 1024, 2048, 1)
-    for branch, c_last in (("tp", n_types), ("np", 2), ("hv", 2)):
+    for branch, c_last in ((("tp", n_types),) if n_types else ()) + (("np", 2), ("hv", 2)):
         for stage, c_in, c, n in (("u3", 1024, 256, 8), ("u2", 512, 128, 4)):
             name = f"decoder.{branch}.{stage}"
             conv(f"{name}.conva", c, c_in, kernel)
             for unit in range(n):
-                bn(f"{name}.dense.units.{unit}.preact/bn", c + 32 * unit)
+                bn(f"{name}.dense.units.{unit}.preact_bna/bn", c + 32 * unit)
                 conv(f"{name}.dense.units.{unit}.conv1", 128, c + 32 * unit, 1)
                 bn(f"{name}.dense.units.{unit}.conv1/bn", 128)
                 conv(f"{name}.dense.units.{unit}.conv2", 32, 128, kernel, groups=4)
@@ -175,7 +183,7 @@ def official_forward(state, x, kernel):
             x = conv(f"{name}.conva", double(x) + skip)
             for unit in range(n):
                 one = f"{name}.dense.units.{unit}"
-                y = conv(f"{one}.conv1", bn_relu(f"{one}.preact/bn", x))
+                y = conv(f"{one}.conv1", bn_relu(f"{one}.preact_bna/bn", x))
                 y = conv(f"{one}.conv2", bn_relu(f"{one}.conv1/bn", y), groups=4)
                 x = torch.cat([cut(x, kernel - 1), y], 1)
             x = conv(f"{name}.convf", bn_relu(f"{name}.dense.blk_bna.bn", x))
@@ -207,6 +215,36 @@ def test_fast_weights_serve_the_same_mode_which_agrees_far_from_the_border():
     inner = same(x)["hv"][..., 47:-47, 47:-47]
     # The outermost pixel differs: the last 3x3 convolution is padded in `fast` mode too.
     torch.testing.assert_close(fast(x)["hv"][..., 1:-1, 1:-1], inner, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_types", [0, 6])
+def test_every_key_of_a_checkpoint_is_used_in_either_spelling_wrapped_or_not(n_types, tmp_path):
+    state = official_layout(n_types, 3)
+    # As a checkpoint of the reference's own training has it: other names, several GPUs, counters.
+    other = {f"module.{k.replace('conv0./', 'conv0.conv').replace('/', '_')}": v for k, v in state.items()}
+    other |= {k.replace("running_mean", "num_batches_tracked"): torch.tensor(7) for k in other if "running_mean" in k}
+    loaded = []
+    for content in ({"desc": state}, state, {"desc": other}):
+        torch.save(content, tmp_path / "checkpoint.tar")
+        net = HoverNet(RESNET50, max(n_types - 1, 0), "same")
+        load_reference(net, tmp_path / "checkpoint.tar")
+        loaded.append({k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")})
+    assert len(loaded[0]) == len(state) - 1  # all but the constant of the enlarging
+    assert sorted(v.double().sum().item() for v in loaded[0].values()) == sorted(
+        v.double().sum().item() for k, v in state.items() if not k.startswith("upsample2x")
+    )
+    for others in loaded[1:]:
+        assert all(torch.equal(v, others[k]) for k, v in loaded[0].items())
+
+
+def test_a_checkpoint_of_other_types_is_named_with_both_numbers(tmp_path):
+    torch.save({"desc": official_layout(6, 3)}, tmp_path / "six.tar")
+    with pytest.raises(
+        DataError, match=r"six.tar: .*decoder.tp.u0.conv.bias \(6,\) instead of \(3,\).* Check mode, classes"
+    ):
+        load_reference(HoverNet(RESNET50, 2, "fast"), tmp_path / "six.tar")
+    with pytest.raises(DataError, match=r"139 unknown \['decoder.tp"):
+        load_reference(HoverNet(RESNET50, 0, "fast"), tmp_path / "six.tar")
 
 
 def test_both_spellings_of_keys_load_and_the_encoder_alone(tmp_path):

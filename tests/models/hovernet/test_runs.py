@@ -3,8 +3,10 @@
 import csv
 
 import pytest
+import torch
 
 from ihc2he.models.bundle import load_bundle
+from ihc2he.models.hovernet.encoders import PreactResNet
 from ihc2he.simulate import write_nuclei
 
 TINY = [
@@ -45,3 +47,21 @@ def test_own_tiles_without_types(run_of, tmp_path):
     _, metrics = run_of("experiment=hovernet_nuclei", *arguments, *TINY)
     assert {"bpq", "f1", "dice"} <= metrics
     assert "mpq" not in metrics
+
+
+@pytest.mark.slow
+def test_two_processes_train_in_two_phases_and_judge_as_one_does(command, tmp_path):
+    torch.save(PreactResNet(4, [1, 1, 1, 1]).state_dict(), tmp_path / "encoder.tar")
+    smoke = ["experiment=smoke/hovernet_pannuke", "data.simulate.tiles=21"]
+    fitted = command(
+        *smoke, "trainer=ddp_cpu", "trainer.max_epochs=3", "model.encoder.weights=encoder.tar", "hydra.run.dir=two"
+    )
+    assert fitted.status == 0, fitted.err
+    assert "Epoch 1: the second phase" in fitted.out
+    judged = command(*smoke, "stages=[test]", "ckpt_path=two/checkpoints/last.ckpt", "hydra.run.dir=one")
+    again = command(
+        *smoke, "trainer=ddp_cpu", "stages=[test]", "ckpt_path=two/checkpoints/last.ckpt", "hydra.run.dir=again"
+    )
+    assert judged.status == again.status == 0, judged.err + again.err
+    for table in ("test.csv", "results.csv"):  # 7 tiles: the processes get unequal shares
+        assert (tmp_path / "one" / table).read_text() == (tmp_path / "again" / table).read_text()

@@ -1,0 +1,156 @@
+"""Drawing on tiles: nuclei in the colours of their types, what was matched or not, texts and legends.
+
+Shape suffixes: n = nuclei or points; 2 = (x, y). Points are in px of the tile, from the centre of its first pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ihc2he.nuclei.colours import colour_of, name_of
+from ihc2he.nuclei.table import NucleiTable
+
+# Of the same palette as the types; the shapes tell them apart as well.
+MATCHED, MISSED, INVENTED = colour_of(2), colour_of(6), colour_of(3)
+
+LINE_PX = 22  # height of a line of text
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_SHIFT = 4  # binary digits of a pixel's fraction
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+
+
+def fitted(image: NDArray[np.uint8], least: int, most: int) -> tuple[NDArray[np.uint8], float]:
+    """Return a copy of an image whose longer side is within limits, and the factor by which it was resized.
+
+    Args:
+        image: HxWx3 uint8 RGB.
+        least: px of the longer side.
+        most: px of the longer side.
+
+    >>> picture, factor = fitted(np.zeros((100, 200, 3), np.uint8), 400, 4000)
+    >>> picture.shape, factor
+    ((200, 400, 3), 2.0)
+    """
+    side = max(image.shape[:2])
+    factor = min(max(side, least), most) / side
+    if factor == 1:
+        return image.copy(), 1.0
+    height, width = (max(round(length * factor), 1) for length in image.shape[:2])
+    kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), interpolation=kind), factor  # type: ignore[return-value]
+
+
+def draw_outlines(picture: NDArray[np.uint8], table: NucleiTable, factor: float) -> None:
+    """Draw the outline of each nucleus in the colour of its type.
+
+    Args:
+        picture: changed in place.
+        table: the nuclei of the tile.
+        factor: of the picture's size to the tile's.
+    """
+    for kind in np.unique(table.types_n).tolist():
+        outlines = [
+            _at(outline, factor) for outline, own in zip(table.outlines, table.types_n, strict=True) if own == kind
+        ]
+        cv2.polylines(picture, outlines, True, colour_of(kind), 2 if factor >= 2 else 1, cv2.LINE_AA, _SHIFT)
+
+
+def draw_matches(
+    picture: NDArray[np.uint8],
+    matched_n2: NDArray[np.number],
+    missed_n2: NDArray[np.number],
+    invented_n2: NDArray[np.number],
+    factor: float,
+) -> None:
+    """Draw a disc where a keypoint was found, a ring where it was missed, a cross where a nucleus was invented.
+
+    Args:
+        picture: changed in place.
+        matched_n2: keypoints.
+        missed_n2: keypoints.
+        invented_n2: centres of nuclei.
+        factor: of the picture's size to the tile's.
+    """
+    for draw, points_n2 in ((_disc, matched_n2), (_ring, missed_n2), (_cross, invented_n2)):
+        for x, y in _at(points_n2, factor).tolist():
+            draw(picture, x, y)
+
+
+def write(picture: NDArray[np.uint8], text: str, x: int, top: int, bold: bool = False) -> int:
+    """Write a line of text and return where it ends, in px; what the font lacks becomes a question mark.
+
+    Args:
+        picture: changed in place.
+        text: one line.
+        x: where it begins, px.
+        top: of the line, which is `LINE_PX` high.
+        bold: thicker letters.
+    """
+    plain = text.encode("ascii", "replace").decode()
+    thickness = 2 if bold else 1
+    cv2.putText(picture, plain, (x, top + 15), _FONT, 0.45, _BLACK, thickness, cv2.LINE_AA)
+    return x + cv2.getTextSize(plain, _FONT, 0.45, thickness)[0][0]
+
+
+def legend(
+    width: int, classes: Sequence[str], *, counts: Sequence[int] | None = None, marks: bool = False
+) -> NDArray[np.uint8]:
+    """Return a strip that names the colours of types, with as many lines as it takes.
+
+    Args:
+        width: px.
+        classes: names of the types from 1 upwards.
+        counts: nuclei of each type from 0 upwards, shown beside their names; unknown ones where there are some.
+        marks: name the three marks of `draw_matches` too.
+
+    >>> legend(400, ["epithelium", "stroma"], counts=[0, 12, 3]).shape
+    (22, 400, 3)
+    """
+    kinds = range(0 if counts is None or counts[0] else 1, len(classes) + 1)
+    entries = [(_swatch(kind), name_of(kind, classes) + (f" {counts[kind]}" if counts else "")) for kind in kinds]
+    if marks:
+        entries += [(_disc, "matched"), (_ring, "missed"), (_cross, "invented")]
+    strip = np.full((LINE_PX * max(len(entries), 1), width, 3), 255, np.uint8)
+    x, top = 0, 0
+    for draw, text in entries:
+        if x and x + 40 + cv2.getTextSize(text, _FONT, 0.45, 1)[0][0] > width:
+            x, top = 0, top + LINE_PX
+        draw(strip, (x + 10) << _SHIFT, (top + LINE_PX // 2) << _SHIFT)
+        x = write(strip, text, x + 20, top) + 16
+    return strip[: top + LINE_PX]
+
+
+def _at(points_n2: NDArray, factor: float) -> NDArray[np.int32]:
+    """Return where points of the tile lie in the picture, as fixed-point numbers for OpenCV."""
+    return np.rint(((points_n2 + 0.5) * factor - 0.5) * (1 << _SHIFT)).astype(np.int32)
+
+
+def _swatch(kind: int) -> Callable[[NDArray[np.uint8], int, int], None]:
+    def draw(picture: NDArray[np.uint8], x: int, y: int) -> None:
+        half = 6 << _SHIFT
+        cv2.rectangle(picture, (x - half, y - half), (x + half, y + half), colour_of(kind), -1, cv2.LINE_8, _SHIFT)
+
+    return draw
+
+
+def _disc(picture: NDArray[np.uint8], x: int, y: int) -> None:
+    cv2.circle(picture, (x, y), 5 << _SHIFT, _WHITE, -1, cv2.LINE_AA, _SHIFT)
+    cv2.circle(picture, (x, y), 4 << _SHIFT, MATCHED, -1, cv2.LINE_AA, _SHIFT)
+
+
+def _ring(picture: NDArray[np.uint8], x: int, y: int) -> None:
+    cv2.circle(picture, (x, y), 6 << _SHIFT, _WHITE, 4, cv2.LINE_AA, _SHIFT)
+    cv2.circle(picture, (x, y), 6 << _SHIFT, MISSED, 2, cv2.LINE_AA, _SHIFT)
+
+
+def _cross(picture: NDArray[np.uint8], x: int, y: int) -> None:
+    arm = 5 << _SHIFT
+    for colour, thickness in ((_WHITE, 4), (INVENTED, 2)):
+        for sign in (1, -1):
+            cv2.line(
+                picture, (x - arm, y - sign * arm), (x + arm, y + sign * arm), colour, thickness, cv2.LINE_AA, _SHIFT
+            )

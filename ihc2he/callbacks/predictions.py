@@ -1,0 +1,329 @@
+"""What a prediction leaves behind: files for every image, and the counts of all of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+
+from ihc2he.callbacks.drawing import draw_outlines, fitted, legend
+from ihc2he.callbacks.panels import write_png
+from ihc2he.errors import ConfigError, DataError, did_you_mean
+from ihc2he.files import complete, write_csv
+from ihc2he.nuclei.counts import THRESHOLDS, Counts, check_thresholds, count_by_class, pooled
+from ihc2he.nuclei.geojson import write_geojson
+from ihc2he.nuclei.table import IHC_STAINS, NucleiTable, nuclei_table, write_table
+
+if TYPE_CHECKING:
+    from ihc2he.models.pipeline.evaluation import Prediction
+
+log = logging.getLogger(__name__)
+
+KINDS = ("he", "instances", "geojson", "nuclei", "overlay")
+OVERLAY_PX = (400, 4096)  # least and most of an overlay's longer side
+MAX_PENDING_PX = 1 << 25  # of images that wait to be written; more would fill the memory
+
+
+class PredictionWriter(Callback):
+    """Writes the files of each image as it is predicted, and at the end the tables of all images.
+
+    Of each image there are `he/NAME.png`, `instances/NAME.png` (16 bits; a 32-bit `.tif` above 65,535 nuclei),
+    `geojson/NAME.geojson`, `nuclei/NAME.csv`, `overlay/NAME.png`, and last of all `done/NAME.json`. Of the run there
+    are `settings.json`, `summary.csv`, made of all that is done in the folder, and `failed.csv` where images could not
+    be read. A later run continues in the folder; other settings, or a second run at the same time, are refused.
+
+    Args:
+        out: the folder.
+        thresholds: from which mean DAB optical density a nucleus is weak (and positive), moderate, strong.
+        write: which of the five kinds of files.
+
+    Raises:
+        ConfigError: for thresholds that do not rise, or a kind that is not there.
+    """
+
+    def __init__(self, out: str, thresholds: Sequence[float] = THRESHOLDS, write: Sequence[str] = KINDS) -> None:
+        check_thresholds(thresholds)
+        for kind in write:
+            if kind not in KINDS:
+                msg = f"callbacks.writer.write: there is no '{kind}'.{did_you_mean(kind, KINDS)}"
+                raise ConfigError(msg)
+        self.out = Path(out).expanduser()
+        self.thresholds = list(thresholds)
+        self.write = list(write)
+        self._lock = FileLock(self.out / ".lock")
+        self._settings: dict[str, Any] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._pending: deque[tuple[Future[None], int]] = deque()
+        self._written = 0
+        self._failed: list[dict[str, str]] = []
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Take the folder, on the first rank.
+
+        Raises:
+            ConfigError: where another run has it, or another one with other settings has begun it.
+        """
+        if stage != "predict":
+            return
+        mpp = getattr(trainer.datamodule, "mpp", None)  # type: ignore[attr-defined]
+        settings = {**pl_module.fingerprint, "mpp": mpp, "thresholds": self.thresholds, "write": sorted(self.write)}
+        self._settings = json.loads(json.dumps(settings))  # as it will be read again
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        self._pending.clear()
+        self._written, self._failed = 0, []
+        problem = self._claim() if trainer.is_global_zero else None
+        problem = trainer.strategy.broadcast(problem)  # so that no rank waits for one that has given up
+        if problem:
+            raise ConfigError(problem)
+
+    def _claim(self) -> str | None:
+        """Take the lock; return what is against writing into the folder, or None."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return f"out={self.out}: another run is writing there. Wait for its end, or choose another folder."
+        path = self.out / "settings.json"
+        if not path.is_file():
+            return None
+        before = _read_json(path)
+        different = [
+            f"{key}: {before.get(key)!r} before, {self._settings.get(key)!r} now"
+            for key in sorted({*before, *self._settings})
+            if before.get(key) != self._settings.get(key)
+        ]
+        if not different:
+            return None
+        return (
+            f"out={self.out} was begun with other settings: {'; '.join(different)}. Images of both would not be "
+            "comparable: repeat the former settings, or choose another folder."
+        )
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write down the settings, before the first image."""
+        if trainer.is_global_zero:
+            _write_json(self.out / "settings.json", self._settings)
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Have what is predicted written, by threads."""
+        predictions: Iterable[Prediction] = outputs
+        for prediction in predictions:
+            if prediction.error is not None:
+                withdraw(self.out, prediction.name)
+                self._failed.append({"name": prediction.name, "path": prediction.path, "error": prediction.error})
+                continue
+            assert prediction.image is not None
+            assert self._pool is not None
+            self._wait(MAX_PENDING_PX)
+            job = self._pool.submit(
+                write_prediction, self.out, prediction, self.write, self.thresholds, _fingerprint(self._settings)
+            )
+            self._pending.append((job, prediction.image.shape[0] * prediction.image.shape[1]))
+            self._written += 1
+
+    def _wait(self, most_px: int) -> None:
+        """Wait until no more than this many pixels are still to be written; raise what went wrong with the others."""
+        while self._pending and sum(pixels for _, pixels in self._pending) > most_px:
+            self._pending.popleft()[0].result()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the tables of all images, on the first rank: here, since a run that finds all done comes only here.
+
+        Raises:
+            DataError: where images could not be read.
+        """
+        if stage != "predict":
+            return
+        self._wait(0)
+        self._close()
+        parts: list[Any] = [(self._written, self._failed)]
+        if trainer.world_size > 1:
+            parts = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, (self._written, self._failed))
+        if not trainer.is_global_zero:
+            return
+        write_csv(self.out / "summary.csv", summary(self.out), SUMMARY)
+        failed = sorted((row for _, rows in parts for row in rows), key=lambda row: row["name"])
+        if failed:
+            write_csv(self.out / "failed.csv", failed)
+        else:
+            (self.out / "failed.csv").unlink(missing_ok=True)
+        self._lock.release()
+        log.info("Predictions: %s", self.out)
+        if failed:
+            total = len(failed) + sum(written for written, _ in parts)
+            names = ", ".join(row["path"] for row in failed[:3]) + (", ..." if len(failed) > 3 else "")
+            msg = f"{len(failed)} of {total} images could not be read: {names}; see {self.out / 'failed.csv'}."
+            raise DataError(msg)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Finish the images that are being written, and give the folder back."""
+        self._close()
+        self._lock.release()
+
+    def _close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+
+def write_prediction(
+    out: Path, prediction: Prediction, write: Sequence[str], thresholds: Sequence[float], fingerprint: str
+) -> None:
+    """Write the files of an image, the one that says that they are complete last.
+
+    Args:
+        out: the folder of the run.
+        prediction: of an image that could be read.
+        write: which of `KINDS`.
+        thresholds: of the mean DAB optical density, for weak, moderate, strong.
+        fingerprint: of the settings of the run.
+    """
+    image, nuclei, name = prediction.image, prediction.nuclei, prediction.name
+    assert image is not None
+    assert nuclei is not None
+    withdraw(out, name)
+    table = nuclei_table(
+        nuclei.inst_hw, nuclei.types_n, nuclei.shares_n, mpp=prediction.mpp, image=image, stains=IHC_STAINS
+    )
+    extra: dict[str, NDArray] = {"score": nuclei.scores_n}
+    if nuclei.agreement_n is not None:
+        extra["agreement"] = nuclei.agreement_n
+    extra["positive"] = (table.stain_od["dab"] >= thresholds[0]).astype(np.int64)
+    table = replace(table, extra=extra)
+
+    files = []
+    if "he" in write and prediction.he is not None:
+        files.append(f"he/{name}.png")
+        write_png(out / files[-1], prediction.he)
+    if "instances" in write:
+        files.append(f"instances/{name}.{'png' if len(table) < 1 << 16 else 'tif'}")
+        write_instances(out / files[-1], nuclei.inst_hw)
+    if "geojson" in write:
+        files.append(f"geojson/{name}.geojson")
+        write_geojson(out / files[-1], table, prediction.classes)
+    if "nuclei" in write:
+        files.append(f"nuclei/{name}.csv")
+        write_table(out / files[-1], table, prediction.classes)
+    if "overlay" in write:
+        files.append(f"overlay/{name}.png")
+        write_png(out / files[-1], _overlay(image, table, prediction.classes))
+    stat = Path(prediction.path).stat()
+    counts = count_by_class(table, prediction.classes, thresholds)
+    record = {
+        "source": prediction.path,
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "settings": fingerprint,
+        "files": files,
+        "area_mm2": image.shape[0] * image.shape[1] * prediction.mpp**2 / 1e6,
+        "counts": {kind: own._asdict() for kind, own in counts.items()},
+    }
+    _write_json(_done(out, name), record)
+
+
+def withdraw(out: Path, name: str) -> None:
+    """Delete what an earlier version of an image has left, so that nothing of it passes for the present one."""
+    done = _done(out, name)
+    if done.is_file():
+        files = _read_json(done)["files"]
+        done.unlink()
+        for file in files:
+            (out / file).unlink(missing_ok=True)
+
+
+def write_instances(path: Path, inst_hw: NDArray[np.int32]) -> None:
+    """Write an instance map, as 16-bit PNG or as 32-bit TIFF by its suffix."""
+    if path.suffix == ".png":
+        content = cv2.imencode(".png", inst_hw.astype(np.uint16))[1].tobytes()
+        with complete(path) as temporary:
+            temporary.write_bytes(content)
+        return
+    import tifffile
+
+    with complete(path) as temporary:
+        tifffile.imwrite(temporary, inst_hw.astype(np.uint32), compression="zlib")
+
+
+def _overlay(image: NDArray[np.uint8], table: NucleiTable, classes: Sequence[str]) -> NDArray[np.uint8]:
+    picture, factor = fitted(image, *OVERLAY_PX)
+    draw_outlines(picture, table, factor)
+    counts = np.bincount(table.types_n, minlength=len(classes) + 1).tolist()
+    return np.concatenate([picture, legend(picture.shape[1], classes, counts=counts)])
+
+
+SUMMARY = (
+    "image", "class", "nuclei", "positive", "percent_positive", "h_score", "area_mm2", "nuclei_per_mm2",
+)  # fmt: skip
+
+
+def summary(out: Path) -> list[dict[str, Any]]:
+    """Return a row for each image and class, and at the end those of all images together.
+
+    Percentages and H-scores of no nuclei are left empty.
+
+    Args:
+        out: the folder of the run; what is in its `done/` counts, whichever run has written it.
+    """
+    rows, images, areas = [], [], []
+    for path in sorted(out.glob("done/**/*.json")):
+        record = _read_json(path)
+        counts = {kind: Counts(**own) for kind, own in record["counts"].items()}
+        name = path.relative_to(out / "done").as_posix().removesuffix(".json")
+        rows += _rows(name, counts, record["area_mm2"])
+        images.append(counts)
+        areas.append(record["area_mm2"])
+    return rows + _rows("all images", pooled(images), sum(areas))
+
+
+def _rows(name: str, counts: Mapping[str, Counts], area_mm2: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "image": name,
+            "class": kind,
+            "nuclei": own.nuclei,
+            "positive": own.positive,
+            "percent_positive": f"{own.percent_positive:.2f}" if own.nuclei else "",
+            "h_score": f"{own.h_score:.2f}" if own.nuclei else "",
+            "area_mm2": f"{area_mm2:.6g}",
+            "nuclei_per_mm2": f"{own.nuclei / area_mm2:.6g}",
+        }
+        for kind, own in counts.items()
+    ]
+
+
+def _done(out: Path, name: str) -> Path:
+    return out / "done" / f"{name}.json"  # not with_suffix: names may have dots
+
+
+def _fingerprint(settings: Mapping[str, Any]) -> str:
+    return blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with complete(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        msg = f"{path} cannot be read ({error}). Delete it and repeat the command."
+        raise DataError(msg) from error

@@ -1,0 +1,1 @@
+"""The pipeline: IHC to H&E to nuclei."""

@@ -1,0 +1,394 @@
+"""How well a method finds nuclei: against keypoints, and where the truth is known against all of it.
+
+A method is a translator and a segmenter, written `translator+segmenter`.
+Shape suffixes: n = nuclei; k = types of a segmenter; c = classes of keypoints; s = statistics; 3 = (x, y, class).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.metrics.agreement import ReaderCounts, agreement, score_readers
+from ihc2he.metrics.average_precision import average_precisions
+from ihc2he.metrics.bootstrap import Counts, Interval, Resampling, differences, draw, intervals
+from ihc2he.metrics.fidelity import Card
+from ihc2he.metrics.keypoints import TileScore, cards, score_tile, scores, tabulate
+from ihc2he.models.pipeline.inference import TileNuclei
+from ihc2he.models.pipeline.truth import compare_with_truth, stain_counts, truth_cards, truth_scores
+
+_NO_INTERVAL = Interval(np.nan, np.nan, np.nan)
+COMPARED = ("f1", "precision", "recall", "f1_inside", "f1_macro", "count_mae", "pq", "aji")  # with the baseline
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is known of a tile of unknown truth.
+
+    Attributes:
+        name: of the tile.
+        path: of its file.
+        error: why the file could not be read; the rest is None then.
+        image: the IHC, HxWx3 uint8.
+        he: the H&E made of it; None where nothing was translated.
+        nuclei: of types as `classes` names them.
+        mpp: um/px.
+        classes: names of the types from 1.
+    """
+
+    name: str
+    path: str
+    error: str | None
+    image: NDArray[np.uint8] | None
+    he: NDArray[np.uint8] | None
+    nuclei: TileNuclei | None
+    mpp: float
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What a method found on a tile, with types from 1 as the classes of the keypoints, and how that compares."""
+
+    he: NDArray[np.uint8]
+    nuclei: TileNuclei
+    score: TileScore
+    extra: dict[str, NDArray] = field(default_factory=dict)  # what was counted against the truth
+
+
+@dataclass(frozen=True)
+class ScoredTile:
+    """An annotated tile and what each method found on it."""
+
+    name: str
+    group: str
+    mpp: float
+    image: NDArray[np.uint8]
+    points_n3: NDArray[np.int64]
+    classes: list[str]
+    results: dict[str, MethodResult]
+
+
+class TypeMap(NamedTuple):
+    """From the types of a segmenter to classes.
+
+    Attributes:
+        class_k: for each type from 0 (unknown) the class from 0, -1 = none.
+        classes: their names.
+    """
+
+    class_k: NDArray[np.int64]
+    classes: list[str]
+
+    def apply(self, nuclei: TileNuclei) -> TileNuclei:
+        """Return the nuclei with types from 1 as the classes."""
+        return replace(nuclei, types_n=self.class_k[nuclei.types_n] + 1)
+
+
+def type_map(
+    segmenter: str,
+    types: Sequence[str],
+    class_map: Mapping[str, str | None] | None,
+    classes: Sequence[str] | None = None,
+) -> TypeMap:
+    """Return how the types of a segmenter become classes.
+
+    Args:
+        segmenter: its name, for the message.
+        types: names of its types from 1; empty: it has none.
+        class_map: class of each type by name, None for no class; None: types say nothing about the classes.
+        classes: names of the classes; None: those that `class_map` names, or the types themselves without one.
+
+    Raises:
+        ConfigError: for a type without a class, or an unknown class.
+
+    >>> type_map("hovernet", ["dead", "epithelial"], {"dead": "other", "epithelial": "epithelium"}).classes
+    ['other', 'epithelium']
+    """
+    if class_map is None:
+        known = list(types) if classes is None else list(classes)
+        own = np.arange(len(types)) if classes is None else np.full(len(types), -1)
+        return TypeMap(np.append(-1, own), known)
+    known = [name for name in dict.fromkeys(class_map.values()) if name] if classes is None else list(classes)
+    for name in types:
+        if name not in class_map:
+            msg = (
+                f"model.class_map has no class for '{name}', a type of the segmenter '{segmenter}'. Pass "
+                f"+model.class_map.{name}=CLASS, one of {', '.join(known)}, or null for none of them."
+            )
+            raise ConfigError(msg)
+    kinds = [class_map[name] for name in types]
+    for name, kind in zip(types, kinds, strict=True):
+        if kind is not None and kind not in known:
+            msg = f"model.class_map.{name}={kind}: no such class.{did_you_mean(kind, known)} null is for none of them."
+            raise ConfigError(msg)
+    return TypeMap(np.array([-1, *(-1 if kind is None else known.index(kind) for kind in kinds)]), known)
+
+
+class _Scores(NamedTuple):
+    """What is kept of a tile: by method its score and what was counted against the truth, and how its readers agree."""
+
+    name: str
+    block: str
+    methods: dict[str, tuple[TileScore, dict[str, NDArray]]]
+    readers: ReaderCounts
+
+
+class Evaluation:
+    """Collects what methods found on annotated tiles, and compares the methods. It is no `nn.Module`.
+
+    Args:
+        types: names of the types of each method's segmenter, by method.
+        classes: of the keypoints; empty: they have none, and nor do nuclei then.
+        class_map: see `type_map`.
+        truth_classes: names of the types of the truth, where it is known; class F1 against it needs the same types.
+        radius_um: largest distance of a keypoint and its nucleus.
+        radii_um: further ones, for the curve.
+        ap_map: classes that average precision counts as another.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ConfigError: where `class_map` or `ap_map` does not fit the types or classes.
+    """
+
+    def __init__(
+        self,
+        types: Mapping[str, Sequence[str]],
+        classes: Sequence[str],
+        class_map: Mapping[str, str | None] | None,
+        truth_classes: Sequence[str],
+        radius_um: float,
+        radii_um: Sequence[float],
+        ap_map: Mapping[str, str],
+        resamples: int,
+        seed: int,
+    ) -> None:
+        self.classes = list(classes)
+        class_map = class_map if classes else None
+        self.maps = {m: type_map(m.split("+")[1], names, class_map, classes) for m, names in types.items()}
+        self.typed = {m: list(names) == list(truth_classes) for m, names in types.items()}
+        self.truth_classes = list(truth_classes)
+        self.radius_um, self.radii_um = radius_um, list(radii_um)
+        self.ap_classes = [name for name in classes if name not in ap_map]
+        for name in classes:
+            if ap_map.get(name, name) not in self.ap_classes:
+                msg = (
+                    f"model.ap_map.{name}={ap_map[name]}: average precision has no such class."
+                    f"{did_you_mean(ap_map[name], self.ap_classes)} ~model.ap_map.{name} counts {name} as itself."
+                )
+                raise ConfigError(msg)
+        self.ap_of = [self.ap_classes.index(ap_map.get(name, name)) for name in classes] or [0]
+        self.resamples, self.seed = resamples, seed
+        self._tiles: list[_Scores] = []
+
+    @property
+    def cards(self) -> dict[str, Card]:
+        """The name cards of the metrics."""
+        ours = cards(self.classes, self.ap_classes, self.radius_um, self.radii_um)
+        return ours | truth_cards(self.truth_classes)
+
+    def update(self, tile: Mapping[str, Any], found: Mapping[str, tuple[NDArray[np.uint8], TileNuclei]]) -> ScoredTile:
+        """Return a tile with the scores of each method, and keep them.
+
+        Args:
+            tile: an entry of an evaluation batch.
+            found: the H&E and the nuclei of each method, of its segmenter's types.
+        """
+        results = {method: self._score(tile, method, *entry) for method, entry in found.items()}
+        mpp = float(tile["mpp"])
+        # A name in brackets marks the second reading of the same annotator, who is not another one.
+        readers = {name: points for name, points in tile["readers"].items() if not name.endswith(")")}
+        agreed = score_readers(readers, mpp=mpp, n_classes=len(self.ap_of), radius_um=self.radius_um)
+        kept = {method: (result.score, result.extra) for method, result in results.items()}
+        self._tiles.append(_Scores(tile["name"], tile["group"], kept, agreed))
+        return ScoredTile(tile["name"], tile["group"], mpp, tile["image"], tile["points"], self.classes, results)
+
+    def _score(self, tile: Mapping[str, Any], method: str, he: NDArray[np.uint8], nuclei: TileNuclei) -> MethodResult:
+        mapped = self.maps[method].apply(nuclei)
+        points_n3 = tile["points"]
+        score = score_tile(
+            points_n3[:, :2], points_n3[:, 2], nuclei.centres_n2, mapped.types_n - 1,
+            mpp=float(tile["mpp"]), n_classes=len(self.ap_of), radius_um=self.radius_um, radii_um=self.radii_um,
+            inst_hw=nuclei.inst_hw, scores_p=nuclei.scores_n, ap_classes=self.ap_of,
+        )  # fmt: skip
+        extra = stain_counts(tile["image"], he, tile.get("inst")) if not method.startswith("none+") else {}
+        if tile.get("inst") is not None:
+            types = len(self.truth_classes) if self.typed[method] else 0
+            extra |= compare_with_truth(tile["inst"], tile["type"], nuclei, float(tile["mpp"]), types)
+        return MethodResult(he, mapped, score, extra)
+
+    def rows(self, tile: ScoredTile) -> list[dict[str, Any]]:
+        """Return a row per method for the table of tiles."""
+        rows = []
+        for method, result in tile.results.items():
+            typed = (self.maps[method].class_k >= 0).any()
+            sums = {key: count for key, count in result.score.counts.items() if typed or "_c" not in key}
+            values = scores(sums, self.classes, self.radii_um) | truth_scores(result.extra, self.truth_classes)
+            shown = ("f1", "precision", "recall", "f1_inside", "type_accuracy", *truth_scores(result.extra, []))
+            numbers = {key: float(values[key]) for key in shown if key in values}
+            counts = {"n_true": int(sums["true"]), "n_found": int(sums["pred"])}
+            rows.append({"name": tile.name, "group": method} | numbers | counts | {"block": tile.group})
+        return rows
+
+    # ------------------------------------------------------------------ all tiles
+
+    def compute_and_reset(self) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]]]:
+        """Return the metrics as `<metric>/<method>` and the tables by file name; then start afresh.
+
+        Collective: every rank has to call it.
+        """
+        tiles, self._tiles = _gathered(self._tiles), []
+        if not tiles:
+            return {}, {}
+        tiles = sorted(tiles, key=lambda tile: tile.name)
+        counts = {method: self._counts(tiles, method) for method in self.maps}
+        over_tiles = draw({tile.name: tile.name for tile in tiles}, self.resamples, self.seed)
+        blocks = {tile.name: tile.block or tile.name for tile in tiles}
+        over_blocks = draw(blocks, self.resamples, self.seed) if len(set(blocks.values())) < len(blocks) else None
+        found = self._intervals(counts, over_tiles)
+        for method in found:
+            ranked = [tile.methods[method][0].ranked for tile in tiles]
+            exact = average_precisions([entry for entry in ranked if entry is not None], self.ap_classes)
+            found[method] |= {name: Interval(value, np.nan, np.nan) for name, value in exact.items()}
+        found_by_blocks = {} if over_blocks is None else self._intervals(counts, over_blocks)
+        values = {f"{name}/{m}": entry.value for m, own in found.items() for name, entry in own.items()}
+        tables = {
+            "comparison.csv": self._comparison(found, found_by_blocks, len(tiles)),
+            "differences.csv": self._differences(counts, over_tiles, over_blocks),
+            "radius.csv": self._radius(found),
+            "agreement.csv": self._agreement(tiles),
+        }
+        return values, tables
+
+    def _counts(self, tiles: Sequence[_Scores], method: str) -> Counts:
+        own = tabulate({tile.name: tile.methods[method][0] for tile in tiles})
+        extras = [tile.methods[method][1] for tile in tiles]
+        more = {key: np.stack([extra[key] for extra in extras]) for key in extras[0]}
+        return Counts(own.names, {**own.columns, **more})
+
+    def _values(self, sums: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        return scores(sums, self.classes, self.radii_um) | truth_scores(sums, self.truth_classes)
+
+    def _intervals(self, counts: Mapping[str, Counts], drawn: Resampling) -> dict[str, dict[str, Interval]]:
+        """Return the metrics of each method, and which share of the way from no translation to the true H&E it goes."""
+        found = {method: intervals(own, self._values, drawn) for method, own in counts.items()}
+        for method in counts:
+            translator, segmenter = method.split("+")
+            ends = [f"none+{segmenter}", f"rendered+{segmenter}"]
+            if translator in ("none", "rendered") or not all(end in counts for end in ends):
+                continue
+            three = {"floor": counts[ends[0]], "ceiling": counts[ends[1]], "own": counts[method]}
+            joint = {f"{role}/{key}": own.columns[key] for role, own in three.items() for key in ("tp", "true", "pred")}
+            found[method] |= intervals(Counts(counts[method].names, joint), _gap_closed, drawn)
+        return found
+
+    def _comparison(
+        self,
+        found: Mapping[str, Mapping[str, Interval]],
+        by_blocks: Mapping[str, Mapping[str, Interval]],
+        n_tiles: int,
+    ) -> list[dict[str, Any]]:
+        """Return each metric of each method, with intervals over tiles and over blocks of them."""
+        known = self.cards
+        rows = []
+        for method, own in found.items():
+            for metric, entry in own.items():
+                _, blocks_low, blocks_high = by_blocks.get(method, {}).get(metric, _NO_INTERVAL)
+                rows.append(
+                    {
+                        "metric": metric, "method": method, "value": entry.value, "low": entry.low, "high": entry.high,
+                        "blocks_low": blocks_low, "blocks_high": blocks_high, "n": n_tiles,
+                        "better": known[metric].better, "protocol": known[metric].protocol,
+                    }
+                )  # fmt: skip
+        return rows
+
+    def _differences(
+        self, counts: Mapping[str, Counts], over_tiles: Resampling, over_blocks: Resampling | None
+    ) -> list[dict[str, Any]]:
+        """Return by how much each method exceeds that without translation."""
+        rows = []
+        for method, own in counts.items():
+            against = f"none+{method.split('+')[1]}"
+            if method == against or against not in counts:
+                continue
+            by_tiles = differences(own, counts[against], self._values, over_tiles)
+            by_blocks = {} if over_blocks is None else differences(own, counts[against], self._values, over_blocks)
+            for metric in COMPARED:
+                if metric in by_tiles:
+                    value, low, high = by_tiles[metric]
+                    _, blocks_low, blocks_high = by_blocks.get(metric, _NO_INTERVAL)
+                    rows.append(
+                        {
+                            "metric": metric, "method": method, "against": against, "difference": value,
+                            "low": low, "high": high, "blocks_low": blocks_low, "blocks_high": blocks_high,
+                        }
+                    )  # fmt: skip
+        return rows
+
+    def _agreement(self, tiles: Sequence[_Scores]) -> list[dict[str, Any]]:
+        """Return how well annotators agree: the human ceiling."""
+        found = agreement([tile.readers for tile in tiles], self.classes)
+        summary = found.summary()
+        names = [key.removesuffix("/mean") for key in summary if key.endswith("/mean")]
+        ends = ("mean", "min", "max")
+        return [
+            {"metric": key} | {end: summary[f"{key}/{end}"] for end in ends} | {"n": found.n_tiles} for key in names
+        ]
+
+    def _radius(self, found: Mapping[str, Mapping[str, Interval]]) -> list[dict[str, Any]]:
+        names = ("precision", "recall", "f1")
+        return [
+            {"method": method, "radius_um": radius} | {name: own[f"{name}_{radius:g}um"].value for name in names}
+            for method, own in found.items()
+            for radius in self.radii_um
+        ]
+
+
+def _gap_closed(sums: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        floor, ceiling, own = (
+            2 * sums[f"{role}/tp"] / (sums[f"{role}/true"] + sums[f"{role}/pred"])
+            for role in ("floor", "ceiling", "own")
+        )
+        return {"gap_closed": np.where(ceiling > floor, (own - floor) / (ceiling - floor), np.nan)}
+
+
+def summary(comparison: Sequence[Mapping[str, Any]]) -> str:
+    """Return the main metrics of each method as a table, with intervals where there are any.
+
+    Args:
+        comparison: the rows of `comparison.csv`.
+
+    >>> row = {"method": "none+classical", "metric": "f1", "value": 0.8244, "low": 0.81, "high": 0.84}
+    >>> print(summary([row]))
+    | method | F1 |
+    | --- | --- |
+    | none+classical | 0.824 [0.810, 0.840] |
+    """
+    cells: dict[tuple[str, str], str] = {}
+    for row in comparison:
+        interval = "" if np.isnan(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}]"
+        cells[row["method"], row["metric"]] = f"{row['value']:.3f}{interval}"
+    titles = {"f1": "F1", "precision": "precision", "recall": "recall", "ap": "AP", "gap_closed": "gap closed"}
+    titles = {key: title for key, title in titles.items() if any(metric == key for _, metric in cells)}
+    lines = [["method", *titles.values()], ["---"] * (len(titles) + 1)]
+    for method in dict.fromkeys(method for method, _ in cells):
+        lines.append([method, *(cells.get((method, key), "") for key in titles)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _gathered(entries: list[Any]) -> list[Any]:
+    """Return the entries of all ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return entries
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, entries)
+    return [entry for part in gathered for entry in part]

@@ -1,0 +1,225 @@
+"""From an IHC tile to nuclei: translate, segment, average over an ensemble, and put large tiles together again.
+
+Shape suffixes: b = batch, c = colour, k = maps, h, w = height, width; n = nuclei; 2 = (x, y).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ihc2he.models.pipeline.finding import Found, find_and_vote
+from ihc2he.models.pipeline.segmenters import Segmenter
+from ihc2he.models.pipeline.translators import Translator
+from ihc2he.tiling.augmentation import turned, turned_back
+from ihc2he.tiling.resampling import moved_points, resampled_size, resized, resized_labels
+from ihc2he.tiling.windows import cores, hann_weight, owned, window_starts
+
+
+@dataclass(frozen=True)
+class TileNuclei:
+    """The nuclei of a tile, on its own grid.
+
+    Attributes:
+        inst_hw: ids 1..N, 0 = background.
+        types_n: from 1, 0 = none known.
+        shares_n: share of the pixels that are of that type.
+        scores_n: how sure the segmenter is, in [0, 1].
+        agreement_n: share of ensemble members and views that call its pixels nucleus; None where there is only one.
+        centres_n2: (x, y) in px.
+    """
+
+    inst_hw: NDArray[np.int32]
+    types_n: NDArray[np.int64]
+    shares_n: NDArray[np.float32]
+    scores_n: NDArray[np.float32]
+    agreement_n: NDArray[np.float32] | None
+    centres_n2: NDArray[np.float64]
+
+
+class Maps(NamedTuple):
+    """What is known of a batch of equal tiles before nuclei are told apart.
+
+    Attributes:
+        he_bchw: the H&E that was segmented, of the first member, on the tiles' grid, in [0, 1].
+        maps_bkhw: mean over members and views, on the segmenter's grid.
+        votes_bhw: share of members and views that call a pixel nucleus; None with a single one.
+    """
+
+    he_bchw: Tensor
+    maps_bkhw: Tensor
+    votes_bhw: Tensor | None
+
+
+def translate(translator: Translator, x_bchw: Tensor, mpp: float, member: int = 0) -> Tensor:
+    """Return the H&E of tiles at the translator's pixel size, in [0, 1].
+
+    Args:
+        translator: from IHC to H&E.
+        x_bchw: (N, 3, H, W) in [0, 1].
+        mpp: pixel size of the tiles, um/px.
+        member: of the translator.
+    """
+    if translator.mpp is not None:
+        height, width = resampled_size(x_bchw.shape[-2], x_bchw.shape[-1], mpp, translator.mpp)
+        x_bchw = resized(x_bchw, height, width)
+    return translator(x_bchw, member).float()
+
+
+@torch.no_grad()
+def predict(
+    translator: Translator, segmenters: Mapping[str, Segmenter], x_bchw: Tensor, mpp: float, views: Sequence[int] = (0,)
+) -> dict[str, Maps]:
+    """Return what each segmenter says of tiles after their translation.
+
+    A tile in another view is translated and segmented in that view, and its maps are turned back.
+
+    Args:
+        translator: from IHC to H&E; it works once for all segmenters.
+        segmenters: by name.
+        x_bchw: (N, 3, H, W) in [0, 1].
+        mpp: pixel size of the tiles, um/px.
+        views: of `ihc2he.tiling.augmentation.VIEWS`; the first has to be 0, the tile as it is.
+    """
+    height, width = x_bchw.shape[-2:]
+    sums: dict[str, Tensor] = {}
+    votes: dict[str, Tensor] = {}
+    he_bchw = x_bchw
+    for member in range(translator.members):
+        for view in views:
+            seen_bchw = translate(translator, turned(x_bchw, view), mpp, member)
+            if member == 0 and view == 0:
+                he_bchw = resized(seen_bchw, height, width)
+            for name, segmenter in segmenters.items():
+                size = resampled_size(height, width, mpp, segmenter.mpp)
+                at_size_bchw = resized(seen_bchw, *(size[::-1] if view & 4 else size))
+                for own in range(segmenter.members):
+                    maps_bkhw = turned_back(segmenter(at_size_bchw, own), view, segmenter.hv_channels)
+                    vote_bhw = segmenter.votes(maps_bkhw)
+                    sums[name] = sums[name] + maps_bkhw if name in sums else maps_bkhw
+                    if vote_bhw is not None:
+                        votes[name] = votes[name] + vote_bhw if name in votes else vote_bhw
+    result = {}
+    for name, segmenter in segmenters.items():
+        n = translator.members * len(views) * segmenter.members
+        result[name] = Maps(he_bchw, sums[name] / n, votes[name] / n if n > 1 and name in votes else None)
+    return result
+
+
+# ------------------------------------------------------------------ large tiles
+
+
+class Block(NamedTuple):
+    """A part of a tile that is predicted at once.
+
+    Attributes:
+        rows: of the tile.
+        columns: of the tile.
+        core_y: rows whose nuclei this block keeps, from and to.
+        core_x: likewise for columns.
+    """
+
+    rows: slice
+    columns: slice
+    core_y: tuple[int, int]
+    core_x: tuple[int, int]
+
+
+def divide(height: int, width: int, side: int, overlap: int) -> list[Block]:
+    """Return the blocks that cover a tile: one where it is no larger than a block.
+
+    Args:
+        height: of the tile, px.
+        width: of the tile, px.
+        side: of a block, px.
+        overlap: least overlap of blocks, px; has to exceed the largest nucleus.
+
+    >>> [(block.rows.start, block.core_y) for block in divide(100, 50, 64, 16)]
+    [(0, (0, 50)), (36, (50, 100))]
+    """
+
+    def axis(length: int) -> Iterator[tuple[slice, tuple[int, int]]]:
+        starts = window_starts(length, side, overlap)
+        for start, core in zip(starts, cores(starts, side, length), strict=True):
+            yield slice(start, min(start + side, length)), core
+
+    return [Block(rows, cols, y, x) for rows, y in axis(height) for cols, x in axis(width)]
+
+
+class Part(NamedTuple):
+    """What is known of a block.
+
+    Attributes:
+        he: hxwx3 uint8, the H&E that was segmented.
+        promise: its nuclei and, with an ensemble, their agreement.
+    """
+
+    he: NDArray[np.uint8]
+    promise: Future[tuple[Found, NDArray[np.float32] | None]]
+
+
+def submit(pool: Executor, segmenter: Segmenter, maps: Maps) -> list[Part]:
+    """Return the parts of a batch, whose nuclei are found by the pool meanwhile."""
+    he_bhwc = (maps.he_bchw * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    maps_bkhw = maps.maps_bkhw.cpu().numpy()
+    votes = [None] * len(he_bhwc) if maps.votes_bhw is None else maps.votes_bhw.cpu().numpy()
+    entries = zip(maps_bkhw, votes, strict=True)
+    promises = [pool.submit(find_and_vote, segmenter.find, *entry, segmenter.mpp) for entry in entries]
+    return [Part(*part) for part in zip(he_bhwc, promises, strict=True)]
+
+
+def assemble(
+    shape: tuple[int, int], blocks: Sequence[Block], parts: Sequence[Part]
+) -> tuple[NDArray[np.uint8], TileNuclei]:
+    """Return the H&E and the nuclei of a tile from those of its blocks; waits for them.
+
+    The H&E is blended where blocks overlap. A nucleus seen by several blocks is kept by the one in whose core its
+    centre lies.
+
+    Args:
+        shape: height and width of the tile, px.
+        blocks: as `divide` gives them.
+        parts: one for each block.
+    """
+    inst_hw = np.zeros(shape, np.int32)
+    kept: list[list[NDArray]] = []
+    total = 0
+    for block, part in zip(blocks, parts, strict=True):
+        found, agreement_n = part.promise.result()
+        place = np.s_[block.rows, block.columns]
+        size = inst_hw[place].shape
+        own_hw = resized_labels(found.nuclei.inst_hw, *size)
+        corner = (block.columns.start, block.rows.start)
+        centres_n2 = moved_points(found.centres_n2, found.nuclei.inst_hw.shape, size) + corner
+        number_n = np.where(owned(centres_n2, block.core_x, block.core_y), np.arange(len(centres_n2)) + total + 1, 0)
+        drawn_hw = np.concatenate([[0], number_n]).astype(np.int32)[own_hw]
+        inst_hw[place] = np.where(inst_hw[place] > 0, inst_hw[place], drawn_hw)
+        total += len(centres_n2)
+        own = (found.nuclei.types_n, found.nuclei.shares_n, found.scores_n, agreement_n, centres_n2)
+        kept.append([column for column in own if column is not None])
+    # Neither those of another block's core nor those that lie between the pixels of a coarser grid.
+    present = np.bincount(inst_hw.ravel(), minlength=total + 1)[1:] > 0
+    ids = np.concatenate([[0], np.cumsum(present) * present]).astype(np.int32)
+    types_n, shares_n, scores_n, *agreement, centres_n2 = (
+        np.concatenate(column)[present] for column in zip(*kept, strict=True)
+    )
+    nuclei = TileNuclei(ids[inst_hw], types_n, shares_n, scores_n, agreement[0] if agreement else None, centres_n2)
+    return _blended(shape, blocks, parts), nuclei
+
+
+def _blended(shape: tuple[int, int], blocks: Sequence[Block], parts: Sequence[Part]) -> NDArray[np.uint8]:
+    if len(parts) == 1:
+        return parts[0].he
+    image_hwc, weight_hw1 = np.zeros((*shape, 3), np.float32), np.zeros((*shape, 1), np.float32)
+    for block, part in zip(blocks, parts, strict=True):
+        weight = hann_weight(part.he.shape[0])[:, None, None] * hann_weight(part.he.shape[1])[:, None]
+        image_hwc[block.rows, block.columns] += weight * part.he
+        weight_hw1[block.rows, block.columns] += weight
+    return np.rint(image_hwc / weight_hw1).astype(np.uint8)

@@ -1,0 +1,331 @@
+"""The pipeline as a LightningModule: `test` compares ways to find nuclei on IHC, `predict` uses one of them.
+
+A way, called method here, is a translator from IHC to H&E and a segmenter of H&E, written `translator+segmenter`.
+Shape suffixes: b = batch, c = colour, h, w = height, width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ihc2he.build import build
+from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.metrics.fidelity import Card
+from ihc2he.models.pipeline.evaluation import Evaluation, Prediction, summary, type_map
+from ihc2he.models.pipeline.inference import Block, Part, TileNuclei, assemble, divide, predict, submit
+from ihc2he.models.pipeline.segmenters import Segmenter
+from ihc2he.models.pipeline.translators import Translator
+from ihc2he.nuclei.postprocess import worker_pool
+from ihc2he.tiling.augmentation import VIEWS
+
+log = logging.getLogger(__name__)
+
+MAX_PENDING = 2**29  # bytes of maps that wait for the workers; more would fill the memory
+OVERLAP_UM = 32.0  # of the blocks of a large tile; wider than any nucleus
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A tile of which the nuclei are still being told apart."""
+
+    tile: Mapping[str, Any]
+    blocks: Sequence[Block]
+    parts: Mapping[str, Sequence[Part]]  # by method, one for each block
+
+    def ready(self) -> bool:
+        return all(part.promise.done() for parts in self.parts.values() for part in parts)
+
+    def results(self) -> dict[str, tuple[NDArray[np.uint8], TileNuclei]]:
+        shape = self.tile["image"].shape[:2]
+        return {method: assemble(shape, self.blocks, parts) for method, parts in self.parts.items()}
+
+
+class Pipeline(LightningModule):
+    """Translates IHC tiles to H&E, finds nuclei on them, and compares them with keypoints.
+
+    Batches are dicts of lists with an entry per tile, which may differ in size and pixel size: `name`, `image` (HxWx3
+    uint8 RGB), `mpp`; for a test `group`, `points` (x, y, class), `readers`, and where the truth is known `inst`,
+    `type` and `he`; for a prediction `path` and `error`.
+
+    Args:
+        translators: node of each `Translator` by name; only those in use are built.
+        segmenters: node of each `Segmenter` by name, likewise.
+        use: which `translators` and `segmenters` to use; a test takes all pairs, a prediction exactly one.
+        class_map: from the types of segmenters to the classes of the keypoints, or to None for no class; None: types
+            keep their names and keypoints are scored without regard to class.
+        radius_um: largest distance of a keypoint and the nucleus that it is matched with.
+        radii_um: further such distances, for the curve over them.
+        ap_map: classes that average precision counts as another.
+        tta: average maps over the eight flips and quarter turns of a tile.
+        block: px, larger tiles are divided into overlapping blocks.
+        workers: processes that turn maps into nuclei beside the GPU; 0: a thread of this one.
+        resamples: of the bootstrap, for the intervals; 0: there are none.
+        seed: of the bootstrap.
+
+    Raises:
+        ConfigError: for a name that is not there, or a number that cannot be.
+    """
+
+    requires_checkpoint = False
+
+    def __init__(
+        self,
+        translators: Mapping[str, Any],
+        segmenters: Mapping[str, Any],
+        use: Mapping[str, Sequence[str]],
+        class_map: Mapping[str, str | None] | None = None,
+        radius_um: float = 3.0,
+        radii_um: Sequence[float] = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6),
+        ap_map: Mapping[str, str] | None = None,
+        tta: bool = False,
+        block: int = 1024,
+        workers: int = 2,
+        resamples: int = 2000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min(radius_um, block, *radii_um) <= 0 or min(workers, resamples) < 0:
+            msg = (
+                f"model.radius_um={radius_um}, radii_um={list(radii_um)} and block={block} have to be above 0, "
+                f"workers={workers} and resamples={resamples} 0 or more."
+            )
+            raise ConfigError(msg)
+        self.translators = nn.ModuleDict(_built("translators", translators, use, Translator))
+        self.segmenters = nn.ModuleDict(_built("segmenters", segmenters, use, Segmenter))
+        self.class_map = None if class_map is None else dict(class_map)
+        self.radius_um, self.radii_um = radius_um, list(radii_um)
+        self.ap_map = dict(ap_map or {})
+        self.views = list(VIEWS) if tta else [0]
+        self.block = block
+        self.workers = workers
+        self.resamples, self.seed = resamples, seed
+        self.tables: dict[str, list[dict[str, Any]]] = {}
+        self.evaluation: Evaluation | None = None
+        self._nodes = {
+            "translators": {name: _described(translators[name]) for name in self.translators},
+            "segmenters": {name: _described(segmenters[name]) for name in self.segmenters},
+        }
+        self._pool: Executor | None = None
+        self._pending: deque[_Pending] = deque()
+        self._waiting: deque[tuple[Future, int]] = deque()  # what workers have to do, and the bytes of its maps
+
+    @property
+    def methods(self) -> list[str]:
+        """All pairs in use, translators first."""
+        return [f"{t}+{s}" for t in self.translators for s in self.segmenters]
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What makes the results of two runs comparable, as plain values: settings, and a digest of the weights."""
+        settings = {"views": self.views, "block": self.block, "class_map": self.class_map}
+        return {"methods": self.methods, **settings, **self._nodes, "weights": _digest(self)}
+
+    def setup(self, stage: str) -> None:
+        """Check that what is in use fits the stage and the data.
+
+        Raises:
+            ConfigError: where it does not.
+        """
+        self.to(memory_format=torch.channels_last)
+        if stage == "predict" and len(self.methods) != 1:
+            msg = (
+                f"A prediction takes one translator and one segmenter, found {', '.join(self.methods)}. Pass "
+                "model.use.translators=[NAME] and model.use.segmenters=[NAME]."
+            )
+            raise ConfigError(msg)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        classes = list(getattr(data, "classes", []))
+        if stage == "predict":
+            for name, segmenter in self.segmenters.items():
+                type_map(name, segmenter.classes, self.class_map)  # type: ignore[arg-type]
+        else:
+            if classes and self.class_map is None:
+                log.info("model.class_map is not given: keypoints are scored without regard to their class.")
+            self.evaluation = Evaluation(
+                {f"{t}+{s}": list(self.segmenters[s].classes) for t in self.translators for s in self.segmenters},  # type: ignore[arg-type]
+                classes,
+                self.class_map,
+                list(getattr(data, "truth_classes", [])),
+                self.radius_um,
+                self.radii_um,
+                self.ap_map,
+                self.resamples,
+                self.seed,
+            )
+
+    # ------------------------------------------------------------------ stages
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Return the scores of the tiles that are ready, as `rows` and `scored`; at the end of all."""
+        return self._evaluate(batch, last=batch_idx + 1 == self.trainer.num_test_batches[0])
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """As a test, on tiles that settings may be chosen on."""
+        return self._evaluate(batch, last=batch_idx + 1 == self.trainer.num_val_batches[0])
+
+    def _evaluate(self, batch: dict[str, Any], last: bool) -> dict[str, Any]:
+        assert self.evaluation is not None
+        scored = [self.evaluation.update(done.tile, done.results()) for done in self._found(batch, last)]
+        return {"rows": [row for tile in scored for row in self.evaluation.rows(tile)], "scored": scored}
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Prediction]:
+        """Return the predictions that are ready; at the end all. Files that could not be read come with their error."""
+        last = batch_idx + 1 == self.trainer.num_predict_batches[0]
+        failed = [
+            Prediction(name, path, error, None, None, None, 0.0, [])
+            for name, path, error in zip(batch["name"], batch["path"], batch["error"], strict=True)
+            if error is not None
+        ]
+        return failed + [self._prediction(done) for done in self._found(batch, last)]
+
+    def _prediction(self, done: _Pending) -> Prediction:
+        ((method, (he, nuclei)),) = done.results().items()
+        translator, segmenter = method.split("+")
+        classes: Sequence[str] = self.segmenters[segmenter].classes  # type: ignore[assignment]
+        types = type_map(segmenter, classes, self.class_map)
+        tile = done.tile
+        made = None if translator == "none" else he
+        own, mpp = types.apply(nuclei), float(tile["mpp"])
+        return Prediction(tile["name"], tile["path"], None, tile["image"], made, own, mpp, types.classes)
+
+    def _found(self, batch: dict[str, Any], last: bool) -> Iterator[_Pending]:
+        """Hand the maps of a batch to the workers; yield tiles that are ready, in their order, or all at the end."""
+        if self._pool is None:
+            self._pool = worker_pool(self.workers) if self.workers else ThreadPoolExecutor(1)
+        for group in _alike(batch):
+            self._pending += self._submitted(group)
+        while self._pending and (last or self._pending[0].ready()):
+            yield self._pending.popleft()
+
+    def _submitted(self, tiles: Sequence[Mapping[str, Any]]) -> list[_Pending]:
+        """Return tiles of one size with the promises of their nuclei."""
+        assert self._pool is not None
+        height, width = tiles[0]["image"].shape[:2]
+        mpp = float(tiles[0]["mpp"])
+        blocks = divide(height, width, max(self.block, 2 * round(OVERLAP_UM / mpp)), round(OVERLAP_UM / mpp))
+        parts: list[dict[str, list[Part]]] = [{method: [] for method in self.methods} for _ in tiles]
+        for block in blocks:
+            for name, translator in self.translators.items():
+                self._wait()
+                x_bchw = self._images([_source(tile, translator)[block.rows, block.columns] for tile in tiles])  # type: ignore[arg-type]
+                maps = predict(translator, dict(self.segmenters.items()), x_bchw, mpp, self.views)  # type: ignore[arg-type]
+                for segmenter, found in maps.items():
+                    for i, part in enumerate(submit(self._pool, self.segmenters[segmenter], found)):  # type: ignore[arg-type]
+                        parts[i][f"{name}+{segmenter}"].append(part)
+                        self._waiting.append((part.promise, found.maps_bkhw[i].nbytes))
+        return [_Pending(tile, blocks, own) for tile, own in zip(tiles, parts, strict=True)]
+
+    def _wait(self) -> None:
+        """Wait until the maps that the workers have not seen yet are few enough."""
+        while sum(size for _, size in self._waiting) > MAX_PENDING:
+            self._waiting.popleft()[0].result()
+
+    def _images(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        x_bhwc = torch.from_numpy(np.stack(images)).to(self.device)
+        return x_bhwc.permute(0, 3, 1, 2).float() / 255
+
+    # ------------------------------------------------------------------ end of an epoch
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics on the tiles of the validation."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics, and leave their tables in `tables`."""
+        self._log_evaluation("test")
+
+    def on_predict_epoch_end(self) -> None:
+        """Have the translators say what they could not do."""
+        self._finish()
+
+    def _finish(self) -> None:
+        for translator in self.translators.values():
+            translator.finish()  # type: ignore[operator]
+
+    def _log_evaluation(self, stage: str) -> None:
+        self._finish()
+        assert self.evaluation is not None
+        values, self.tables = self.evaluation.compute_and_reset()
+        self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, rank_zero_only=True)
+        if self.trainer.is_global_zero:
+            table = summary(self.tables.get("comparison.csv", []))
+            log.info("Keypoints within %g um, in brackets 95 %% intervals over tiles:\n%s", self.radius_um, table)
+
+    def teardown(self, stage: str) -> None:
+        """End the worker processes."""
+        self._pending.clear()
+        self._waiting.clear()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    @property
+    def cards(self) -> Mapping[str, Card]:
+        """The name cards of the logged metrics."""
+        return {} if self.evaluation is None else self.evaluation.cards
+
+
+def _built(kind: str, nodes: Mapping[str, Any], use: Mapping[str, Sequence[str]], only: type) -> dict[str, Any]:
+    """Return what is in use, by name.
+
+    Raises:
+        ConfigError: for a name that is not there, or none at all.
+    """
+    names = use.get(kind) or []
+    names = [names] if isinstance(names, str) else list(names)
+    if not names:
+        msg = f"model.use.{kind}=[]: expected one or more of {', '.join(nodes)}."
+        raise ConfigError(msg)
+    for name in names:
+        if name not in nodes:
+            msg = f"model.use.{kind}: there is no '{name}'.{did_you_mean(name, nodes)}"
+            raise ConfigError(msg)
+    return {name: build(nodes[name], only) for name in names}
+
+
+def _described(node: Any) -> Any:
+    """Return a node as it is, or what kind of object stands in its place."""
+    return dict(node) if isinstance(node, Mapping) else type(node).__name__
+
+
+def _digest(module: nn.Module) -> str:
+    """Return what tells the weights of a module from others."""
+    digest = blake2b(digest_size=8)
+    for value in module.state_dict().values():
+        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _alike(batch: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+    """Return the tiles of a batch that could be read, those of one size and pixel size together."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for i, image in enumerate(batch["image"]):
+        if image is not None:
+            tile = {key: column[i] for key, column in batch.items()}
+            groups.setdefault((image.shape, float(tile["mpp"])), []).append(tile)
+    return list(groups.values())
+
+
+def _source(tile: Mapping[str, Any], translator: Translator) -> NDArray[np.uint8]:
+    """Return the image that a translator starts from: the IHC, or the true H&E for the one that shows the ceiling."""
+    if not translator.needs_he:
+        return tile["image"]
+    if tile.get("he") is None:
+        msg = (
+            f"{tile['name']}: has no aligned H&E, which the translator 'rendered' needs; only simulated tissue has. "
+            "Leave it out of model.use.translators."
+        )
+        raise ConfigError(msg)
+    return tile["he"]

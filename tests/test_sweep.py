@@ -1,0 +1,103 @@
+"""The tables of a sweep: on made-up folders, and through the command line."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ihc2he.sweep import mean_sd, write_tables
+
+
+def read(path):
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Return a folder of `sweep(jobs)`, each (overrides, status, {(metric, group): value} or None)."""
+
+    def write(jobs):
+        for number, (overrides, status, metrics) in enumerate(jobs):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            (folder / "job.json").write_text(json.dumps({"job": number, "overrides": overrides, "status": status}))
+            if metrics is not None:
+                lines = [f"{metric},{group},{value}\n" for (metric, group), value in metrics.items()]
+                (folder / "test.csv").write_text("metric,group,value\n" + "".join(lines))
+        write_tables(tmp_path)
+        return tmp_path
+
+    return write
+
+
+def test_a_row_per_job_and_means_over_the_splits(sweep):
+    folder = sweep(
+        [
+            ({"experiment": "x", "data.split": "1"}, "finished", {("bpq", ""): 0.6, ("bpq", "Colon"): 0.5}),
+            ({"experiment": "x", "data.split": "2"}, "no memory, sorry", None),
+            ({"experiment": "x", "data.split": "3"}, "finished", {("bpq", ""): 0.7, ("bpq", "Colon"): "nan"}),
+        ]
+    )
+    assert read(folder / "sweep.csv") == [
+        {"job": "0", "experiment": "x", "data.split": "1", "status": "finished", "bpq": "0.6", "bpq/Colon": "0.5"},
+        {"job": "1", "experiment": "x", "data.split": "2", "status": "no memory, sorry", "bpq": "", "bpq/Colon": ""},
+        {"job": "2", "experiment": "x", "data.split": "3", "status": "finished", "bpq": "0.7", "bpq/Colon": "nan"},
+    ]
+    total, colon = read(folder / "mean_sd.csv")
+    assert float(total["mean"]) == pytest.approx(0.65)
+    assert float(total["sd"]) == pytest.approx(0.05 * 2**0.5)
+    assert total["n"] == "2"
+    assert colon == {"metric": "bpq/Colon", "mean": "0.5", "sd": "", "n": "1"}
+
+
+def test_jobs_are_in_their_order(sweep):
+    folder = sweep([({"lr": str(i)}, "finished", None) for i in range(11)])
+    assert [row["job"] for row in read(folder / "sweep.csv")] == [str(i) for i in range(11)]
+
+
+@pytest.mark.parametrize("settings", [[{"seed": "1"}], [{"model.tta": "true"}, {"model.tta": "false"}]])
+def test_without_repetitions_there_are_no_means(sweep, settings):
+    folder = sweep([(overrides, "finished", {("f1", ""): 1}) for overrides in settings])
+    assert not (folder / "mean_sd.csv").exists()
+
+
+def test_settings_are_told_apart_and_split_and_seed_are_repetitions_alike():
+    jobs = [
+        {"overrides": {"model.tta": tta, "seed": seed, "data.split": split}, "metrics": {"f1": value}}
+        for tta, seed, split, value in (("true", "0", "1", 1), ("true", "1", "2", 3), ("false", "0", "1", 5))
+    ]
+    assert mean_sd(jobs) == [
+        {"model.tta": "true", "metric": "f1", "mean": 2, "sd": pytest.approx(2**0.5), "n": 2},
+        {"model.tta": "false", "metric": "f1", "mean": 5, "sd": None, "n": 1},
+    ]
+
+
+def test_it_does_not_slow_the_start():
+    code = "import sys, ihc2he.sweep; sys.exit(bool({'torch', 'lightning', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_splits_of_pannuke_in_one_multirun_where_one_job_fails(cli, tmp_path):
+    done = cli("-m", "experiment=smoke/hovernet_pannuke", "debug=fast", "callbacks.panels=null", "data.split=1,4,2")
+    assert done.status == 2
+    assert "ihc2he: data.split=4: expected 1, 2 or 3." in done.err
+    (folder,) = (tmp_path / "outputs" / "smoke" / "hovernet_pannuke").iterdir()
+    rows = read(folder / "sweep.csv")
+    assert [(row["data.split"], row["status"]) for row in rows] == [
+        ("1", "finished"), ("4", "data.split=4: expected 1, 2 or 3."), ("2", "finished"),
+    ]  # fmt: skip
+    assert rows[1]["dice"] == ""
+    means = {row["metric"]: row for row in read(folder / "mean_sd.csv")}
+    values = [float(rows[i]["dice"]) for i in (0, 2)]
+    assert float(means["dice"]["mean"]) == pytest.approx(sum(values) / 2)
+    assert float(means["dice"]["sd"]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert means["dice"]["n"] == "2"
+    assert {"bpq", "mpq", "f1/dead"} <= means.keys()
+
+
+def test_a_single_run_has_no_tables(cli, tmp_path):
+    assert cli("experiment=smoke/hovernet_pannuke", "data.split=4").status == 2
+    assert not [file for file in tmp_path.rglob("*") if file.name in ("job.json", "sweep.csv")]
