@@ -16,6 +16,8 @@ from ihc2he.errors import Ihc2heError, did_you_mean
 
 E = TypeVar("E", bound=BaseException)
 
+PLUGINS = ("hydra/sweeper/optuna", "hydra/launcher/joblib", "hydra/launcher/submitit_")  # of the extra `sweep`
+
 
 def one_line(error: Exception) -> str:
     """Return what is wrong with a configuration and the nearest right name, as one line.
@@ -26,6 +28,8 @@ def one_line(error: Exception) -> str:
     if own is not None:
         return str(own)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        if str(error.missing_cfg_file).startswith(PLUGINS):
+            return f'{error.missing_cfg_file} needs a plugin that is not installed: pip install "ihc2he[sweep]".'
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if error.options is not None:
             return f"There is no '{name}' in '{group}'.{did_you_mean(name, error.options)}"

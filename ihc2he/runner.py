@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf import OmegaConf, read_write
 
 from ihc2he.build import build
@@ -208,9 +209,11 @@ def _record(folder: Path, cfg: Mapping[str, Any], loggers: list[Logger], enabled
     try:
         yield record
         record["status"] = "finished"
-    except (KeyboardInterrupt, SystemExit):  # the Trainer turns the one into the other
+    except (KeyboardInterrupt, SystemExit) as error:  # the Trainer turns the one into the other
         record["status"] = "interrupted"
         log.info("Interrupted. To go on from the last complete epoch, repeat the command with ckpt_path=last.")
+        if isinstance(error, SIGTERMException):  # whose status is 0, as if all were done
+            raise SystemExit(128 + signal.SIGTERM) from error
         raise
     except BaseException as error:
         record["status"] = f"{type(error).__name__}: {error}"

@@ -23,6 +23,7 @@ from ihc2he import config, explain
 from ihc2he.errors import ConfigError, Ihc2heError
 
 EXPECTED = (Ihc2heError, HydraException, OmegaConfBaseException, OSError)
+NO_TRIAL = ("Record does not exist.", "No trials are completed yet.")  # what Optuna says of a study without a success
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"  # the user wants tracebacks
 
 
@@ -66,6 +67,10 @@ def main() -> None:
         if FULL_ERROR:
             raise
         _exit(error)
+    except ValueError as error:
+        if str(error) not in NO_TRIAL or FULL_ERROR:
+            raise
+        _exit(ConfigError("No trial of the study succeeded; the sweep's sweep.csv says why each failed."))
 
 
 def _exit(error: Exception) -> NoReturn:

@@ -1,13 +1,15 @@
-"""The tables of a sweep: on made-up folders, and through the command line."""
+"""What a sweep leaves: on made-up folders, and through the command line."""
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 
+import cv2
 import pytest
 
-from ihc2he.sweep import mean_sd, write_tables
+from ihc2he.sweep import mean_sd, varied_numbers, write_tables
 
 
 def read(path):
@@ -17,13 +19,15 @@ def read(path):
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Return a folder of `sweep(jobs)`, each (overrides, status, {(metric, group): value} or None)."""
+    """Return a folder of `sweep(jobs)`: (overrides, status, {(metric, group): value} or None, value or None) each."""
 
-    def write(jobs):
-        for number, (overrides, status, metrics) in enumerate(jobs):
+    def write(jobs, metric=None, lowest=False):
+        for number, (overrides, status, metrics, *value) in enumerate(jobs):
             folder = tmp_path / str(number)
             folder.mkdir()
-            (folder / "job.json").write_text(json.dumps({"job": number, "overrides": overrides, "status": status}))
+            note = {"job": number, "overrides": overrides, "command": f"run {number}", "status": status}
+            note |= {"metric": metric, "lowest": lowest, "value": value[0] if value else None}
+            (folder / "job.json").write_text(json.dumps(note))
             if metrics is not None:
                 lines = [f"{metric},{group},{value}\n" for (metric, group), value in metrics.items()]
                 (folder / "test.csv").write_text("metric,group,value\n" + "".join(lines))
@@ -75,8 +79,39 @@ def test_settings_are_told_apart_and_split_and_seed_are_repetitions_alike():
     ]
 
 
+def of_rates(*values):
+    return [({"lr": f"{i + 1}e-4", "batch": str(2**i)}, "finished", None, value) for i, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(("lowest", "job", "which"), [(False, 3, "highest"), (True, 0, "lowest")])
+def test_the_best_job_is_ready_to_paste(sweep, lowest, job, which):
+    folder = sweep(of_rates(0.25, float("nan"), None, 0.75), metric="val/f1", lowest=lowest)
+    comment, command = (folder / "best.txt").read_text().splitlines()
+    assert comment == f"# val/f1 {(0.25, 0.75)[not lowest]}, the {which} of 2 jobs: job {job}"
+    assert command == f"run {job}"
+    assert [row["val/f1"] for row in read(folder / "sweep.csv")] == ["0.25", "nan", "", "0.75"]
+
+
+def test_two_numbers_that_vary_are_drawn(sweep):
+    picture = cv2.imread(str(sweep(of_rates(0.1, 0.2, 0.3), metric="val/f1") / "sweep.png"))
+    assert picture.std() > 10
+
+
+@pytest.mark.parametrize("values", [(None, None), (0.5,)])
+def test_without_values_or_variation_there_is_no_picture(sweep, values):
+    folder = sweep(of_rates(*values), metric="val/f1")
+    assert not (folder / "sweep.png").exists()
+    assert (folder / "best.txt").exists() == (values == (0.5,))
+
+
+def test_texts_and_what_not_every_job_has_are_no_numbers():
+    overrides = [{"lr": "1e-4", "lr_d": "null", "n": "1"}, {"lr": "2e-4", "lr_d": "1e-4"}]
+    assert varied_numbers([{"overrides": own} for own in overrides]) == {"lr": [1e-4, 2e-4]}
+
+
 def test_it_does_not_slow_the_start():
-    code = "import sys, ihc2he.sweep; sys.exit(bool({'torch', 'lightning', 'numpy'} & set(sys.modules)))"
+    heavy = "{'torch', 'lightning', 'numpy', 'matplotlib'}"
+    code = f"import sys, ihc2he.sweep; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -101,3 +136,22 @@ def test_the_splits_of_pannuke_in_one_multirun_where_one_job_fails(cli, tmp_path
 def test_a_single_run_has_no_tables(cli, tmp_path):
     assert cli("experiment=smoke/hovernet_pannuke", "data.split=4").status == 2
     assert not [file for file in tmp_path.rglob("*") if file.name in ("job.json", "sweep.csv")]
+
+
+def test_the_best_command_of_a_multirun_runs_its_job_again(cli, tmp_path):
+    (tmp_path / "my conf").mkdir()
+    done = cli(
+        "-m", "--config-dir", "my conf", "experiment=smoke/pipeline_endonuke", "stages=[validate]",
+        "data.val_ids=[1-3]", "model.use.translators=[recolour]", "optimized_metric=val/f1/recolour+classical",
+        "model.translators.recolour.h_gain=0.1,1.7", "++model.translators.recolour.dab_gain=0.2",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    (folder,) = (tmp_path / "outputs" / "smoke" / "pipeline_endonuke").iterdir()
+    values = [float(row["val/f1/recolour+classical"]) for row in read(folder / "sweep.csv")]
+    number = values.index(max(values))
+    comment, command = (folder / "best.txt").read_text().splitlines()
+    assert f"the highest of 2 jobs: job {number}" in comment
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "ihc2he.train"]
+    assert f"model.translators.recolour.h_gain={(0.1, 1.7)[number]}" in words
+    assert cli(*words[3:], "--cfg", "job").status == 0

@@ -1,6 +1,9 @@
 import csv
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,6 +116,23 @@ def test_a_checkpoint_is_judged_without_training(cli, tmp_path):
     assert done.status == 0, done.err
     assert column(tmp_path / "judged" / "test.csv", "metric")
     assert not (tmp_path / "judged" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_an_interrupted_run_says_how_to_go_on_and_does_not_pass_for_done(number, status, tmp_path):
+    endless = ["model.n_epochs=9999", "trainer.check_val_every_n_epoch=9999"]
+    command = [sys.executable, "-m", "ihc2he.train", SMOKE, *endless]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("outputs/**/last.ckpt")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == status, said
+    assert "repeat the command with ckpt_path=last" in said
+    assert json.loads((the_run(tmp_path) / "run.json").read_text())["status"] == "interrupted"
 
 
 @pytest.mark.parametrize(
