@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
@@ -18,6 +17,7 @@ from ihc2he.callbacks.drawing import LINE_PX, draw_matches, draw_outlines, fitte
 from ihc2he.callbacks.panels import write_png
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.nuclei.table import nuclei_table
+from ihc2he.ranks import from_all_ranks
 
 if TYPE_CHECKING:
     from ihc2he.models.pipeline.evaluation import MethodResult, ScoredTile
@@ -86,10 +86,7 @@ class TilePages(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Gather the tiles of all ranks and draw the pages, on the first one."""
-        parts: list[Any] = [(self._spread, self._worst)]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, (self._spread, self._worst))
+        parts = from_all_ranks((self._spread, self._worst))
         if trainer.is_global_zero:
             spread = sorted((tile for tiles, _ in parts for tile in tiles), key=lambda tile: tile.name)
             chosen = np.linspace(0, len(spread) - 1, min(self.n_first, len(spread))).round().astype(int)

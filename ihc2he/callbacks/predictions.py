@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from ihc2he.files import complete, write_csv
 from ihc2he.nuclei.counts import THRESHOLDS, Counts, check_thresholds, count_by_class, pooled
 from ihc2he.nuclei.geojson import write_geojson
 from ihc2he.nuclei.table import IHC_STAINS, NucleiTable, nuclei_table, write_table
+from ihc2he.ranks import from_all_ranks
 
 if TYPE_CHECKING:
     from ihc2he.models.pipeline.evaluation import Prediction
@@ -152,10 +152,7 @@ class PredictionWriter(Callback):
             return
         self._wait(0)
         self._close()
-        parts: list[Any] = [(self._written, self._failed)]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, (self._written, self._failed))
+        parts = from_all_ranks((self._written, self._failed))
         if not trainer.is_global_zero:
             return
         write_csv(self.out / "summary.csv", summary(self.out), SUMMARY)

@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ihc2he.files import write_csv
+from ihc2he.ranks import from_all_ranks
 
 COLUMNS = ("metric", "group", "value", "n", "better", "protocol", "versions")
 NAMED = ("ihc2he", "torch", "torchmetrics", "numpy", "scikit-image", "opencv-python-headless")  # what numbers hang on
@@ -43,13 +43,9 @@ class Results(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the rows of all ranks and write the tables."""
-        rows = self._rows
-        if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, rows)
-            rows = [row for part in gathered for row in part]
+        parts = from_all_ranks(self._rows)
         if trainer.is_global_zero:
-            rows = sorted(rows, key=lambda row: str(row["name"]))
+            rows = sorted((row for part in parts for row in part), key=lambda row: str(row["name"]))
             write_csv(self.dirpath / "results.csv", rows)
             values = {key: float(value) for key, value in trainer.callback_metrics.items()}
             write_csv(self.dirpath / "test.csv", table(values, rows, getattr(pl_module, "cards", {})), COLUMNS)

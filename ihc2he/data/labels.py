@@ -1,4 +1,4 @@
-"""Label maps of nuclei: reading, numbering, and resampling to another pixel size."""
+"""Label maps of nuclei: reading and numbering."""
 
 from pathlib import Path
 from typing import Any
@@ -50,17 +50,3 @@ def number_consecutively(labels: NDArray[Any]) -> NDArray[np.int32]:
     """
     values, inverse = np.unique(labels, return_inverse=True)
     return (inverse.reshape(labels.shape) + int(values[0] != 0)).astype(np.int32)
-
-
-def resample_labels(labels: NDArray[np.int32], shape: tuple[int, int]) -> NDArray[np.int32]:
-    """Return a label map at another size: each new pixel has the label at its centre, so that areas keep their ratio.
-
-    >>> resample_labels(np.array([[1, 1, 1, 2, 2, 2]]), (1, 2)).tolist()
-    [[1, 2]]
-    >>> resample_labels(np.array([[1, 2]]), (2, 4)).tolist()
-    [[1, 1, 2, 2], [1, 1, 2, 2]]
-    """
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int) for old, new in zip(labels.shape, shape, strict=True)
-    )
-    return labels[np.ix_(rows, columns)]

@@ -17,7 +17,7 @@ from ihc2he.build import build
 from ihc2he.data.augmentation import NucleiAugmentation
 from ihc2he.data.base import StoreDataModule, require
 from ihc2he.data.images import resample
-from ihc2he.data.labels import number_consecutively, resample_labels
+from ihc2he.data.labels import number_consecutively
 from ihc2he.data.samplers import SampleIndex, ShardSampler, balancing_weights, presence_weights
 from ihc2he.data.store import WHOLE, Record, TileStore
 from ihc2he.data.summary import write_nuclei_index
@@ -25,6 +25,7 @@ from ihc2he.data.transforms import to_tensor
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.nuclei.instances import instance_types
 from ihc2he.nuclei.targets import hv_maps, relabel_pieces
+from ihc2he.tiling.resampling import resized_labels
 
 log = logging.getLogger(__name__)
 
@@ -183,12 +184,12 @@ class SegmentationDataModule(StoreDataModule):
     def _to_record(self, tile: Labelled, source_mpp: float, row: dict[str, Any]) -> Record:
         """Return what the store keeps of a tile, at `mpp` and with instances from 1 to n."""
         image = resample(tile.image, source_mpp, self.mpp)
-        inst_hw = number_consecutively(resample_labels(tile.inst_hw, image.shape[:2]))
+        inst_hw = number_consecutively(resized_labels(tile.inst_hw, *image.shape[:2]))
         vanished = len(np.unique(tile.inst_hw[tile.inst_hw > 0])) - int(inst_hw.max())
         arrays = {"image": image, "inst": _compact(inst_hw)}
         row = row | {"nuclei": int(inst_hw.max())} | ({"vanished": vanished} if vanished else {})
         if tile.type_hw is not None:
-            type_hw = resample_labels(tile.type_hw, image.shape[:2])
+            type_hw = resized_labels(tile.type_hw, *image.shape[:2])
             counts = np.bincount(instance_types(inst_hw, type_hw)[0], minlength=len(self.classes) + 1)[1:]
             arrays["type"] = _compact(type_hw)
             row["counts"] = dict(zip(self.classes, counts.tolist(), strict=True))
@@ -276,5 +277,5 @@ def _tensors(
     return sample if type_hw is None else sample | {"type": torch.from_numpy(type_hw.astype(np.int64))}
 
 
-def _compact(labels: NDArray[np.int32]) -> NDArray[Any]:
+def _compact(labels: NDArray[np.integer]) -> NDArray[Any]:
     return labels.astype(np.min_scalar_type(int(labels.max())))

@@ -43,16 +43,18 @@ def resized(x_bchw: Tensor, height: int, width: int) -> Tensor:
 
 
 def resized_labels(labels_hw: NDArray[np.integer], height: int, width: int) -> NDArray[np.integer]:
-    """Return a label map at another size: each pixel takes the label at its centre.
+    """Return a label map at another size: each pixel takes the label at its centre, so that areas keep their ratio.
 
+    >>> resized_labels(np.array([[1, 1, 1, 2, 2, 2]]), 1, 2).tolist()
+    [[1, 2]]
     >>> resized_labels(np.array([[1, 2]]), 2, 4).tolist()
     [[1, 1, 2, 2], [1, 1, 2, 2]]
     """
     if labels_hw.shape == (height, width):
         return labels_hw
     rows, columns = (
-        np.floor((np.arange(n) + 0.5) * (m / n)).astype(np.intp)
-        for n, m in zip((height, width), labels_hw.shape, strict=True)
+        ((np.arange(new) + 0.5) * old / new).astype(np.intp)
+        for new, old in zip((height, width), labels_hw.shape, strict=True)
     )
     return labels_hw[rows[:, None], columns]
 

@@ -114,6 +114,8 @@ def test_tiles_of_all_ranks_are_judged_together(tmp_path, monkeypatch):
     def gather(parts, own):
         parts[:] = [own, ([other], [other])]
 
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     for first in (True, False):
         trainer = SimpleNamespace(world_size=2, is_global_zero=first)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tifffile
 
-from ihc2he.data.labels import number_consecutively, read_labels, resample_labels
+from ihc2he.data.labels import number_consecutively, read_labels
 from ihc2he.data.nuclei import NucleiDataModule, read_table
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.simulate import write_nuclei
+from ihc2he.tiling.resampling import resized_labels
 
 CLASSES = ["round", "square"]
 
@@ -319,7 +320,7 @@ def test_other_values_are_no_labels(tmp_path, array, found):
 @pytest.mark.parametrize("shape", [(20, 30), (80, 120), (40, 60), (13, 47)])
 def test_resampled_labels_keep_their_place_and_share(shape):
     disc = cv2.circle(np.zeros((40, 60), np.int32), (30, 20), 12, 5, -1)
-    small = resample_labels(disc, shape)
+    small = resized_labels(disc, *shape)
     assert small.shape == shape
     assert set(np.unique(small)) == {0, 5}
     assert abs((small > 0).mean() - (disc > 0).mean()) < 0.02

@@ -22,6 +22,7 @@ from ihc2he.errors import ConfigError
 from ihc2he.losses import adversarial as gan
 from ihc2he.models.cyclegan.evaluation import Evaluation
 from ihc2he.models.cyclegan.pool import ImagePool
+from ihc2he.ranks import from_all_ranks
 
 log = logging.getLogger(__name__)
 
@@ -329,11 +330,7 @@ class CycleGAN(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the image pools of all ranks."""
         own = {stain: pool.state_dict() for stain, pool in self.pools.items()}
-        gathered: list[Any] = [own]
-        if self.trainer.world_size > 1:
-            gathered = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(gathered, own)
-        checkpoint["image_pools"] = gathered
+        checkpoint["image_pools"] = from_all_ranks(own)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore this rank's image pools; a rank that the checkpoint does not know starts with empty ones."""

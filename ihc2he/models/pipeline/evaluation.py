@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ihc2he.errors import ConfigError, did_you_mean
@@ -22,6 +21,7 @@ from ihc2he.metrics.fidelity import Card
 from ihc2he.metrics.keypoints import TileScore, cards, score_tile, scores, tabulate
 from ihc2he.models.pipeline.inference import TileNuclei
 from ihc2he.models.pipeline.truth import compare_with_truth, stain_counts, truth_cards, truth_scores
+from ihc2he.ranks import from_all_ranks
 
 _NO_INTERVAL = Interval(np.nan, np.nan, np.nan)
 COMPARED = ("f1", "precision", "recall", "f1_inside", "f1_macro", "count_mae", "pq", "aji")  # with the baseline
@@ -230,8 +230,10 @@ class Evaluation:
         for method, result in tile.results.items():
             typed = (self.maps[method].class_k >= 0).any()
             sums = {key: count for key, count in result.score.counts.items() if typed or "_c" not in key}
-            values = scores(sums, self.classes, self.radii_um) | truth_scores(result.extra, self.truth_classes)
-            shown = ("f1", "precision", "recall", "f1_inside", "type_accuracy", *truth_scores(result.extra, []))
+            against_truth = truth_scores(result.extra, self.truth_classes)
+            values = scores(sums, self.classes, self.radii_um) | against_truth
+            untyped = (key for key in against_truth if not key.startswith("f1_type/"))
+            shown = ("f1", "precision", "recall", "f1_inside", "type_accuracy", *untyped)
             numbers = {key: float(values[key]) for key in shown if key in values}
             counts = {"n_true": int(sums["true"]), "n_found": int(sums["pred"])}
             rows.append({"name": tile.name, "group": method} | numbers | counts | {"block": tile.group})
@@ -244,7 +246,7 @@ class Evaluation:
 
         Collective: every rank has to call it.
         """
-        tiles, self._tiles = _gathered(self._tiles), []
+        tiles, self._tiles = [tile for part in from_all_ranks(self._tiles) for tile in part], []
         if not tiles:
             return {}, {}
         tiles = sorted(tiles, key=lambda tile: tile.name)
@@ -383,12 +385,3 @@ def summary(comparison: Sequence[Mapping[str, Any]]) -> str:
     for method in dict.fromkeys(method for method, _ in cells):
         lines.append([method, *(cells.get((method, key), "") for key in titles)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _gathered(entries: list[Any]) -> list[Any]:
-    """Return the entries of all ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return entries
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, entries)
-    return [entry for part in gathered for entry in part]
