@@ -70,6 +70,7 @@ def test_an_offline_run_of_wandb_holds_losses_metrics_pictures_and_configuration
         toy(scores=(0.25, 0.75)), tiles
     )
     wandb.finish()
+    wandb.teardown()  # ends the process that writes the file; until then it may be empty
 
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     found = list(records(next(folder.glob("*.wandb"))))
