@@ -77,8 +77,8 @@ def stamp() -> str:
     env = os.environ
     if run_id := env.get("IHC2HE_RUN_ID") or env.get("TORCHELASTIC_RUN_ID", "").replace("none", ""):
         return run_id
-    if job := env.get("SLURM_JOB_ID"):
-        return f"slurm-{job}-{env.get('SLURM_RESTART_COUNT', '0')}"
+    if job := env.get("SLURM_JOB_ID"):  # the same when it is requeued
+        return "-".join(filter(None, ("slurm", job, env.get("SLURM_STEP_ID"))))
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
 
 
@@ -104,6 +104,16 @@ def run_dir(outputs: str, experiment: str | None, ckpt_path: str | None) -> str:
             raise ConfigError(msg)
         return str(run)
     return str(home / stamp())
+
+
+def config_dir_arguments(hydra: Any) -> list[str]:
+    """Return the `--config-dir` arguments of this launch, which every command that repeats it needs.
+
+    Args:
+        hydra: Hydra's own configuration.
+    """
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    return [argument for folder in folders for argument in ("--config-dir", folder)]
 
 
 def register() -> None:

@@ -6,29 +6,34 @@ import json
 import logging
 import os
 import platform
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf import OmegaConf, read_write
 
 from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
+from ihc2he.callbacks.checkpoint import CompleteCheckpoints
 from ihc2he.callbacks.report import write_report
-from ihc2he.config import Stage
+from ihc2he.config import Stage, config_dir_arguments
 from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.files import complete
 
@@ -59,12 +64,17 @@ def _run(cfg: dict[str, Any]) -> float | None:
     for chatty in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(chatty).handlers.clear()  # Hydra's root handlers print, once
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # of a run that is continued
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own
     if not cfg["stages"]:
         msg = "stages=[] leaves nothing to do; give one or more of fit, validate, test, predict."
         raise ConfigError(msg)
     cfg["trainer"]["precision"] = _precision(cfg["trainer"])
-    _check_folder(folder, cfg)
+    with _alone_in(folder, cfg) if first else nullcontext():
+        return _run_stages(cfg, folder, first)
+
+
+def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     torch.set_float32_matmul_precision(cfg["float32_matmul_precision"])
     seed_everything(cfg["seed"], workers=True, verbose=False)
 
@@ -76,6 +86,7 @@ def _run(cfg: dict[str, Any]) -> float | None:
         Trainer,
         callbacks=[_LogConfig(cfg), *(build(node, Callback) for node in cfg["callbacks"].values() if node)],
         logger=[build(node, Logger) for node in cfg["logger"].values() if node],
+        plugins=[*cfg["trainer"].pop("plugins", ()), *_plugins()],
     )
     with _record(folder, cfg, trainer.loggers, enabled=first) as record:
         ckpt_path = _checkpoint(cfg, folder, module)
@@ -120,7 +131,7 @@ def _run_stage(
 
 
 def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -> str | None:
-    """Return the checkpoint to start from; `last` is that of this run's folder, which continues the newest run.
+    """Return the checkpoint to start from; `last` and `auto` are that of this run's folder.
 
     Raises:
         ConfigError: where there is no such file, or it holds the weights of another model.
@@ -129,16 +140,22 @@ def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -
     path = cfg["ckpt_path"]
     if path is None:
         return None
-    if path == "last":
-        path = str(folder / "checkpoints" / "last.ckpt")
+    if path in ("last", "auto"):
+        last = folder / "checkpoints" / "last.ckpt"
+        if path == "auto" and not last.is_file():
+            return None
+        path = str(last)
         log.info("Continuing %s", path)
     if not Path(path).is_file():
-        msg = f"ckpt_path={path}: there is no such file. Give a .ckpt file, or 'last' for this experiment's newest run."
+        msg = (
+            f"ckpt_path={path}: there is no such file. Give a .ckpt file, 'last' for this experiment's newest run, or "
+            "'auto' for what the run's own folder holds."
+        )
         raise ConfigError(msg)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     except Exception as error:
-        others = [str(p) for p in sorted(Path(path).parent.glob("*.ckpt")) if p != Path(path)]
+        others = [str(p) for p in sorted(Path(path).parent.glob("[!.]*.ckpt")) if p != Path(path)]
         instead = f" Beside it: {', '.join(others)}." if others else ""
         msg = f"{path}: not a readable checkpoint; it may have been cut off ({type(error).__name__}).{instead}"
         raise DataError(msg) from error
@@ -155,10 +172,37 @@ def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -
     return path
 
 
-def _check_folder(folder: Path, cfg: Mapping[str, Any]) -> None:
-    if _rank() == 0 and (folder / "run.json").exists() and cfg["ckpt_path"] is None:
-        msg = f"{folder} already holds a run. Continue it with ckpt_path=last, or choose another hydra.run.dir."
-        raise ConfigError(msg)
+@contextmanager
+def _alone_in(folder: Path, cfg: Mapping[str, Any]) -> Iterator[None]:
+    """Keep every other run out of a run's folder.
+
+    Raises:
+        ConfigError: where the folder holds a run that is not to be continued, or that is going on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        msg = f"{folder}: another process is writing this run. Wait for its end, or choose another hydra.run.dir."
+        raise ConfigError(msg) from error
+    try:
+        if (folder / "run.json").exists() and cfg["ckpt_path"] is None:
+            msg = f"{folder} already holds a run. Continue it with ckpt_path=auto, or choose another hydra.run.dir."
+            raise ConfigError(msg)
+        for left in folder.glob("checkpoints/.*.part.ckpt"):  # of a run that was killed while it wrote
+            left.unlink()
+        yield
+    finally:
+        lock.release()
+        if all(path.name == ".lock" or path.suffix == ".log" for path in folder.iterdir()):  # it could not start
+            shutil.rmtree(folder)
+
+
+def _plugins() -> list[Any]:
+    """Return what the Trainer writes checkpoints with, and, on SLURM, leave requeueing to the job's script."""
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return [CompleteCheckpoints(), *slurm]
 
 
 def _precision(trainer: Mapping[str, Any]) -> Any:
@@ -211,7 +255,7 @@ def _record(folder: Path, cfg: Mapping[str, Any], loggers: list[Logger], enabled
         record["status"] = "finished"
     except (KeyboardInterrupt, SystemExit) as error:  # the Trainer turns the one into the other
         record["status"] = "interrupted"
-        log.info("Interrupted. To go on from the last complete epoch, repeat the command with ckpt_path=last.")
+        log.info("Interrupted. To go on:\n%s", _resume_command(folder))
         if isinstance(error, SIGTERMException):  # whose status is 0, as if all were done
             raise SystemExit(128 + signal.SIGTERM) from error
         raise
@@ -225,6 +269,15 @@ def _record(folder: Path, cfg: Mapping[str, Any], loggers: list[Logger], enabled
             for logger in loggers:
                 logger.save()
             log.info("Report: %s", write_report(folder))
+
+
+def _resume_command(folder: Path) -> str:
+    """Return the command line that continues the run of a folder, without the rest of its sweep."""
+    hydra = HydraConfig.get()
+    own = [override for override in hydra.overrides.task if not override.startswith("ckpt_path=")]
+    single = ["hydra.mode=RUN"] if hydra.mode == RunMode.MULTIRUN else []
+    arguments = [*config_dir_arguments(hydra), *own, *single, f"hydra.run.dir={folder}", "ckpt_path=auto"]
+    return shlex.join(["python", "-m", "ihc2he.train", *arguments])
 
 
 class _LogConfig(Callback):
@@ -309,6 +362,4 @@ def pin_job_for_ddp_children() -> None:
     with read_write(hydra):  # type: ignore[arg-type]  # a node, though typed as what it holds
         hydra.run.dir = hydra.runtime.output_dir
     if hydra.mode == RunMode.MULTIRUN:
-        folders = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
-        own = [argument for folder in folders for argument in ("--config-dir", folder)]
-        sys.argv[1:] = [*own, *hydra.overrides.task, "hydra.mode=RUN"]
+        sys.argv[1:] = [*config_dir_arguments(hydra), *hydra.overrides.task, "hydra.mode=RUN"]

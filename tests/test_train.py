@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 SMOKE = "experiment=smoke/cyclegan_bci"
 
@@ -131,7 +133,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does_not_pass_for_done(number,
         process.send_signal(number)
         said = process.communicate(timeout=60)[0]
     assert process.returncode == status, said
-    assert "repeat the command with ckpt_path=last" in said
+    assert f"hydra.run.dir={the_run(tmp_path)} ckpt_path=auto" in said
     assert json.loads((the_run(tmp_path) / "run.json").read_text())["status"] == "interrupted"
 
 
@@ -187,8 +189,48 @@ def test_two_runs_never_share_a_folder(cli, tmp_path):
     before = (tmp_path / "here" / "run.json").read_bytes()
     done = cli(SMOKE, "debug=fast", "hydra.run.dir=here")
     assert done.status == 2
-    assert "here already holds a run. Continue it with ckpt_path=last" in done.err
+    assert "here already holds a run. Continue it with ckpt_path=auto" in done.err
+    with FileLock(tmp_path / "here" / ".lock"):
+        done = cli(SMOKE, "debug=fast", "hydra.run.dir=here", "ckpt_path=auto")
+    assert done.status == 2
+    assert "here: another process is writing this run. Wait for its end" in done.err
     assert (tmp_path / "here" / "run.json").read_bytes() == before
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(cli, tmp_path):
+    assert cli(SMOKE, "trainer.precision=17", "hydra.run.dir=here").status == 2
+    assert not (tmp_path / "here").exists()
+
+
+def test_auto_begins_where_there_is_nothing_to_continue(cli, tmp_path):
+    first = cli(SMOKE, "debug=fast", "stages=[fit]", "hydra.run.dir=here", "ckpt_path=auto")
+    assert (first.status, "Continuing" in first.out + first.err) == (0, False)
+    steps = weights(tmp_path / "here")["global_step"]
+    again = cli(SMOKE, "debug=fast", "stages=[fit]", "hydra.run.dir=here", "ckpt_path=auto", "trainer.max_epochs=2")
+    assert again.status == 0
+    assert weights(tmp_path / "here")["global_step"] == 2 * steps
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
+    small = [SMOKE, "stages=[fit]", "callbacks.bundles=null", "hydra.run.dir=run", "ckpt_path=auto"]
+    subprocess.run([sys.executable, "-m", "ihc2he.train", *small, "trainer.max_epochs=1"], cwd=tmp_path, check=True)
+    before = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    limited = (  # no file may become larger, as on a full disk
+        "import resource, sys, ihc2he.train\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2}, {len(before) // 2}))\n"
+        "ihc2he.train.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *small], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 1
+    assert (
+        "last.ckpt could not be written (" in done.stderr or "best_epoch001.ckpt could not be written (" in done.stderr
+    )
+    assert re.search(r"The last good checkpoint is \S*run/checkpoints/last.ckpt", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
 def test_a_failed_run_is_recorded_and_keeps_its_last_good_checkpoint(cli, tmp_path):

@@ -1,31 +1,89 @@
-"""Which checkpoints a run keeps, and the end of a run whose losses are no longer numbers."""
+"""Which checkpoints a run keeps and how they are written, and the end of a run whose losses are no longer numbers."""
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor, nn
 
-from ihc2he.errors import Ihc2heError
+from ihc2he.errors import ConfigError, Ihc2heError
+from ihc2he.files import complete
 
 log = logging.getLogger(__name__)
 
 
+class CheckpointError(Ihc2heError):
+    """A checkpoint could not be written."""
+
+
+class CompleteCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name first, so that what bears its name is whole; loads no code.
+
+    Lightning's own holds the file in memory, and moves it from the system's temporary folder, which may be on another
+    disk, so that a kill can leave half of it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            CheckpointError: where it cannot be written, for instance since the disk is full; an older one is kept.
+        """
+        path = Path(path)
+        try:
+            with complete(path) as temporary, temporary.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except (OSError, RuntimeError) as error:  # torch turns an OSError into a RuntimeError
+            good = newest(path.parent.glob("[!.]*.ckpt"))
+            kept = f"The last good checkpoint is {good}." if good else "No checkpoint had been written yet."
+            found = next((line for line in str(error).splitlines() if line), type(error).__name__)
+            free = shutil.disk_usage(path.parent).free / 1e9 if path.parent.is_dir() else 0.0
+            msg = (
+                f"{path} could not be written ({found}); {free:.1f} GB are free there. {kept} Make room, then continue."
+            )
+            raise CheckpointError(msg) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Return the content of a checkpoint; executes no code from it."""
+        return super().load_checkpoint(path, map_location, weights_only=True)
+
+
+def newest(paths: Iterable[Path]) -> Path | None:
+    """Return the file among some paths that was written last, or None."""
+    return max((path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`, the state after the last complete epoch, from which a run continues exactly.
+    """Keeps `last.ckpt`, from which a run continues exactly: written after each epoch, within it, and on SIGTERM.
+
+    After SIGTERM, which clusters send before they take a machine away, the run ends as soon as the step (or the
+    validation) at hand is done and the checkpoint is written. It is never written before the accumulated batches of a
+    step are complete, nor after the last step of an epoch, whose validation belongs to the epoch.
 
     Args:
         dirpath: folder of the checkpoints.
         every_n_epochs: how often it is written.
+        every_n_steps: how often within an epoch; None: not at all.
     """
 
-    def __init__(self, dirpath: str, every_n_epochs: int = 1) -> None:
+    def __init__(self, dirpath: str, every_n_epochs: int = 1, every_n_steps: int | None = None) -> None:
         super().__init__(
             dirpath,
             filename="last",
@@ -34,6 +92,76 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,  # after the schedulers have stepped, unlike at the end of validation
             enable_version_counter=False,
         )
+        if every_n_steps is not None and every_n_steps < 1:
+            msg = f"callbacks.last.every_n_steps={every_n_steps}: expected 1 or more, or null."
+            raise ConfigError(msg)
+        self.every_n_steps = every_n_steps
+        self._step = 0
+        self._told = False  # this process to end
+        self._ending = False  # all processes, and the checkpoint is written
+        self._handler: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for SIGTERM, in place of Lightning, which ends a step of one rank while others wait for it."""
+        super().on_train_start(trainer, pl_module)
+        self._step = trainer.global_step
+        self._told = self._ending = False
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, self._hear)
+
+    def _hear(self, number: int, frame: Any) -> None:
+        self._told = True
+
+    def _unhear(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+            self._handler = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """End the run where the checkpoint for that has been written."""
+        self._end(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the checkpoint where it is due, or where any process was told to end."""
+        before, self._step = self._step, trainer.global_step
+        if before == self._step or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        due = self.every_n_steps is not None and self._step % self.every_n_steps == 0
+        self._ending = trainer.strategy.reduce_boolean_decision(self._told, all=False)
+        if (due or self._ending) and not self._should_skip_saving_checkpoint(trainer) and is_finite(pl_module):
+            self._save_topk_checkpoint(trainer, {})
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint where it is due, or where any process was told to end."""
+        self._ending = trainer.strategy.reduce_boolean_decision(self._told, all=False)
+        if self._ending and not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, {})
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the run where the checkpoint for that has been written."""
+        self._end(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop listening; end the run where that was asked for while its last epoch ended."""
+        super().on_train_end(trainer, pl_module)
+        self._unhear()
+        self._end(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop listening."""
+        self._unhear()
+
+    def _end(self, trainer: Trainer) -> None:
+        if self._ending:
+            raise SIGTERMException
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        for logger in trainer.loggers:
+            logger.save()  # what is said of the steps until here is not said again
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -70,6 +198,11 @@ class BestCheckpoint(ModelCheckpoint):
             known = sorted(key for key in trainer.callback_metrics if key.startswith("val/"))
             log.warning("'%s' is not logged, so no best checkpoint is kept, only the last. Logged: %s.",
                         self.monitor, ", ".join(known) or "nothing")  # fmt: skip
+
+
+def is_finite(module: nn.Module) -> bool:
+    """Return whether no weight is NaN or infinite."""
+    return all(bool(weight.isfinite().all()) for weight in module.parameters())
 
 
 class TrainingDivergedError(Ihc2heError):
@@ -113,11 +246,9 @@ class StopOnNaN(Callback):
 
     def _look(self, trainer: Trainer, pl_module: LightningModule | None = None) -> None:
         finite, self._finite = self._finite, None
-        weights = pl_module.parameters() if pl_module else ()
-        if (finite is None or bool(finite)) and all(bool(p.isfinite().all()) for p in weights):
+        if (finite is None or bool(finite)) and (pl_module is None or is_finite(pl_module)):
             return
-        paths = [Path(getattr(callback, "best_model_path", "")) for callback in trainer.checkpoint_callbacks]
-        good = max((path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
+        good = newest(Path(getattr(callback, "best_model_path", "")) for callback in trainer.checkpoint_callbacks)
         kept = f"The last good checkpoint is {good}." if good else "No checkpoint had been written yet."
         msg = (
             f"The loss became NaN or infinite in epoch {trainer.current_epoch}, by step {trainer.global_step}. "

@@ -7,15 +7,46 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
+from ihc2he.errors import ConfigError
+
 
 class EpochLoader(DataLoader):
-    """A DataLoader whose workers start at the first batch, not when an iterator is asked for.
+    """A DataLoader that can go on in the middle of an epoch; its sampler has to be one of this module's.
 
-    The Trainer of a resumed run asks for one before it tells the sampler the epoch.
+    Its workers start at the first batch, not when an iterator is asked for: the Trainer of a resumed run asks for one
+    before it tells the sampler the epoch.
     """
 
+    _batches = 0  # of this epoch that have been handed out
+    _done = 0  # of the next epoch to be iterated that another process has handed out
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        yield from super().__iter__()
+        self._batches, self._done = self._done, 0
+        self.sampler.skip = self._batches * (self.batch_size or 1)  # type: ignore[attr-defined]
+        for batch in super().__iter__():
+            self._batches += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where in the epoch the loader is, for the Trainer's checkpoint."""
+        return {"batches": self._batches, "batch_size": self.batch_size or 1, "samples": len(self.sampler)}  # type: ignore[arg-type]
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the batches that the checkpoint has seen; the Trainer asks for it in the middle of an epoch only.
+
+        Raises:
+            ConfigError: where this run's epoch is cut into other batches.
+        """
+        own = self.state_dict() | {"batches": state["batches"]}
+        if own != state:
+            msg = (
+                "ckpt_path: the checkpoint is from the middle of an epoch, and this run would cut the rest of it into "
+                f"other batches: {state['samples']} samples per process in batches of {state['batch_size']} then, "
+                f"{own['samples']} in batches of {own['batch_size']} now. Continue with the data, the data.batch_size "
+                "and the number of devices of then."
+            )
+            raise ConfigError(msg)
+        self._done = state["batches"]
 
 
 class SampleIndex(NamedTuple):
@@ -62,6 +93,7 @@ class EpochSampler(Sampler[SampleIndex]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.skip = 0  # samples that the next iteration leaves out
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -77,7 +109,7 @@ class EpochSampler(Sampler[SampleIndex]):
             # A new index for each repetition of a tile: position x size + tile.
             tiles = rng.choice(self.size, self.num_samples, p=self.weights)
             order = tiles + self.size * np.arange(self.num_samples)
-        for index in order[self.rank : len(self) * self.world_size : self.world_size]:
+        for index in order[self.rank : len(self) * self.world_size : self.world_size][self.skip :]:
             yield SampleIndex(self.epoch, int(index))
 
 
@@ -90,12 +122,13 @@ class ShardSampler(Sampler[int]):
 
     def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
         self.indices = range(rank, size, world_size)
+        self.skip = 0  # samples that the next iteration leaves out
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
+        return iter(self.indices[self.skip :])
 
 
 def balancing_weights(groups: Sequence[str]) -> list[float]:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ihc2he.data.samplers import EpochSampler, SampleIndex, ShardSampler, balancing_weights
+from ihc2he.data.samplers import EpochLoader, EpochSampler, SampleIndex, ShardSampler, balancing_weights
+from ihc2he.errors import ConfigError
 
 sizes = st.integers(1, 60)
 worlds = st.integers(1, 5)
@@ -76,3 +77,36 @@ def test_evaluation_sees_each_tile_once_over_all_processes(size, world_size):
     shards = [list(ShardSampler(size, rank, world_size)) for rank in range(world_size)]
     assert sorted(index for shard in shards for index in shard) == list(range(size))
     assert [len(ShardSampler(size, rank, world_size)) for rank in range(world_size)] == [len(s) for s in shards]
+
+
+@given(st.integers(1, 20), worlds, st.integers(1, 4), st.data())
+def test_a_loader_goes_on_in_the_middle_of_an_epoch(size, world_size, batch_size, data):
+    class Identity:
+        def __len__(self):
+            return size
+
+        def __getitem__(self, sample):
+            return sample.index
+
+    def loader():
+        sampler = EpochSampler(size=size, num_samples=size, seed=3, rank=0, world_size=world_size)
+        return EpochLoader(Identity(), batch_size=batch_size, sampler=sampler, collate_fn=list)
+
+    whole, first, second = loader(), loader(), loader()
+    seen = list(whole)
+    done = data.draw(st.integers(0, len(seen)))
+    begun = [batch for _, batch in zip(range(done), first, strict=False)]
+    second.load_state_dict(first.state_dict())
+    assert begun + list(second) == seen
+    assert list(second) == seen  # the next epoch is whole again
+
+
+def test_a_loader_that_would_cut_the_epoch_differently_refuses_to_go_on():
+    def loader(batch_size, world_size=1):
+        sampler = EpochSampler(size=10, num_samples=10, seed=0, world_size=world_size)
+        return EpochLoader(range(10), batch_size=batch_size, sampler=sampler)
+
+    state = loader(2).state_dict()
+    for other in (loader(5), loader(2, world_size=2)):
+        with pytest.raises(ConfigError, match=r"10 samples per process in batches of 2 then, \d+ in batches of"):
+            other.load_state_dict(state)

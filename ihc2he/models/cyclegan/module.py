@@ -126,7 +126,7 @@ class CycleGAN(LightningModule):
         Returns:
             (N, 3, H, W) in [-1, 1], float32.
         """
-        return self.generator(to)(self._in_format(x_bchw)).float()
+        return self.generator(to)(self._in_format(x_bchw.to(self.dtype))).float()
 
     def generator(self, to: Stain) -> nn.Module:
         """Return the generator that makes a stain: the averaged one where there is one."""
@@ -266,11 +266,6 @@ class CycleGAN(LightningModule):
             for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
                 group["lr"] = lr * self._lr_factor(scheduler.last_epoch)
 
-    def on_train_epoch_start(self) -> None:
-        """Seed what draws from the global generator (dropout, gradient penalty), so that a resumed run draws alike."""
-        ranks = max(1, self.trainer.world_size)
-        torch.manual_seed(self.hparams["seed"] + self.current_epoch * ranks + self.global_rank)
-
     def on_train_epoch_end(self) -> None:
         """Step both learning-rate schedulers, which manual optimisation leaves to the module."""
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
@@ -300,7 +295,8 @@ class CycleGAN(LightningModule):
 
     def _log_evaluation(self, stage: str) -> None:
         values = self.evaluation.compute_and_reset()
-        self.log_dict({f"{stage}/{key}": value for key, value in values.items()})
+        # The ranks agree already; without sync_dist the Trainer would warn of each key.
+        self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, sync_dist=True)
         correlation = values.get("he/hematoxylin_correlation")
         if correlation is not None and correlation < 0 and not self.trainer.sanity_checking:
             log.warning(
@@ -335,7 +331,16 @@ class CycleGAN(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore this rank's image pools; a rank that the checkpoint does not know starts with empty ones."""
         pools = checkpoint.get("image_pools", [])
-        rank = self.global_rank if self._trainer is not None else 0
+        rank, ranks = 0, 1
+        if self._trainer is not None:
+            rank, ranks = self.global_rank, self.trainer.world_size
+            if self.trainer.training and len(pools) != ranks:
+                log.warning(
+                    "The checkpoint is of %d processes, and this run has %d: image pools that are missing start empty, "
+                    "others are dropped. The run goes on, but not as the other would have done.",
+                    len(pools),
+                    ranks,
+                )
         if rank < len(pools):
             for stain, state in pools[rank].items():
                 self.pools[stain].load_state_dict(state)
