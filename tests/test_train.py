@@ -127,11 +127,14 @@ def test_an_interrupted_run_says_how_to_go_on_and_does_not_pass_for_done(number,
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("outputs/**/last.ckpt")) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        process.send_signal(number)
-        said = process.communicate(timeout=60)[0]
+        try:
+            deadline = time.monotonic() + 120
+            while not list(tmp_path.glob("outputs/**/last.ckpt")) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            process.send_signal(number)
+            said = process.communicate(timeout=120)[0]
+        finally:
+            process.kill()
     assert process.returncode == status, said
     assert f"hydra.run.dir={the_run(tmp_path)} ckpt_path=auto" in said
     assert json.loads((the_run(tmp_path) / "run.json").read_text())["status"] == "interrupted"

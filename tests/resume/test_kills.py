@@ -110,20 +110,19 @@ def test_sigterm_saves_at_once_and_says_how_to_go_on(more, tmp_path):
 def test_two_processes_that_are_told_to_end_go_on_exactly(tmp_path):
     def start(folder):
         folder.mkdir(exist_ok=True)
-        arguments = ["experiment=smoke/cyclegan_bci", "trainer=ddp_cpu", "stages=[fit]", "data.samples_per_epoch=40",
-                     f"hydra.run.dir={folder}/run", "ckpt_path=auto"]  # fmt: skip
+        arguments = ["experiment=smoke/cyclegan_bci", "trainer=ddp_cpu", "stages=[fit]", "data.samples_per_epoch=80",
+                     "callbacks.last.every_n_steps=7", f"hydra.run.dir={folder}/run", "ckpt_path=auto"]  # fmt: skip
         command = [sys.executable, "-m", "ihc2he.train", *arguments]
         return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
     assert start(tmp_path / "whole").wait(240) == 0
     process = start(tmp_path / "told")
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "told").glob("run/images/val/*")) and time.monotonic() < deadline:
-        time.sleep(0.01)  # until the first epoch has ended
-    time.sleep(0.5)
+    while not (tmp_path / "told/run/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143, process.stderr.read()
-    batches = state(tmp_path / "told")["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"]
-    assert 0 < batches < 20
+    batches = state(tmp_path / "told")["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+    assert 7 < batches < 40
     assert start(tmp_path / "told").wait(240) == 0
     assert differences(state(tmp_path / "whole"), state(tmp_path / "told")) == []
