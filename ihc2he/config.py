@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
+from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 
 from ihc2he.errors import ConfigError, did_you_mean
@@ -106,6 +107,17 @@ def run_dir(outputs: str, experiment: str | None, ckpt_path: str | None) -> str:
     return str(home / stamp())
 
 
+def group(experiment: str, mode: Any, sweep_dir: str) -> str:
+    """Return what W&B joins a run with: the other jobs of its sweep, or the other runs of its experiment.
+
+    Args:
+        experiment: its name.
+        mode: Hydra's, RUN or MULTIRUN.
+        sweep_dir: folder of the sweep, if it is one.
+    """
+    return f"{experiment}/{Path(sweep_dir).name}" if mode == RunMode.MULTIRUN else experiment
+
+
 def config_dir_arguments(hydra: Any) -> list[str]:
     """Return the `--config-dir` arguments of this launch, which every command that repeats it needs.
 
@@ -120,6 +132,7 @@ def register() -> None:
     """Make the schema and the resolvers known to Hydra; repeated calls do no harm."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("add", lambda *numbers: sum(numbers), replace=True)
+    OmegaConf.register_new_resolver("group", group, replace=True)
     OmegaConf.register_new_resolver("newest_bundle", newest_bundle, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("stamp", stamp, use_cache=True, replace=True)

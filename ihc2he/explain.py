@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,14 @@ from ihc2he.errors import Ihc2heError, did_you_mean
 
 E = TypeVar("E", bound=BaseException)
 
-PLUGINS = ("hydra/sweeper/optuna", "hydra/launcher/joblib", "hydra/launcher/submitit_")  # of the extra `sweep`
+_WORKER = re.compile(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback")
+
+PLUGINS = {  # what to install for the configurations whose names begin so
+    "hydra/sweeper/optuna": "ihc2he[sweep]",
+    "hydra/launcher/joblib": "ihc2he[sweep]",
+    "hydra/launcher/submitit_": "ihc2he[sweep]",
+    "hydra/launcher/ray": "hydra-ray-launcher",
+}
 
 
 def one_line(error: Exception) -> str:
@@ -26,16 +34,17 @@ def one_line(error: Exception) -> str:
     """
     own = _first_of(Ihc2heError, error)
     if own is not None:
-        return str(own)
+        return _without_traceback(str(own))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        if str(error.missing_cfg_file).startswith(PLUGINS):
-            return f'{error.missing_cfg_file} needs a plugin that is not installed: pip install "ihc2he[sweep]".'
+        for start, package in PLUGINS.items():
+            if str(error.missing_cfg_file).startswith(start):
+                return f'{error.missing_cfg_file} needs a plugin that is not installed: pip install "{package}".'
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if error.options is not None:
             return f"There is no '{name}' in '{group}'.{did_you_mean(name, error.options)}"
         return f"There is no configuration '{error.missing_cfg_file}'.{did_you_mean(group or name, _groups())}"
     if isinstance(error, OSError):
-        return f"{error} (HYDRA_FULL_ERROR=1 shows where)"
+        return f"{error}. Check the path and its permissions (HYDRA_FULL_ERROR=1 shows where)."
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
         quoted = f" Quote a value with special characters: \"{key}='{value}'\"" if "=" in value else ""
@@ -52,6 +61,17 @@ def one_line(error: Exception) -> str:
     if cause is not None and cause.full_key:
         return f"{cause.full_key}: {_joined(str(cause.msg or cause))}"
     return _joined(str(error) or str(cause) or type(error).__name__)
+
+
+def _without_traceback(text: str) -> str:
+    r"""Return the message of an error that PyTorch brings from a process that loads data, without what it puts before.
+
+    >>> said = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ..."
+    >>> _without_traceback(f"{said}\nihc2he.errors.DataError: a.png: empty.")
+    'a.png: empty.'
+    """
+    match = _WORKER.match(text)
+    return re.split(rf"\n[\w.]*{match[1]}: ", text)[-1].rstrip() if match else text
 
 
 def _first_of(kind: type[E], error: BaseException | None) -> E | None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,7 +31,9 @@ from omegaconf import OmegaConf, read_write
 
 from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
-from ihc2he.callbacks.checkpoint import CompleteCheckpoints
+from ihc2he.callbacks.checkpoint import CompleteCheckpoints, next_step
+from ihc2he.callbacks.lineage import inputs, outputs
+from ihc2he.callbacks.loggers import forget_rows
 from ihc2he.callbacks.report import write_report
 from ihc2he.config import Stage, config_dir_arguments
 from ihc2he.errors import ConfigError, DataError, did_you_mean
@@ -81,15 +83,18 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     module = build(cfg["model"], LightningModule)
     log.info("%s: %.2f M parameters", type(module).__name__, sum(p.numel() for p in module.parameters()) / 1e6)
     data = build(cfg["data"], LightningDataModule) if cfg["data"] else None
+    log_config = _LogConfig(cfg, data)
     trainer = build(
         cfg["trainer"],
         Trainer,
-        callbacks=[_LogConfig(cfg), *(build(node, Callback) for node in cfg["callbacks"].values() if node)],
+        callbacks=[log_config, *(build(node, Callback) for node in cfg["callbacks"].values() if node)],
         logger=[build(node, Logger) for node in cfg["logger"].values() if node],
         plugins=[*cfg["trainer"].pop("plugins", ()), *_plugins()],
     )
-    with _record(folder, cfg, trainer.loggers, enabled=first) as record:
+    with _record(folder, cfg, trainer.loggers, log_config, enabled=first) as record, _processes(trainer):
         ckpt_path = _checkpoint(cfg, folder, module)
+        if ckpt_path and first and Stage.fit in cfg["stages"]:
+            forget_rows(folder / "metrics.csv", next_step(Path(ckpt_path)))
         for stage in cfg["stages"]:
             started = time.perf_counter()
             _run_stage(stage, trainer, module, data, ckpt_path, fitted="fit" in record["seconds"])
@@ -97,7 +102,8 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
             record["device"] = str(trainer.strategy.root_device)
             record["world_size"] = trainer.world_size
             _check_interrupted(trainer)
-    _finish(trainer)
+    for logger in trainer.loggers:
+        logger.finalize("success")
     return _optimized(cfg["optimized_metric"], trainer)
 
 
@@ -223,7 +229,9 @@ def _rank() -> int:
 
 
 @contextmanager
-def _record(folder: Path, cfg: Mapping[str, Any], loggers: list[Logger], enabled: bool) -> Iterator[dict[str, Any]]:
+def _record(
+    folder: Path, cfg: Mapping[str, Any], loggers: list[Logger], log_config: _LogConfig, enabled: bool
+) -> Iterator[dict[str, Any]]:
     """Keep `config.yaml` and `run.json` in the run's folder: what was run, with what, how long, how it ended.
 
     However it ended, `report.html` shows what is there.
@@ -237,6 +245,8 @@ def _record(folder: Path, cfg: Mapping[str, Any], loggers: list[Logger], enabled
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in RECORDED_PACKAGES},
         "seconds": {},
+        "inputs": log_config.inputs,
+        "outputs": [],
         "warnings": heard.lines,
     }
 
@@ -249,6 +259,7 @@ def _record(folder: Path, cfg: Mapping[str, Any], loggers: list[Logger], enabled
         with complete(folder / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(cfg))), encoding="utf-8")
     write()
+    log_config.found = write
     logging.getLogger("ihc2he").addHandler(heard)
     try:
         yield record
@@ -264,6 +275,7 @@ def _record(folder: Path, cfg: Mapping[str, Any], loggers: list[Logger], enabled
         raise
     finally:
         logging.getLogger("ihc2he").removeHandler(heard)
+        record["outputs"] = outputs(folder) if enabled else []
         write()
         if enabled:
             for logger in loggers:
@@ -281,15 +293,28 @@ def _resume_command(folder: Path) -> str:
 
 
 class _LogConfig(Callback):
-    """Gives every logger the configuration, once the data is there: a run without data leaves no trace elsewhere."""
+    """Gives every logger the configuration and what the run reads, once the data is there.
 
-    def __init__(self, cfg: Mapping[str, Any]) -> None:
-        self.cfg = cfg
+    A run without data leaves no trace elsewhere.
+
+    Attributes:
+        inputs: what the run reads.
+        found: called when that is known.
+    """
+
+    def __init__(self, cfg: Mapping[str, Any], data: LightningDataModule | None) -> None:
+        self.cfg, self.data = cfg, data
+        self.inputs: list[dict[str, Any]] = []
+        self.found: Callable[[], None] = lambda: None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Log the configuration."""
+        """Note the inputs and log the configuration, on the first rank."""
+        if not trainer.is_global_zero:
+            return
+        self.inputs[:] = inputs(self.cfg, self.data)
+        self.found()
         for logger in trainer.loggers:
-            logger.log_hyperparams(dict(self.cfg))
+            logger.log_hyperparams({**self.cfg, "inputs": self.inputs})
 
 
 class _Warnings(logging.Handler):
@@ -339,15 +364,27 @@ def _check_interrupted(trainer: Trainer) -> None:
         raise KeyboardInterrupt
 
 
-def _finish(trainer: Trainer) -> None:
-    """Close the loggers and the process group, so that the next job of a sweep starts clean."""
-    for logger in trainer.loggers:
-        logger.finalize("success")
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            os.environ.pop(name, None)
+@contextmanager
+def _processes(trainer: Trainer) -> Iterator[None]:
+    """Leave no process group and, of a sweep's job that failed, no process, so that the next job starts clean."""
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        yield
+    except BaseException:
+        started = getattr(trainer.strategy.launcher, "procs", [])
+        others = list(started)
+        if in_sweep:
+            started.clear()  # Lightning watches this list, and kills this process too, that is the sweep, if one fails
+            for process in others:
+                process.kill()
+                process.wait()
+        raise
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        if in_sweep:
+            for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+                os.environ.pop(name, None)
 
 
 def pin_job_for_ddp_children() -> None:

@@ -1,11 +1,16 @@
-"""What all tests share: one thread per process, no network, and the command line as a function."""
+"""What all tests share: one thread per process, no network, the command line as a function, a reader of W&B's files."""
 
+import json
 import os
 import socket
+import struct
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,3 +82,81 @@ def _no_network(monkeypatch, request):
         return real(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@dataclass
+class OfflineRun:
+    """What an offline run of W&B has written, as its server would understand it; nested keys are joined by dots."""
+
+    run: Any  # the record that opens it: project, run_group, display_name, tags
+    history: list[dict[str, Any]]
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    artifacts: dict[str, list[Any]]  # by type
+    tables: dict[str, dict[str, Any]]  # by key: columns and data
+    status: int  # with which it ended
+    folder: Path
+
+
+@pytest.fixture
+def offline_runs(tmp_path) -> Callable[..., list[OfflineRun]]:
+    """Return `offline_runs(folder)`, which reads back all offline runs below a folder, oldest first."""
+
+    def read(folder: Path = tmp_path) -> list[OfflineRun]:
+        import wandb
+
+        wandb.finish()
+        wandb.teardown()  # ends the process that writes the files; until then they may be empty
+        files = folder.rglob("wandb/offline-run-*/*.wandb")
+        return [_offline_run(file) for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+
+    return read
+
+
+def _offline_run(file: Path) -> OfflineRun:
+    found: dict[str, list[Any]] = defaultdict(list)
+    for record in _records(file):
+        kind = record.WhichOneof("record_type")
+        found[kind].append(getattr(record, kind))
+    run = found["run"][0]
+    summary, config = {}, {}
+    for content in found["summary"]:
+        summary |= _items(content.update)
+    for content in (run.config, *found["config"]):
+        config |= _items(content.update)
+    artifacts = defaultdict(list)
+    for artifact in found["artifact"]:
+        artifacts[artifact.type].append(artifact)
+    tables = {
+        entry.path.removesuffix(".table.json"): json.loads(Path(entry.local_path).read_text())
+        for table in artifacts["run_table"]
+        for entry in table.manifest.contents
+        if entry.path.endswith(".table.json")
+    }
+    status = found["exit"][0].exit_code if found["exit"] else -1
+    history = [_items(row.item) for row in found["history"]]
+    return OfflineRun(run, history, config, summary, artifacts, tables, status, file.parent)
+
+
+def _items(items: Any) -> dict[str, Any]:
+    return {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+def _records(path: Path) -> Iterator[Any]:
+    """Yield the records of a .wandb file: a LevelDB log of 32 KiB blocks after a header of 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, parts = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        rest = 32768 - position % 32768
+        if rest < 7:  # too short for a record's header: filled with zeros
+            position += rest
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""

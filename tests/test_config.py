@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def composed(*overrides):
     OmegaConf.set_struct(cfg, False)
     OmegaConf.set_readonly(cfg.hydra, False)
     cfg.hydra.runtime.output_dir = "run"
-    HydraConfig.instance().set_config(cfg)
+    HydraConfig.instance().set_config(copy.deepcopy(cfg))
     cfg.pop("hydra")
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
 
@@ -202,6 +203,10 @@ def test_processes_started_apart_agree_on_the_folder(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert config.stamp() != config.stamp()
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    assert config.stamp() == "slurm-77-0"
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    assert config.stamp() == "slurm-77"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    assert config.stamp() == "slurm-77-0"  # the same folder when the job is requeued
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "abc")
     assert config.stamp() == "abc"

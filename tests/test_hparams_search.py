@@ -1,9 +1,11 @@
 """The shipped searches and launchers: their keys exist, and without their plugins one line says what to install."""
 
+import csv
 from importlib.metadata import distributions
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -13,7 +15,12 @@ CONF = config.config_dir()
 SEARCHES = sorted(p.stem for p in CONF.glob("hparams_search/*_*.yaml"))
 LAUNCHERS = sorted(p.stem for p in CONF.glob("launcher/*.yaml"))
 EXPERIMENTS = {"cyclegan": "cyclegan_bci", "hovernet": "hovernet_pannuke", "pipeline": "pipeline_endonuke"}
-PLUGINS = {"optuna": "hydra-optuna-sweeper", "joblib": "hydra-joblib-launcher", "submitit": "hydra-submitit-launcher"}
+PLUGINS = {
+    "optuna": "hydra-optuna-sweeper",
+    "joblib": "hydra-joblib-launcher",
+    "submitit": "hydra-submitit-launcher",
+    "ray": "hydra-ray-launcher",
+}
 INSTALLED = {d.metadata["Name"] for d in distributions()}
 OPTIONS = [f"hparams_search={name}" for name in SEARCHES] + [f"launcher={name}" for name in LAUNCHERS]
 
@@ -82,7 +89,8 @@ def test_without_its_plugin_one_line_says_what_to_install(cli, option):
     done = cli("-m", f"experiment={experiment(option)}", option)
     assert done.status == 2
     (line,) = (line for line in done.err.splitlines() if line.startswith("ihc2he: "))
-    assert line.endswith(' needs a plugin that is not installed: pip install "ihc2he[sweep]".')
+    package = "hydra-ray-launcher" if option == "launcher=ray" else "ihc2he[sweep]"
+    assert line.endswith(f' needs a plugin that is not installed: pip install "{package}".')
     assert "Traceback" not in done.err
 
 
@@ -98,6 +106,52 @@ def test_the_grid_varies_what_it_promises_and_a_given_key_is_fixed(cli, tmp_path
     assert "hparams_search" not in (folder / "best.txt").read_text()
 
 
+def test_the_jobs_of_the_grid_compose_and_have_the_right_arguments():
+    parameters = OmegaConf.load(CONF / "hparams_search" / "cyclegan_grid.yaml").hydra.sweeper.params
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in parameters.items()])
+    (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    assert len(jobs) == 32
+    config.register()
+    seen = set()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for job in jobs:
+            cfg = compose("train", overrides=["experiment=cyclegan_bci", *job])
+            model = OmegaConf.to_container(cfg.model, resolve=True)
+            config.preflight({"model": model})
+            keys = ("label_smoothing", "lr_discriminator", "n_epochs")
+            seen.add((cfg.data.batch_size, model["discriminator"]["spectral_norm"], *(model[key] for key in keys)))
+    assert len(seen) == 32
+
+
+@pytest.mark.slow
+def test_wandb_groups_the_jobs_of_a_sweep(cli, tmp_path):
+    small = ["debug=fast", "callbacks.panels=null", "stages=[fit]"]
+    assert cli("-m", "experiment=smoke/cyclegan_bci", "logger=wandb", "seed=1,2", *small).status == 0
+    (folder,) = (tmp_path / "outputs" / "smoke" / "cyclegan_bci").iterdir()
+    for job in ("0", "1"):
+        group = OmegaConf.load(folder / job / "config.yaml").logger.wandb.group
+        assert group == f"smoke/cyclegan_bci/{folder.name}"
+    assert cli("experiment=smoke/cyclegan_bci", "logger=wandb", "hydra.run.dir=single", *small).status == 0
+    assert OmegaConf.load(tmp_path / "single" / "config.yaml").logger.wandb.group == "smoke/cyclegan_bci"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing_plugin("optuna"), reason="its plugin is not installed")
+def test_a_lagging_trial_is_pruned_and_its_row_says_so(cli, tmp_path):
+    small = ["callbacks.panels=null", "model.n_epochs=2", "model.n_epochs_decay=0", "hydra.sweeper.n_trials=6"]
+    early = ["callbacks.pruning.n_startup_trials=1", "callbacks.pruning.n_warmup_epochs=0"]
+    done = cli("experiment=smoke/cyclegan_bci", "hparams_search=cyclegan_optuna", *small, *early)
+    assert done.status == 0, done.err
+    (folder,) = (tmp_path / "outputs" / "smoke" / "cyclegan_bci").iterdir()
+    with (folder / "sweep.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        assert row["status"] == ("pruned" if (folder / row["job"] / "pruned.txt").exists() else "finished")
+        assert float(row["val/he/ssim"]) > 0
+    assert {row["status"] for row in rows} == {"finished", "pruned"}
+    assert "callbacks.pruning" not in (folder / "best.txt").read_text()
+
+
 @pytest.mark.skipif(missing_plugin("optuna"), reason="its plugin is not installed")
 def test_a_study_goes_on_where_it_stopped(cli, tmp_path):
     run = ["experiment=smoke/pipeline_endonuke", "hparams_search=pipeline_optuna", "data.val_ids=[1-3]"]
@@ -109,4 +163,9 @@ def test_a_study_goes_on_where_it_stopped(cli, tmp_path):
     (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path}/outputs/optuna.db")
     assert study.study_name == "smoke/pipeline_endonuke/pipeline_optuna"
     assert study.n_trials == 4
-    assert len(list((tmp_path / "outputs" / "smoke" / "pipeline_endonuke").glob("*/best.txt"))) == 2
+    first, second = sorted((tmp_path / "outputs" / "smoke" / "pipeline_endonuke").glob("*/best.txt"))
+    assert "the highest of 2 trials of study smoke/pipeline_endonuke/pipeline_optuna: trial " in first.read_text()
+    comment, command = second.read_text().splitlines()
+    assert "the highest of 4 trials of study smoke/pipeline_endonuke/pipeline_optuna: trial " in comment
+    assert "data.val_ids=[1-3]" in command  # what is chosen on tiles is not tested on them
+    assert not list(tmp_path.rglob("test.csv"))

@@ -1,7 +1,9 @@
 """What a sweep leaves: on made-up folders, and through the command line."""
 
 import csv
+import itertools
 import json
+import random
 import shlex
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import sys
 import cv2
 import pytest
 
-from ihc2he.sweep import mean_sd, varied_numbers, write_tables
+from ihc2he.sweep import importance, mean_sd, varied, write_tables
 
 
 def read(path):
@@ -87,14 +89,44 @@ def of_rates(*values):
 def test_the_best_job_is_ready_to_paste(sweep, lowest, job, which):
     folder = sweep(of_rates(0.25, float("nan"), None, 0.75), metric="val/f1", lowest=lowest)
     comment, command = (folder / "best.txt").read_text().splitlines()
-    assert comment == f"# val/f1 {(0.25, 0.75)[not lowest]}, the {which} of 2 jobs: job {job}"
+    assert comment == f"# val/f1 {(0.25, 0.75)[not lowest]}, the {which} of 2 jobs of this sweep: job {job}"
     assert command == f"run {job}"
     assert [row["val/f1"] for row in read(folder / "sweep.csv")] == ["0.25", "nan", "", "0.75"]
 
 
-def test_two_numbers_that_vary_are_drawn(sweep):
-    picture = cv2.imread(str(sweep(of_rates(0.1, 0.2, 0.3), metric="val/f1") / "sweep.png"))
-    assert picture.std() > 10
+@pytest.mark.parametrize("count", [2, 12, 30])
+def test_numbers_and_names_that_vary_are_drawn_with_their_importance(sweep, count):
+    long_name = "model.translators.recolour.an_extraordinarily_long_parameter_name"
+    jobs = [
+        ({"lr": f"{i + 1}e-4", "data.sampler": "ab"[i % 2], long_name: "true"[: i + 1]}, "finished", None, i / 7)
+        for i in range(count)
+    ]
+    folder = sweep(jobs, metric="val/f1")
+    assert cv2.imread(str(folder / "sweep.png")).std() > 10
+    assert (folder / "importance.png").exists() == (count > 2)  # of two jobs each has settings of its own
+
+
+def test_importance_is_the_share_between_levels_or_between_the_thirds_of_many_numbers():
+    order = random.Random(0).sample(range(30), 30)
+    settings = {
+        "number": [f"{i}e-5" for i in order],
+        "name": ["ab"[i % 2] for i in order],
+        "half": ["low" if i < 15 else "high" for i in order],
+        "own": [f"file{i}" for i in order],
+    }
+    found = importance(settings, [i // 10 for i in order])
+    assert found == {"number": (1, 2 / 29), "name": (0, 1 / 29), "half": (pytest.approx(2 / 3), 1 / 29)}
+
+
+def test_importance_by_chance_is_its_mean_over_all_orders():
+    settings = {"name": ["a", "a", "b", "c"]}
+    orders = list(itertools.permutations([1.0, 2.0, 4.0, 9.0]))
+    shares = [importance(settings, order)["name"][0] for order in orders]
+    assert sum(shares) / len(shares) == pytest.approx(importance(settings, orders[0])["name"][1])
+
+
+def test_of_equal_values_nothing_is_important():
+    assert importance({"name": ["a", "a", "b"]}, [1, 1, 1]) == {}
 
 
 @pytest.mark.parametrize("values", [(None, None), (0.5,)])
@@ -104,9 +136,11 @@ def test_without_values_or_variation_there_is_no_picture(sweep, values):
     assert (folder / "best.txt").exists() == (values == (0.5,))
 
 
-def test_texts_and_what_not_every_job_has_are_no_numbers():
-    overrides = [{"lr": "1e-4", "lr_d": "null", "n": "1"}, {"lr": "2e-4", "lr_d": "1e-4"}]
-    assert varied_numbers([{"overrides": own} for own in overrides]) == {"lr": [1e-4, 2e-4]}
+def test_what_not_every_job_has_is_a_level_of_its_own():
+    overrides = [{"lr": "1e-4", "lr_d": "null", "n": "1"}, {"lr": "2e-4", "lr_d": "1e-4", "n": "1", "x": "1"}]
+    assert varied([{"overrides": own} for own in overrides]) == {
+        "lr": ["1e-4", "2e-4"], "lr_d": ["null", "1e-4"], "x": ["-", "1"],
+    }  # fmt: skip
 
 
 def test_it_does_not_slow_the_start():
@@ -116,7 +150,8 @@ def test_it_does_not_slow_the_start():
 
 
 def test_the_splits_of_pannuke_in_one_multirun_where_one_job_fails(cli, tmp_path):
-    done = cli("-m", "experiment=smoke/hovernet_pannuke", "debug=fast", "callbacks.panels=null", "data.split=1,4,2")
+    small = ["debug=fast", "callbacks.panels=null", "optimized_metric=test/dice"]
+    done = cli("-m", "experiment=smoke/hovernet_pannuke", "data.split=1,4,2", *small)
     assert done.status == 2
     assert "ihc2he: data.split=4: expected 1, 2 or 3." in done.err
     (folder,) = (tmp_path / "outputs" / "smoke" / "hovernet_pannuke").iterdir()
@@ -125,6 +160,9 @@ def test_the_splits_of_pannuke_in_one_multirun_where_one_job_fails(cli, tmp_path
         ("1", "finished"), ("4", "data.split=4: expected 1, 2 or 3."), ("2", "finished"),
     ]  # fmt: skip
     assert rows[1]["dice"] == ""
+    best = (folder / "best.txt").read_text().splitlines()[0].removeprefix("# ")
+    assert "the highest of 2 jobs of this sweep: job " in best
+    assert f"Sweep: 2 finished, 1 failed: {folder.relative_to(tmp_path) / 'sweep.csv'}; best: {best}\n" in done.out
     means = {row["metric"]: row for row in read(folder / "mean_sd.csv")}
     values = [float(rows[i]["dice"]) for i in (0, 2)]
     assert float(means["dice"]["mean"]) == pytest.approx(sum(values) / 2)
@@ -138,7 +176,7 @@ def test_a_single_run_has_no_tables(cli, tmp_path):
     assert not [file for file in tmp_path.rglob("*") if file.name in ("job.json", "sweep.csv")]
 
 
-def test_the_best_command_of_a_multirun_runs_its_job_again(cli, tmp_path):
+def test_the_best_command_of_a_multirun_tests_on_other_tiles_than_it_was_chosen_on(cli, tmp_path):
     (tmp_path / "my conf").mkdir()
     done = cli(
         "-m", "--config-dir", "my conf", "experiment=smoke/pipeline_endonuke", "stages=[validate]",
@@ -150,8 +188,70 @@ def test_the_best_command_of_a_multirun_runs_its_job_again(cli, tmp_path):
     values = [float(row["val/f1/recolour+classical"]) for row in read(folder / "sweep.csv")]
     number = values.index(max(values))
     comment, command = (folder / "best.txt").read_text().splitlines()
-    assert f"the highest of 2 jobs: job {number}" in comment
+    assert f"the highest of 2 jobs of this sweep: job {number}" in comment
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "ihc2he.train"]
     assert f"model.translators.recolour.h_gain={(0.1, 1.7)[number]}" in words
-    assert cli(*words[3:], "--cfg", "job").status == 0
+    assert not [file for file in folder.rglob("*") if file.name in ("test.csv", "results.csv")]
+    assert cli(*words[3:], "stages=[test]", "hydra.run.dir=again").status == 0
+    assert {row["name"] for row in read(tmp_path / "again" / "results.csv")} == {"0", "4", "5"}
+
+
+SPY = """
+import json
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class Spy(Callback):
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def on_train_start(self, trainer, pl_module):
+        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        (self.folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(rates))
+"""
+
+
+@pytest.mark.slow
+def test_every_rank_of_a_job_has_the_learning_rates_of_that_job(command, tmp_path):
+    (tmp_path / "spy.py").write_text(SPY)
+    rates = (3.74e-3, 3.6e-4)
+    done = command(
+        "-m", "experiment=smoke/cyclegan_bci", "trainer=ddp_cpu", "debug=fast", "callbacks.panels=null",
+        f"model.optimizer.lr={rates[0]},{rates[1]}", "hydra.sweep.dir=sweep",
+        "+callbacks.spy._target_=spy.Spy", "+callbacks.spy.folder=${paths.output_dir}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    assert {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()} == {"0", "1"}
+    for job, rate in enumerate(rates):
+        seen = [json.loads((tmp_path / "sweep" / str(job) / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+        assert seen == [[rate, rate]] * 2
+        assert json.loads((tmp_path / "sweep" / str(job) / "run.json").read_text())["world_size"] == 2
+    assert [row["status"] for row in read(tmp_path / "sweep" / "sweep.csv")] == ["finished", "finished"]
+
+
+BAD = """
+from lightning.pytorch import Callback
+
+class Bad(Callback):
+    def __init__(self, rank):
+        self.rank = rank
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_rank == self.rank:
+            raise ValueError(f"rank {self.rank} fails")
+"""
+
+
+@pytest.mark.slow
+def test_after_a_job_of_which_a_rank_failed_the_next_one_starts_clean(command, tmp_path):
+    (tmp_path / "bad.py").write_text(BAD)
+    done = command(
+        "-m", "experiment=smoke/cyclegan_bci", "trainer=ddp_cpu", "debug=fast", "callbacks.panels=null",
+        "hydra.sweep.dir=sweep", "+callbacks.bad._target_=bad.Bad", "+callbacks.bad.rank=0,1,2",
+    )  # fmt: skip
+    assert done.status == 1
+    first, second, third = (row["status"] for row in read(tmp_path / "sweep" / "sweep.csv"))
+    assert first == "rank 0 fails"
+    assert second not in ("started", "finished")  # what the first rank sees: a closed connection
+    assert third == "finished"

@@ -37,7 +37,7 @@ def test_a_run_leaves_everything_a_user_expects(cli, tmp_path):
     expected |= {f"bundles/{g}/{f}" for g in ("g_ihc2he", "g_he2ihc")
                  for f in ("config.json", "model.safetensors", "README.md")}  # fmt: skip
     assert expected | {"checkpoints/last.ckpt"} <= names
-    assert {"val", "test"} == {Path(n).parent.name for n in names if n.startswith("images/")}
+    assert {"val", "test", "worst"} == {Path(n).parent.name for n in names if n.startswith("images/")}
     assert not [n for n in names if ".part" in n or ".tmp" in n]
 
     record = json.loads((run / "run.json").read_text())

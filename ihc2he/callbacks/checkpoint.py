@@ -70,6 +70,14 @@ def newest(paths: Iterable[Path]) -> Path | None:
     return max((path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
+def next_step(path: Path) -> int:
+    """Return the step that a run which continues from a checkpoint logs first."""
+    loops = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["loops"]["fit_loop"]
+    batches = loops["epoch_loop.batch_progress"]["current"]
+    within_an_epoch = batches["completed"] < batches["ready"]  # the step is counted when the checkpoint is written
+    return loops["epoch_loop.state_dict"]["_batches_that_stepped"] + within_an_epoch
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`, from which a run continues exactly: written after each epoch, within it, and on SIGTERM.
 

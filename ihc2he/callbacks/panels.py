@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ihc2he.callbacks.loggers import logged_step
 from ihc2he.files import complete
 
 HEADER_PX = 22
@@ -64,13 +65,12 @@ class ImagePanels(Callback):
             picture = panel(row, self.max_side)
             key = f"{stage}_{self._shown:02d}"
             self._shown += 1
-            plain = Path(name).with_suffix("").as_posix().replace("/", "_")
-            write_png(self.dirpath / stage / f"epoch{trainer.current_epoch:03d}_{plain}.png", picture)
+            write_png(self.dirpath / stage / f"epoch{trainer.current_epoch:03d}_{plain_name(name)}.png", picture)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
-                    logger.log_image(f"panels/{key}", [picture], step=trainer.global_step, caption=[str(name)])
+                    logger.log_image(f"panels/{key}", [picture], step=logged_step(trainer), caption=[str(name)])
                 elif isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(f"panels/{key}", picture, trainer.global_step, dataformats="HWC")
+                    logger.experiment.add_image(f"panels/{key}", picture, logged_step(trainer), dataformats="HWC")
 
 
 def panel(row: list[tuple[str, Tensor]], max_side: int = 512, columns: int = 4) -> NDArray[np.uint8]:
@@ -102,6 +102,15 @@ def _cell(title: str, image_chw: Tensor, side: int) -> NDArray[np.uint8]:
     cell[HEADER_PX : HEADER_PX + picture.shape[0], 2 : 2 + picture.shape[1]] = picture
     cv2.putText(cell, title, (3, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     return cell
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a tile as part of a file's name.
+
+    >>> plain_name("3+/00001.png")
+    '3+_00001'
+    """
+    return Path(name).with_suffix("").as_posix().replace("/", "_")
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:

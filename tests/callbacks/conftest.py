@@ -99,3 +99,9 @@ def trainer(tmp_path) -> Callable[..., Trainer]:
         return Trainer(callbacks=list(callbacks), default_root_dir=tmp_path, **(defaults | quiet | changes))
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def _wandb_keeps_out_of_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb_data"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "wandb_cache"))

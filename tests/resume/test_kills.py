@@ -1,5 +1,6 @@
 """Runs that are killed, anywhere, end with the same bits as the run that was left alone."""
 
+import csv
 import json
 import os
 import shlex
@@ -50,6 +51,16 @@ def differences(a, b, path=""):
     return [] if same else [path]
 
 
+def rows(folder):
+    """Return what a run has logged besides its speed, in the order of steps."""
+    with (folder / "run" / "metrics.csv").open(newline="") as stream:
+        return [
+            {key: value for key, value in row.items() if not key.startswith("throughput/")}
+            for row in csv.DictReader(stream)
+            if any(value and not key.startswith(("throughput/", "step", "epoch")) for key, value in row.items())
+        ]
+
+
 def log(folder):
     return (folder / "killing.log").read_text()
 
@@ -59,6 +70,8 @@ def test_a_kill_within_an_epoch_changes_no_bit(model, step, tmp_path):
     run([], model, tmp_path / "whole")
     assert [line["status"] for line in run([f"step:{step}"], model, tmp_path / "killed")] == [-9, 0]
     assert log(tmp_path / "killed").count("Continuing") == 1
+    logged = [rows(tmp_path / folder) for folder in ("whole", "killed")]
+    assert logged[0] == logged[1]
     assert differences(state(tmp_path / "whole"), state(tmp_path / "killed")) == []
 
 

@@ -1,0 +1,113 @@
+"""Ends a trial of an Optuna search early whose validation lags behind that of the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from ihc2he.files import complete
+
+log = logging.getLogger(__name__)
+
+
+class Pruning(Callback):
+    """Reports each validation to the study of a search, and ends a training that lags behind the study's other trials.
+
+    It lags behind where its best value so far is worse than the median of the finished trials' values at the same epoch
+    (Optuna's `MedianPruner`). It then ends as if that were its last epoch, so that the trial counts with the value it
+    has reached, and `pruned.txt` in its folder says so.
+
+    Hydra's Optuna plugin gives a job no trial to report to. The job therefore opens the study itself, and its trial is
+    the newest running one whose parameters are all among the job's overrides. Only the first rank asks, and all stop
+    together. Whatever happens to the study, the training goes on.
+
+    Args:
+        storage: URL of the study's database; None: there is none.
+        study_name: name of the study in it.
+        overrides: of this job, `key=value` each.
+        monitor: a logged key; the study knows which direction is better.
+        dirpath: the run's folder.
+        n_startup_trials: finished trials before any is ended.
+        n_warmup_epochs: epochs of a trial before it can be ended.
+    """
+
+    def __init__(
+        self,
+        storage: str | None,
+        study_name: str | None,
+        overrides: Sequence[str],
+        monitor: str,
+        dirpath: str,
+        n_startup_trials: int = 5,
+        n_warmup_epochs: int = 20,
+    ) -> None:
+        self.storage = storage
+        self.study_name = study_name
+        self.overrides = set(overrides)
+        self.monitor = monitor
+        self.dirpath = Path(dirpath)
+        self.n_startup_trials = n_startup_trials
+        self.n_warmup_epochs = n_warmup_epochs
+        self._study: Any = None
+        self._storage: Any = None
+        self._trial: int | None = None  # its id in the storage
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find this job's trial."""
+        if not trainer.is_global_zero:
+            return
+        try:
+            self._find_trial()
+        except Exception as error:  # of any library below; none is worth a training
+            log.info("No pruning: this job has no trial in a study to compare itself with (%s).", _first_line(error))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the value, and have all ranks stop where the study says so."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        lags = self._trial is not None and self.monitor in trainer.callback_metrics and self._lags_behind(trainer)
+        if trainer.strategy.broadcast(lags):
+            trainer.should_stop = True
+
+    def _find_trial(self) -> None:
+        if self.storage is None:
+            msg = "hydra.sweeper.storage=null: its study is in the memory of another process"
+            raise LookupError(msg)
+        import optuna
+
+        self._storage = storage = optuna.storages.RDBStorage(self.storage)
+        pruner = optuna.pruners.MedianPruner(self.n_startup_trials, self.n_warmup_epochs)
+        self._study = study = optuna.load_study(study_name=self.study_name, storage=storage, pruner=pruner)
+        running = study.get_trials(states=[optuna.trial.TrialState.RUNNING])
+        own = [trial.number for trial in running if trial.params  # those of another process may have none yet
+               and self.overrides.issuperset(f"{key}={value}" for key, value in trial.params.items())]  # fmt: skip
+        if not own:
+            msg = f"study {self.study_name}: no running trial has this job's parameters"
+            raise LookupError(msg)
+        study_id = storage.get_study_id_from_name(study.study_name)
+        self._trial = storage.get_trial_id_from_study_id_trial_number(study_id, max(own))
+
+    def _lags_behind(self, trainer: Trainer) -> bool:
+        value, epoch = float(trainer.callback_metrics[self.monitor]), trainer.current_epoch
+        try:
+            self._storage.set_trial_intermediate_value(self._trial, epoch, value)
+            lags = self._study.pruner.prune(self._study, self._storage.get_trial(self._trial))
+        except Exception as error:  # as above: a locked database for instance
+            log.warning("The study did not take this epoch's value; training goes on (%s).", _first_line(error))
+            return False
+        if not lags or epoch + 1 == trainer.max_epochs:  # it is done anyway
+            return False
+        text = f"Pruned after epoch {epoch}: {self.monitor} never was as good as the study's median trial is there."
+        with complete(self.dirpath / "pruned.txt") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+        log.info("%s", text)
+        return True
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -1,0 +1,107 @@
+"""The tiles that a test has judged worst, to look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ihc2he.callbacks.pages import TilePages
+from ihc2he.callbacks.panels import panel, plain_name, write_png
+from ihc2he.ranks import from_all_ranks
+
+Row = TypeVar("Row", bound=Mapping[str, Any])
+
+
+class WorstPanels(Callback):
+    """Writes what `pl_module.panels(batch)` shows of the worst tiles of a test; they are read once more for it.
+
+    Args:
+        dirpath: pictures go to `<dirpath>/worst/`, in place of those of an earlier test.
+        n_tiles: tiles shown.
+        max_side: larger pictures are shrunk to this many px.
+    """
+
+    def __init__(self, dirpath: str, n_tiles: int = 8, max_side: int = 512) -> None:
+        self.dirpath = Path(dirpath)
+        self.n_tiles = n_tiles
+        self.max_side = max_side
+        self._names: list[str] = []
+        self._rows: list[dict[str, Any]] = []
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the tiles of an earlier test."""
+        self._names, self._rows = [], []
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Note the tiles of the batch and the results that are there."""
+        self._names += batch["name"]
+        self._rows += outputs["rows"]
+
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Draw the worst tiles of all ranks, each on the rank that has judged it."""
+        rows = [row for part in from_all_ranks(self._rows) for row in part]
+        found = ranking(trainer, pl_module, rows[0]) if rows else None
+        if trainer.is_global_zero:
+            for old in (self.dirpath / "worst").glob("*.png"):
+                old.unlink()
+        from_all_ranks(None)  # nobody writes before that is done
+        if found is not None:
+            metric, higher, _ = found
+            for number, row in enumerate(worst(rows, metric, higher, self.n_tiles), 1):
+                if row["name"] in self._names:
+                    picture = self._picture(trainer, pl_module, row["name"])
+                    write_png(self.dirpath / "worst" / f"{number:02d}_{plain_name(row['name'])}.png", picture)
+        from_all_ranks(None)  # nobody reads before all are written
+
+    def _picture(self, trainer: Trainer, pl_module: Any, name: str) -> Any:
+        loader: Any = trainer.test_dataloaders
+        index = list(loader.sampler)[self._names.index(name)]
+        batch = trainer.strategy.batch_to_device(loader.collate_fn([loader.dataset[index]]))
+        return panel(pl_module.panels(batch)[0], self.max_side)
+
+
+def worst(rows: Sequence[Row], metric: str, higher: bool, n: int, group: str | None = None) -> list[Row]:
+    """Return the rows with the worst values of a metric, the worst first; ties are decided by name.
+
+    Args:
+        rows: results per tile, or their text as `results.csv` has it.
+        metric: a column; rows without a number in it are left out.
+        higher: whether higher values are better.
+        n: how many.
+        group: look at the rows of this group only.
+
+    >>> rows = [{"name": "a", "ssim": 0.5}, {"name": "b", "ssim": "0.2"}, {"name": "c", "ssim": "nan"}]
+    >>> [row["name"] for row in worst(rows, "ssim", higher=True, n=1)]
+    ['b']
+    """
+    own = [row for row in rows if row.get(metric) not in (None, "") and group in (None, row.get("group"))]
+    known = [(float(row[metric]), row) for row in own if math.isfinite(float(row[metric]))]
+    return [row for _, row in sorted(known, key=lambda pair: (pair[0] if higher else -pair[0], pair[1]["name"]))[:n]]
+
+
+def ranking(trainer: Trainer, pl_module: Any, columns: Collection[str]) -> tuple[str, bool, str | None] | None:
+    """Return the column by which tiles are ranked, whether higher is better there, and the method of a pipeline.
+
+    It is the metric that chooses checkpoints, or, where that has no value per tile, the first card that has one; of a
+    pipeline the F1 by which its pages are ranked. None: there is no such column.
+
+    Args:
+        trainer: of the test.
+        pl_module: with `cards`, or with the `methods` of a pipeline.
+        columns: of the results per tile.
+    """
+    if methods := getattr(pl_module, "methods", None):
+        pages = [callback.worst_by for callback in trainer.callbacks if isinstance(callback, TilePages)]  # type: ignore[attr-defined]
+        return "f1", True, next(filter(None, pages), methods[-1])
+    for callback in trainer.checkpoint_callbacks:
+        metric = (getattr(callback, "monitor", None) or "").removeprefix("val/")
+        if metric in columns:
+            return metric, callback.mode == "max", None  # type: ignore[attr-defined]
+    cards = getattr(pl_module, "cards", {})
+    return next(((key, card.better == "higher", None) for key, card in cards.items() if key in columns), None)
