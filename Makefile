@@ -40,9 +40,8 @@ format: $(READY)  ## put the code into the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## time ours against the references and their peers, side by side; some minutes
-	@for script in $(filter-out benchmarks/timing.py,$(wildcard benchmarks/*.py)); do \
-	  echo; OMP_NUM_THREADS=1 $(BIN)/python -W ignore $$script || exit 1; done
+bench: $(READY)  ## time ours against the references and their peers, side by side; ARGS=--write-docs renews the page
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py $(ARGS)
 
 wheel: $(READY)  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel

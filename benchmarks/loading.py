@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from timing import argument, finish, ratios, take_turns
+from timing import Row, argument, finish, ratios, take_turns
 
 from ihc2he.data.bci import BCIDataModule
 from ihc2he.data.images import find_images
@@ -48,7 +48,7 @@ def decoded_crop(path: Path, decode: Decoder, rng: np.random.Generator) -> Any:
     return normalise(image[top : top + CROP, left : left + CROP])
 
 
-def measure(root: Path, tiles: int, size: int, seconds: int) -> list[dict[str, Any]]:
+def measure(root: Path, tiles: int, size: int, seconds: int) -> list[Row]:
     """Return the rows, timed for so many seconds or a little more; a round is one sample of every training tile."""
     write_bci(root / "bci", tiles, size)
     folders = root / "bci" / "IHC" / "train", root / "bci" / "HE" / "train"
@@ -76,7 +76,7 @@ def measure(root: Path, tiles: int, size: int, seconds: int) -> list[dict[str, A
         for against, decode in decoders.items()
     }
     calls = {against: decoding(decode) for against, decode in decoders.items()}
-    case = f"{len(names)} samples of {size}-px tiles"
+    case = f"loading {len(names)} pairs of {CROP}-px crops of {size}-px tiles"
     return ratios(case, take_turns({**calls, "ours": ours}, seconds), same)
 
 

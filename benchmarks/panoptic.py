@@ -1,6 +1,6 @@
 """Times our panoptic quality against PanNuke's and MONAI's.
 
-    python benchmarks/panoptic.py [seconds=5]
+    python benchmarks/panoptic.py [seconds=5] [side=1024]
 
 `one map` is the PQ of a pair of instance maps; `classes` is all that PanNuke's evaluation gives for a tile, which it
 takes from one map per class and we from one map and a type for each nucleus. PanNuke's is a transcription, the oracle
@@ -9,11 +9,9 @@ of `tests/metrics/test_panoptic.py`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
-from timing import argument, finish, has_peer, names_of, ratios, take_turns
+from timing import Row, argument, finish, has_peer, names_of, ratios, take_turns
 
 from ihc2he.metrics.panoptic import panoptic_stats, qualities
 from ihc2he.nuclei.instances import overlaps
@@ -22,13 +20,13 @@ TILES = ((256, 40), (1024, 600))  # side in px, nuclei
 CLASSES = 5
 
 
-def one_map(side: int, count: int, seconds: int, peer: bool) -> list[dict[str, Any]]:
+def one_map(side: int, count: int, seconds: int, peer: bool) -> list[Row]:
     """Return the rows of a tile without classes, timed for so many seconds or a little more."""
     true_hw, pred_hw = tile(side, count)
     oracle = names_of("metrics/test_panoptic.py")
 
     def ours() -> float:
-        return qualities(panoptic_stats(overlaps(true_hw, pred_hw))[0])[2]
+        return float(qualities(panoptic_stats(overlaps(true_hw, pred_hw))[0])[2])
 
     def pannuke() -> float:
         return oracle["reference_pq"](*(oracle["reference_remap"](ids_hw) for ids_hw in (true_hw, pred_hw)))[2]
@@ -42,10 +40,10 @@ def one_map(side: int, count: int, seconds: int, peer: bool) -> list[dict[str, A
         maps = torch.from_numpy(pred_hw), torch.from_numpy(true_hw)
         calls["MONAI"] = lambda: compute_panoptic_quality(*maps).item()
     outputs = {name: f"difference {abs(call() - ours()):.0e}" for name, call in calls.items()}
-    return ratios(f"{side} px, one map", take_turns(calls, seconds), outputs)
+    return ratios(f"PQ of a pair of maps, {side} px", take_turns(calls, seconds), outputs)
 
 
-def classes(side: int, count: int, seconds: int) -> list[dict[str, Any]]:
+def classes(side: int, count: int, seconds: int) -> list[Row]:
     """Return the row of a tile with classes, timed for so many seconds or a little more."""
     true_hw, pred_hw = tile(side, count)
     oracle = names_of("metrics/test_panoptic.py")
@@ -62,7 +60,9 @@ def classes(side: int, count: int, seconds: int) -> list[dict[str, Any]]:
 
     difference = np.abs(ours() - pannuke()).max()
     spent = take_turns({"PanNuke": pannuke, "ours": ours}, seconds)
-    return ratios(f"{side} px, {CLASSES} classes", spent, {"PanNuke": f"difference {difference:.0e}"})
+    return ratios(
+        f"PQ of a tile and its {CLASSES} classes, {side} px", spent, {"PanNuke": f"difference {difference:.0e}"}
+    )
 
 
 def tile(side: int, count: int) -> tuple[NDArray, NDArray]:
@@ -73,6 +73,6 @@ def tile(side: int, count: int) -> tuple[NDArray, NDArray]:
 
 if __name__ == "__main__":
     rows, seconds, peer = [], argument("seconds", 5), has_peer("monai")
-    for side, count in TILES:
+    for side, count in [tile for tile in TILES if tile[0] <= argument("side", 1024)]:
         rows += one_map(side, count, seconds, peer) + classes(side, count, seconds)
     finish("panoptic", rows)

@@ -1,6 +1,6 @@
 """Times our post-processing against the published one and MONAI's, on one thread.
 
-    python benchmarks/postprocessing.py [seconds=5]
+    python benchmarks/postprocessing.py [seconds=5] [side=2048]
 
 `instances` goes from the maps of a network to an instance map; `everything` adds boxes, centroids, outlines and types
 by majority, from a map of types. The published method is a transcription, the oracle of
@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from timing import argument, finish, has_peer, names_of, ratios, take_turns
+from timing import Row, argument, finish, has_peer, names_of, ratios, take_turns
 
 from ihc2he.metrics.panoptic import panoptic_stats, qualities
 from ihc2he.nuclei.instances import instance_types, overlaps
@@ -30,7 +30,7 @@ PEER_SIDE = 1024  # px; above it the peer takes long
 Maps = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-def instances(side: int, maps: Maps, seconds: int) -> list[dict[str, Any]]:
+def instances(side: int, maps: Maps, seconds: int) -> list[Row]:
     """Return the row of a tile, timed for so many seconds or a little more."""
     oracle = names_of("nuclei/test_postprocess.py")
     calls = {
@@ -39,10 +39,12 @@ def instances(side: int, maps: Maps, seconds: int) -> list[dict[str, Any]]:
     }
     same = oracle["same_partition"](calls["ours"](), calls["published"]())
     spent = take_turns(calls, seconds)
-    return ratios(f"{side} px, instances", spent, {"published": "same instances" if same else "DIFFERENT INSTANCES"})
+    return ratios(
+        f"maps to instances, {side} px", spent, {"published": "same instances" if same else "DIFFERENT INSTANCES"}
+    )
 
 
-def everything(side: int, maps: Maps, seconds: int, peer: bool) -> list[dict[str, Any]]:
+def everything(side: int, maps: Maps, seconds: int, peer: bool) -> list[Row]:
     """Return the rows of a tile, timed for so many seconds or a little more."""
     published = names_of("nuclei/test_postprocess.py")["reference_process"]
     types_hw = np.random.default_rng(0).integers(0, TYPES, maps[0].shape)
@@ -57,7 +59,7 @@ def everything(side: int, maps: Maps, seconds: int, peer: bool) -> list[dict[str
         calls["MONAI"] = monai(*maps, types_hw)
         pairs = overlaps(segment(*maps, keep_unmarked=False), calls["MONAI"]()[1][0].numpy().astype(np.int32))
         outputs["MONAI"] = f"PQ {qualities(panoptic_stats(pairs)[0])[2]:.3f} to ours"
-    return ratios(f"{side} px, everything", take_turns(calls, seconds), outputs)
+    return ratios(f"maps to instances, outlines, types, {side} px", take_turns(calls, seconds), outputs)
 
 
 def monai(prob_hw: NDArray, hv_2hw: NDArray, types_hw: NDArray) -> Callable[[], Any]:
@@ -85,7 +87,7 @@ if __name__ == "__main__":
     cv2.setNumThreads(1)
     rows, seconds, peer = [], argument("seconds", 5), has_peer("monai")
     fixtures = names_of("nuclei/conftest.py")
-    for side, count in TILES:
+    for side, count in [tile for tile in TILES if tile[0] <= argument("side", 2048)]:
         maps = fixtures["soften"](fixtures["draw_ellipses"](side, count))
         rows += instances(side, maps, seconds) + everything(side, maps, seconds, peer and side <= PEER_SIDE)
     finish("postprocessing", rows)

@@ -2,8 +2,7 @@
 
     python benchmarks/startup.py [rounds=3]
 
-Commands take turns, each in a process of its own; times are the CPU time of that process, and the last column has those
-on the wall.
+Commands take turns, each in a process of its own; times are the CPU time of that process.
 """
 
 from __future__ import annotations
@@ -12,10 +11,12 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
-from timing import argument, finish, ratios
+from timing import Row, argument, finish, ratios, take_turns
 
 IMPORTS = ("-c", "import torch, lightning")
 OURS = {
@@ -24,29 +25,37 @@ OURS = {
 }
 
 
-def seconds(*arguments: str) -> tuple[float, float]:
-    """Return the CPU seconds, and those on the wall, of Python with these arguments.
+def python(arguments: tuple[str, ...]) -> None:
+    """Run Python with these arguments.
 
     Raises:
         CalledProcessError: where it fails.
     """
-    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=Path(__file__).parents[1])
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
+
+
+def measure(rounds: int) -> list[Row]:
+    """Return a row for each command."""
+    walls: dict[str, list[float]] = {}
+
+    def children_seconds(call: Callable[[], object]) -> float:
+        started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        call()
+        walls.setdefault(of[call], []).append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    commands = {"import torch, lightning": IMPORTS, **OURS}
+    calls: dict[str, Callable[[], object]] = {name: partial(python, arguments) for name, arguments in commands.items()}
+    of = {call: name for name, call in calls.items()}
+    spent = take_turns(calls, 0, children_seconds, rounds)
+    rows = []
+    for name in OURS:
+        both = {"import torch, lightning": spent["import torch, lightning"], "ours": spent[name]}
+        wall = f"{median(walls['import torch, lightning'][1:]):.1f} s and {median(walls[name][1:]):.1f} s on the wall"
+        rows += ratios(f"start of the command line, {name}", both, {"import torch, lightning": wall})
+    return rows
 
 
 if __name__ == "__main__":
-    commands = {"imports": IMPORTS, **OURS}
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
-    for _ in range(argument("rounds", 3) + 1):
-        for name, arguments in commands.items():
-            spent[name].append(seconds(*arguments))
-    # The first round fills the system's cache of files.
-    cpu, wall = ({name: [pair[i] for pair in pairs[1:]] for name, pairs in spent.items()} for i in (0, 1))
-    rows = []
-    for name in OURS:
-        walls = f"on the wall {median(wall['imports']):.1f} s and {median(wall[name]):.1f} s"
-        pair = {"import torch, lightning": cpu["imports"], "ours": cpu[name]}
-        rows += ratios(name, pair, {"import torch, lightning": walls})
-    finish("startup", rows)
+    finish("startup", measure(argument("rounds", 3)))

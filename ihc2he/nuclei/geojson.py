@@ -36,29 +36,41 @@ def write_geojson(path: Path, table: NucleiTable, classes: Sequence[str]) -> Non
     """
     measured = {name: np.round(values_n.astype(float), 4).tolist() for name, values_n in measurements(table).items()}
     features = [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [_ring(table.outlines[i])]},
-            "properties": {
+        _feature(
+            table.outlines[i],
+            {
                 "objectType": "detection",
                 "name": str(table.ids_n[i]),
                 "classification": {"name": name_of(kind, classes), "color": colour_of(kind)},
                 "measurements": {name: values[i] for name, values in measured.items()},
             },
-        }
+        )
         for i, kind in enumerate(table.types_n.tolist())
     ]
     with complete(path) as temporary:
-        text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
+        text = f'{{"type":"FeatureCollection","features":[{",".join(features)}]}}'
         temporary.write_text(text, encoding="utf-8")
 
 
-def _ring(outline_p2: NDArray[np.int32]) -> list[list[float]]:
-    points_p2 = outline_p2.astype(float)
+def _feature(outline_p2: NDArray[np.int32], properties: Mapping[str, Any]) -> str:
+    """Return a feature as JSON."""
+    geometry = f'{{"type":"Polygon","coordinates":[{_ring(outline_p2)}]}}'
+    return f'{{"type":"Feature","geometry":{geometry},"properties":{json.dumps(properties, separators=(",", ":"))}}}'
+
+
+def _ring(outline_p2: NDArray[np.int32]) -> str:
+    """Return the closed ring of an outline as JSON.
+
+    >>> _ring(np.array([[0, 0], [0, 2], [2, 0]]))
+    '[[0.5,0.5],[0.5,2.5],[2.5,0.5],[0.5,0.5]]'
+    """
     if cv2.contourArea(outline_p2) == 0:
-        (left, top), (right, bottom) = points_p2.min(0) - 0.25, points_p2.max(0) + 0.25
-        points_p2 = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
-    return [*(points_p2 + 0.5).tolist(), (points_p2[0] + 0.5).tolist()]
+        (left, top), (right, bottom) = outline_p2.min(0) + 0.25, outline_p2.max(0) + 0.75
+        corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+        return json.dumps(corners, separators=(",", ":"))
+    # Corners of outlines are whole numbers from 0; texts of floats would take three times as long.
+    closed = outline_p2.ravel().tolist() + outline_p2[0].tolist()
+    return f"[{','.join(['[%d.5,%d.5]'] * (len(outline_p2) + 1))}]" % tuple(closed)
 
 
 def read_geojson(path: Path, shape: tuple[int, int], classes: Sequence[str]) -> Nuclei:

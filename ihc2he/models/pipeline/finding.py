@@ -12,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.nuclei.classical import segment_density
-from ihc2he.nuclei.instances import centroids, foreground
-from ihc2he.nuclei.postprocess import Nuclei, postprocess
+from ihc2he.nuclei.instances import centroids, foreground, instance_types
+from ihc2he.nuclei.postprocess import Nuclei, segment
+from ihc2he.tiling.resampling import moved_points, resized_labels
 
 
 class Found(NamedTuple):
-    """Nuclei on the segmenter's own grid.
+    """Nuclei as a segmenter finds them.
 
     Attributes:
-        nuclei: with ids 1..N.
+        nuclei: with ids from 1 to N; on a coarser grid some may have no pixel left.
         centres_n2: (x, y) in px.
         scores_n: how sure the segmenter is of each, in [0, 1].
     """
@@ -31,11 +32,18 @@ class Found(NamedTuple):
 
 
 def find_on_hover_maps(maps_khw: NDArray[np.float32], mpp: float, keep_unmarked: bool = True) -> Found:
-    """Return the nuclei on the maps of a HoVer-Net; the score is the mean probability inside of the nucleus."""
-    # As `ihc2he.models.hovernet.module.joined` orders them.
-    prob_hw, hv_2hw, types_khw = maps_khw[0], maps_khw[1:3], maps_khw[3:] if len(maps_khw) > 3 else None
-    nuclei = postprocess(prob_hw, hv_2hw, types_khw, mpp, keep_unmarked)
-    return Found(nuclei, centroids(nuclei.inst_hw), means(prob_hw, nuclei.inst_hw))
+    """Return the nuclei on the maps of a HoVer-Net; the score is the mean probability inside of the nucleus.
+
+    Args:
+        maps_khw: probability of nucleus, horizontal and vertical map, and with types the likeliest of each pixel.
+        mpp: um/px.
+        keep_unmarked: see `ihc2he.nuclei.postprocess.segment`.
+    """
+    prob_hw, hv_2hw = maps_khw[0], maps_khw[1:3]
+    inst_hw = segment(prob_hw, hv_2hw, mpp, keep_unmarked)
+    types_hw = maps_khw[3].astype(np.uint8) if len(maps_khw) > 3 else np.zeros(inst_hw.shape, np.uint8)
+    nuclei = Nuclei(inst_hw, *instance_types(inst_hw, types_hw))
+    return Found(nuclei, centroids(inst_hw), means(prob_hw, inst_hw))
 
 
 def find_in_density(maps_khw: NDArray[np.float32], mpp: float) -> Found:
@@ -65,14 +73,19 @@ def find_and_vote(
     maps_khw: NDArray[np.float32],
     votes_hw: NDArray[np.float32] | None,
     mpp: float,
+    size: tuple[int, int],
 ) -> tuple[Found, NDArray[np.float32] | None]:
-    """Return the nuclei on maps and, where there are votes, their mean over each nucleus.
+    """Return the nuclei on maps, on the grid of the tile, and where there are votes their mean over each nucleus.
 
     Args:
         find: one of the functions above.
         maps_khw: what it takes.
         votes_hw: share of ensemble members and views that call a pixel nucleus.
         mpp: pixel size of the maps, um/px.
+        size: height and width of the tile, px.
     """
-    found = find(maps_khw, mpp)
-    return found, None if votes_hw is None else means(votes_hw, found.nuclei.inst_hw)
+    nuclei, centres_n2, scores_n = find(maps_khw, mpp)
+    agreement_n = None if votes_hw is None else means(votes_hw, nuclei.inst_hw)
+    centres_n2 = moved_points(centres_n2, nuclei.inst_hw.shape, size)
+    inst_hw = resized_labels(nuclei.inst_hw, *size).astype(np.int32, copy=False)
+    return Found(nuclei._replace(inst_hw=inst_hw), centres_n2, scores_n), agreement_n

@@ -19,7 +19,7 @@ from ihc2he.models.pipeline.finding import Found, find_and_vote
 from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
 from ihc2he.tiling.augmentation import turned, turned_back
-from ihc2he.tiling.resampling import moved_points, resampled_size, resized, resized_labels
+from ihc2he.tiling.resampling import resampled_size, resized
 from ihc2he.tiling.windows import cores, hann_weight, owned, window_starts
 
 
@@ -158,21 +158,25 @@ class Part(NamedTuple):
 
     Attributes:
         he: hxwx3 uint8, the H&E that was segmented.
-        promise: its nuclei and, with an ensemble, their agreement.
+        promise: its nuclei, on the same grid, and with an ensemble their agreement.
+        nbytes: of the maps that wait for the pool.
     """
 
     he: NDArray[np.uint8]
     promise: Future[tuple[Found, NDArray[np.float32] | None]]
+    nbytes: int
 
 
 def submit(pool: Executor, segmenter: Segmenter, maps: Maps) -> list[Part]:
     """Return the parts of a batch, whose nuclei are found by the pool meanwhile."""
     he_bhwc = (maps.he_bchw * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    maps_bkhw = maps.maps_bkhw.cpu().numpy()
+    maps_bkhw = segmenter.reduced(maps.maps_bkhw).cpu().numpy()
     votes = [None] * len(he_bhwc) if maps.votes_bhw is None else maps.votes_bhw.cpu().numpy()
-    entries = zip(maps_bkhw, votes, strict=True)
-    promises = [pool.submit(find_and_vote, segmenter.find, *entry, segmenter.mpp) for entry in entries]
-    return [Part(*part) for part in zip(he_bhwc, promises, strict=True)]
+    parts = []
+    for he, maps_khw, votes_hw in zip(he_bhwc, maps_bkhw, votes, strict=True):
+        promise = pool.submit(find_and_vote, segmenter.find, maps_khw, votes_hw, segmenter.mpp, he.shape[:2])
+        parts.append(Part(he, promise, maps_khw.nbytes))
+    return parts
 
 
 def assemble(
@@ -194,12 +198,10 @@ def assemble(
     for block, part in zip(blocks, parts, strict=True):
         found, agreement_n = part.promise.result()
         place = np.s_[block.rows, block.columns]
-        size = inst_hw[place].shape
-        own_hw = resized_labels(found.nuclei.inst_hw, *size)
         corner = (block.columns.start, block.rows.start)
-        centres_n2 = moved_points(found.centres_n2, found.nuclei.inst_hw.shape, size) + corner
+        centres_n2 = found.centres_n2 + corner
         number_n = np.where(owned(centres_n2, block.core_x, block.core_y), np.arange(len(centres_n2)) + total + 1, 0)
-        drawn_hw = np.concatenate([[0], number_n]).astype(np.int32)[own_hw]
+        drawn_hw = np.concatenate([[0], number_n]).astype(np.int32)[found.nuclei.inst_hw]
         inst_hw[place] = np.where(inst_hw[place] > 0, inst_hw[place], drawn_hw)
         total += len(centres_n2)
         own = (found.nuclei.types_n, found.nuclei.shares_n, found.scores_n, agreement_n, centres_n2)

@@ -224,7 +224,7 @@ class Pipeline(LightningModule):
                 for segmenter, found in maps.items():
                     for i, part in enumerate(submit(self._pool, self.segmenters[segmenter], found)):  # type: ignore[arg-type]
                         parts[i][f"{name}+{segmenter}"].append(part)
-                        self._waiting.append((part.promise, found.maps_bkhw[i].nbytes))
+                        self._waiting.append((part.promise, part.nbytes))
         return [_Pending(tile, blocks, own) for tile, own in zip(tiles, parts, strict=True)]
 
     def _wait(self) -> None:

@@ -36,7 +36,7 @@ class Segmenter(nn.Module):
         classes: names of the types from 1; empty: it does not type.
         members: networks of an ensemble, whose maps the caller averages.
         hv_channels: maps that are vectors and turn with the image; None: there are none.
-        find: from maps (K, H, W) and um/px to nuclei; can be sent to another process.
+        find: from maps (K, H, W), as `reduced` leaves them, and um/px to nuclei; can be sent to another process.
     """
 
     mpp: float
@@ -52,6 +52,10 @@ class Segmenter(nn.Module):
     def votes(self, maps_bkhw: Tensor) -> Tensor | None:
         """Return which pixels the maps call nucleus, (N, H, W) of 0 and 1; None where maps alone do not say."""
         return None
+
+    def reduced(self, maps_bkhw: Tensor) -> Tensor:
+        """Return what `find` needs of averaged maps, which leaves the device and travels to another process."""
+        return maps_bkhw
 
 
 class Classical(Segmenter):
@@ -135,6 +139,13 @@ class Hovernet(Segmenter):
     def votes(self, maps_bkhw: Tensor) -> Tensor:
         """Return the pixels whose probability of nucleus is at least one half."""
         return (maps_bkhw[:, 0] >= 0.5).float()
+
+    def reduced(self, maps_bkhw: Tensor) -> Tensor:
+        """Return the maps with the likeliest type in place of the probabilities of all."""
+        if maps_bkhw.shape[1] == 3:
+            return maps_bkhw
+        # On the CPU `max` takes a fifth of the time of `argmax`.
+        return torch.cat([maps_bkhw[:, :3], maps_bkhw[:, 3:].max(1, keepdim=True).indices.float()], 1)
 
 
 class _Loaded(NamedTuple):

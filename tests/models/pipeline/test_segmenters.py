@@ -125,6 +125,17 @@ def test_the_authors_file_has_five_types_and_a_quarter_of_a_micron(tmp_path, mon
         Hovernet(str(path), mpp=0.5)
 
 
+@pytest.mark.parametrize("classes", [["a", "b"], []])
+def test_the_likeliest_type_is_all_that_is_handed_on_of_types(segmenter_bundle, classes):
+    segmenter = Hovernet(segmenter_bundle(classes=classes))
+    maps_bkhw = torch.rand(2, 3 + (1 + len(classes) if classes else 0), 8, 8)
+    reduced_bkhw = segmenter.reduced(maps_bkhw)
+    assert torch.equal(reduced_bkhw[:, :3], maps_bkhw[:, :3])
+    if classes:
+        assert torch.equal(reduced_bkhw[:, 3:], maps_bkhw[:, 3:].argmax(1, keepdim=True).float())
+    assert reduced_bkhw.shape[1] == (4 if classes else 3)
+
+
 # ------------------------------------------------------------------ ensembles
 
 
@@ -181,8 +192,8 @@ def test_nuclei_of_maps_have_the_mean_probability_as_score():
     inst_hw = np.zeros((40, 60), np.int32)
     inst_hw[5:20, 5:20], inst_hw[20:36, 30:46] = 1, 2
     prob_hw = np.select([inst_hw == 1, inst_hw == 2], [0.9, 0.7], 0.1).astype(np.float32)
-    types_3hw = np.stack([inst_hw == 0, inst_hw == 2, inst_hw == 1]).astype(np.float32)
-    found = find_on_hover_maps(np.concatenate([prob_hw[None], hv_maps(inst_hw), types_3hw]), 0.25)
+    types_hw = np.select([inst_hw == 1, inst_hw == 2], [2, 1], 0).astype(np.float32)
+    found = find_on_hover_maps(np.stack([prob_hw, *hv_maps(inst_hw), types_hw]), 0.25)
     assert np.array_equal(found.nuclei.inst_hw, inst_hw)
     assert found.nuclei.types_n.tolist() == [2, 1]
     assert found.scores_n == pytest.approx([0.9, 0.7])

@@ -1,0 +1,101 @@
+"""Training steps of the published method and of ours in turns, as the two benchmarks of steps have them."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+
+
+class Step(Protocol):
+    """A published method, ready to train."""
+
+    def step(self, batch: Batch) -> None:
+        """Train on a batch."""
+
+
+class Turns(Callback):
+    """Runs a step of the published method before each of ours and times both, in seconds.
+
+    Args:
+        published: makes the published method on a device.
+    """
+
+    def __init__(self, published: Callable[[torch.device], Step]) -> None:
+        self.make = published
+        self.published: Step | None = None
+        self.seconds: dict[str, list[float]] = {"published": [], "ours": []}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Time the published step, then start the clock of ours."""
+        self.published = self.published or self.make(pl_module.device)
+        started = now()
+        with torch.autocast(pl_module.device.type, enabled=False):
+            self.published.step(batch)
+        self.seconds["published"].append(now() - started)
+        self.started = now()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Stop the clock of our step."""
+        self.seconds["ours"].append(now() - self.started)
+
+
+def now() -> float:
+    """Return CPU seconds, or where a GPU works, seconds on the wall when it has done its work."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def in_turns(
+    ours: LightningModule,
+    published: Callable[[torch.device], Step],
+    samples: Sequence[Batch],
+    batch: int,
+    steps: int,
+    precision: Any,
+    accelerator: str = "auto",
+) -> dict[str, list[float]]:
+    """Return the seconds of each step after two to warm up, `published` and `ours`; ours as the Trainer runs it.
+
+    Args:
+        ours: the model.
+        published: makes the published method on a device.
+        samples: training samples, repeated as often as it takes.
+        batch: samples per step.
+        steps: number of them.
+        precision: of ours; the published method works in float32.
+        accelerator: as the Trainer knows it.
+    """
+    turns = Turns(published)
+    fit(ours, samples, batch, steps + 2, precision, accelerator, turns)
+    return {name: seconds[2:] for name, seconds in turns.seconds.items()}
+
+
+def fit(
+    module: LightningModule,
+    samples: Sequence[Batch],
+    batch: int,
+    steps: int,
+    precision: Any,
+    accelerator: str = "auto",
+    *callbacks: Callback,
+) -> None:
+    """Train for so many steps, with nothing written; arguments as for `in_turns`."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    trainer = Trainer(
+        accelerator=accelerator, devices=1, max_epochs=1, precision=precision, callbacks=list(callbacks), logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    needed = [samples[i % len(samples)] for i in range(steps * batch)]
+    trainer.fit(module, torch.utils.data.DataLoader(needed, batch_size=batch))  # type: ignore[arg-type]
