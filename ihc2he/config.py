@@ -76,9 +76,17 @@ def stamp() -> str:
     Launchers that start every process by themselves (torchrun, SLURM) give their own id, since clocks differ.
     """
     env = os.environ
-    if run_id := env.get("IHC2HE_RUN_ID") or env.get("TORCHELASTIC_RUN_ID", "").replace("none", ""):
+    run_id = env.get("IHC2HE_RUN_ID") or env.get("TORCHELASTIC_RUN_ID")
+    if run_id == "none" and env.get("WORLD_SIZE") != "1":
+        msg = (
+            "torchrun was given no id, so each process would choose its own folder. Pass --standalone on one node, "
+            "--rdzv_backend=c10d --rdzv_id=NAME on several, or set IHC2HE_RUN_ID=NAME on each."
+        )
+        raise ConfigError(msg)
+    if run_id and run_id != "none":
         return run_id
-    if job := env.get("SLURM_JOB_ID"):  # the same when it is requeued
+    job, interactive = env.get("SLURM_JOB_ID"), env.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if job and not interactive:  # the same when it is requeued
         return "-".join(filter(None, ("slurm", job, env.get("SLURM_STEP_ID"))))
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf import OmegaConf, read_write
 
@@ -36,12 +37,21 @@ from ihc2he.callbacks.lineage import inputs, outputs
 from ihc2he.callbacks.loggers import forget_rows
 from ihc2he.callbacks.report import write_report
 from ihc2he.config import Stage, config_dir_arguments
-from ihc2he.errors import ConfigError, DataError, did_you_mean
+from ihc2he.errors import ConfigError, DataError, Ihc2heError, did_you_mean
 from ihc2he.files import complete
 
 log = logging.getLogger(__name__)
 
 RECORDED_PACKAGES = ("ihc2he", "torch", "lightning", "hydra-core", "torchmetrics", "albumentations", "piq", "numpy")
+
+
+LOST = (  # what gloo and NCCL say of it
+    "Connection closed by peer", "Connection reset by peer", "communicator was aborted", "remote process exited",
+)  # fmt: skip
+
+
+class ProcessLostError(Ihc2heError):
+    """Another process of the run has ended."""
 
 
 def run(cfg: dict[str, Any]) -> float | None:
@@ -97,7 +107,13 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
             forget_rows(folder / "metrics.csv", next_step(Path(ckpt_path)))
         for stage in cfg["stages"]:
             started = time.perf_counter()
-            _run_stage(stage, trainer, module, data, ckpt_path, fitted="fit" in record["seconds"])
+            try:
+                _run_stage(stage, trainer, module, data, ckpt_path, fitted="fit" in record["seconds"])
+            except RuntimeError as error:
+                if trainer.world_size > 1 and any(sign in str(error) for sign in LOST):
+                    msg = "Another process of this run has ended, so this one cannot go on. That one says why."
+                    raise ProcessLostError(msg) from error
+                raise
             record["seconds"][stage] = round(time.perf_counter() - started, 2)
             record["device"] = str(trainer.strategy.root_device)
             record["world_size"] = trainer.world_size
@@ -207,7 +223,8 @@ def _alone_in(folder: Path, cfg: Mapping[str, Any]) -> Iterator[None]:
 
 def _plugins() -> list[Any]:
     """Return what the Trainer writes checkpoints with, and, on SLURM, leave requeueing to the job's script."""
-    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    by_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun may run inside a job
+    slurm = [SLURMEnvironment(auto_requeue=False)] if by_slurm else []
     return [CompleteCheckpoints(), *slurm]
 
 
@@ -225,7 +242,9 @@ def _precision(trainer: Mapping[str, Any]) -> Any:
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))))
+    # In this order: a session that SLURM has opened names its own process, whatever processes Lightning starts in it.
+    names = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return int(next((value for value in names if value), "0"))
 
 
 @contextmanager
@@ -366,18 +385,17 @@ def _check_interrupted(trainer: Trainer) -> None:
 
 @contextmanager
 def _processes(trainer: Trainer) -> Iterator[None]:
-    """Leave no process group and, of a sweep's job that failed, no process, so that the next job starts clean."""
+    """Leave no process group and, after a failure, no process: for the next job of a sweep, and for the report."""
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         yield
     except BaseException:
         started = getattr(trainer.strategy.launcher, "procs", [])
         others = list(started)
-        if in_sweep:
-            started.clear()  # Lightning watches this list, and kills this process too, that is the sweep, if one fails
-            for process in others:
-                process.kill()
-                process.wait()
+        started.clear()  # Lightning watches this list, and kills this process too where one of them fails
+        for process in others:
+            process.kill()
+            process.wait()
         raise
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -385,6 +403,13 @@ def _processes(trainer: Trainer) -> Iterator[None]:
         if in_sweep:
             for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
                 os.environ.pop(name, None)
+
+
+def _end_with(parent: int) -> None:
+    """End this process as soon as the one that has started it is gone: nobody else would."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def pin_job_for_ddp_children() -> None:
@@ -395,6 +420,7 @@ def pin_job_for_ddp_children() -> None:
     """
     hydra = HydraConfig.get()
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         return
     with read_write(hydra):  # type: ignore[arg-type]  # a node, though typed as what it holds
         hydra.run.dir = hydra.runtime.output_dir

@@ -201,6 +201,7 @@ def test_the_newest_run_is_continued(tmp_path):
 
 def test_processes_started_apart_agree_on_the_folder(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "1")
     assert config.stamp() != config.stamp()
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.delenv("SLURM_STEP_ID", raising=False)

@@ -144,6 +144,13 @@ class StoreDataModule(LightningDataModule, ABC):
             drop_last=drop_last,
         )
 
+    def _shard_sampler(self, size: int, split: str) -> ShardSampler:
+        rank, world_size = self._shard()
+        if 0 < size < world_size:  # a process without tiles would fail on its own
+            msg = f"trainer.devices: {size} {split} tiles are too few for {world_size} processes. Use fewer."
+            raise ConfigError(msg)
+        return ShardSampler(size, rank, world_size)
+
     def _shard(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
@@ -305,7 +312,7 @@ class TranslationDataModule(StoreDataModule):
                 msg = f"data.eval_batch_size={self.eval_batch_size}: {split} tiles have {len(sizes)} sizes. Pass 1."
                 raise ConfigError(msg)
         dataset = WholeTiles(self.tiles, ihc, he)
-        return self._loader(dataset, ShardSampler(len(dataset), *self._shard()), self.eval_batch_size)
+        return self._loader(dataset, self._shard_sampler(len(dataset), split), self.eval_batch_size)
 
     def _level_weights(self, records: Sequence[int]) -> list[float]:
         levels = [self.tiles.rows[i]["group"] for i in records]

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from ihc2he.build import build
 from ihc2he.data.augmentation import NucleiAugmentation
 from ihc2he.data.base import StoreDataModule, require
-from ihc2he.data.images import resample
+from ihc2he.data.images import PIXEL_SIZE, is_pixel_size, resample
 from ihc2he.data.labels import number_consecutively
-from ihc2he.data.samplers import SampleIndex, ShardSampler, balancing_weights, presence_weights
+from ihc2he.data.samplers import SampleIndex, balancing_weights, presence_weights
 from ihc2he.data.store import WHOLE, Record, TileStore
 from ihc2he.data.summary import write_nuclei_index
 from ihc2he.data.transforms import to_tensor
@@ -97,7 +97,8 @@ class SegmentationDataModule(StoreDataModule):
         rebuild: bool,
     ) -> None:
         super().__init__(store=store, num_workers=num_workers, seed=seed, rebuild=rebuild)
-        require("mpp", mpp, mpp > 0, "um/px above 0")
+        require("seed", seed, seed >= 0, "0 or more")
+        require("mpp", mpp, is_pixel_size(mpp), PIXEL_SIZE)
         require("crop_size", crop_size, crop_size >= 1, "at least 1 px")
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
         require("eval_batch_size", eval_batch_size, eval_batch_size >= 1, "at least 1")
@@ -154,11 +155,7 @@ class SegmentationDataModule(StoreDataModule):
         if self.eval_batch_size > 1 and len(sizes) > 1:
             msg = f"data.eval_batch_size={self.eval_batch_size}: {split} tiles have {len(sizes)} sizes. Pass 1."
             raise ConfigError(msg)
-        rank, world_size = self._shard()
-        if 0 < len(records) < world_size:  # a process without tiles would fail on its own
-            msg = f"trainer.devices: {len(records)} {split} tiles are too few for {world_size} processes. Use fewer."
-            raise ConfigError(msg)
-        sampler = ShardSampler(len(records), rank, world_size)
+        sampler = self._shard_sampler(len(records), split)
         return self._loader(NucleiTiles(self.tiles, records), sampler, self.eval_batch_size)
 
     def _weights(self, records: Sequence[int]) -> list[float] | None:

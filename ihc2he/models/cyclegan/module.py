@@ -331,16 +331,14 @@ class CycleGAN(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore this rank's image pools; a rank that the checkpoint does not know starts with empty ones."""
         pools = checkpoint.get("image_pools", [])
-        rank, ranks = 0, 1
-        if self._trainer is not None:
-            rank, ranks = self.global_rank, self.trainer.world_size
-            if self.trainer.training and len(pools) != ranks:
-                log.warning(
-                    "The checkpoint is of %d processes, and this run has %d: image pools that are missing start empty, "
-                    "others are dropped. The run goes on, but not as the other would have done.",
-                    len(pools),
-                    ranks,
-                )
+        rank = self.global_rank if self._trainer is not None else 0
+        if getattr(self._trainer, "training", False) and len(pools) != self.trainer.world_size:
+            log.warning(
+                "The checkpoint is of %d processes, and this run has %d: image pools that are missing start empty, "
+                "others are dropped. The run goes on, but not as the other would have done.",
+                len(pools),
+                self.trainer.world_size,
+            )
         if rank < len(pools):
             for stain, state in pools[rank].items():
                 self.pools[stain].load_state_dict(state)

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -196,9 +197,11 @@ class HoverNetSegmenter(LightningModule):
         """Take pixel size and classes from the data, load what training starts from, and compile where asked.
 
         Raises:
-            ConfigError: where the data's classes are not the model's.
+            ConfigError: where the data's classes are not the model's, or batch normalisation cannot be synchronised.
             DataError: where weights do not fit.
         """
+        if stage == "fit":
+            self._check_sync_batchnorm()
         data = getattr(self.trainer, "datamodule", None)
         found = list(getattr(data, "classes", self.classes))
         # Without classes of its own the model ignores the data's, and data without classes judges nuclei only.
@@ -217,6 +220,22 @@ class HoverNetSegmenter(LightningModule):
                 self.network.encoder.load_pretrained()
         if self.hparams["compile"]:
             self.network.compile()
+
+    def _check_sync_batchnorm(self) -> None:
+        """Refuse what the Trainer would break: it replaces batch normalisation by class, whatever else a layer does."""
+        if getattr(self.trainer.strategy, "_layer_sync", None) is None:
+            return
+        if self.trainer.strategy.root_device.type == "cpu":
+            msg = "trainer.sync_batchnorm=true needs GPUs. Pass trainer=ddp_cpu, or trainer.sync_batchnorm=false."
+            raise ConfigError(msg)
+        for name, layer in self.named_modules():
+            plain = isinstance(layer, nn.SyncBatchNorm) or type(layer).forward is _BatchNorm.forward
+            if isinstance(layer, _BatchNorm) and not plain:
+                msg = (
+                    f"trainer.sync_batchnorm=true would take away what {name}, a {type(layer).__name__}, does besides "
+                    "normalising, such as its activation. Pass trainer.sync_batchnorm=false, or another encoder."
+                )
+                raise ConfigError(msg)
 
     def on_test_start(self) -> None:
         """Load the other members of the ensemble."""

@@ -1,0 +1,556 @@
+"""Several processes, as several GPUs or nodes would be: on the CPU, with gloo.
+
+What needs a GPU (NCCL, SyncBatchNorm at work) is not run here.
+"""
+
+import csv
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ihc2he.build import build
+from ihc2he.callbacks.finetuning import TwoPhases
+from ihc2he.config import config_dir
+from ihc2he.errors import ConfigError
+from ihc2he.models.cyclegan.module import CycleGAN
+from ihc2he.models.hovernet.module import HoverNetSegmenter
+
+CYCLEGAN = ["experiment=smoke/cyclegan_bci", "data.simulate.tiles=9"]
+PYTHON = [sys.executable]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+LAUNCHERS = {"lightning": PYTHON, "torchrun": [*TORCHRUN, "2"]}
+
+
+def start(launcher, *arguments, cwd, log):
+    with log.open("w") as stream:
+        return subprocess.Popen(
+            [*launcher, "-m", "ihc2he.train", *arguments], cwd=cwd, stdout=stream, stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": str(cwd)},
+        )  # fmt: skip
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Run the command line by a launcher; return its status and what it said."""
+
+    def run(launcher, *arguments, timeout=200):
+        log = tmp_path / "said.log"
+        with start(launcher, *arguments, cwd=tmp_path, log=log) as process:
+            try:
+                return process.wait(timeout), log.read_text()
+            finally:
+                process.kill()
+
+    return run
+
+
+def checkpoint(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+# ------------------------------------------------------------------ CycleGAN: the same weights
+
+
+# Rounding errors have to stay what they are: Adam makes whole steps of those that are the gradients of biases before an
+# instance normalisation, and larger steps make them grow tenfold at each.
+SGD = ["model.optimizer._target_=torch.optim.SGD", "~model.optimizer.betas", "model.optimizer.lr=1e-4"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        pytest.param(
+            ["model.ema_decay=0.9", "model.accumulate=2", "model.gradient_clip_val=1"], marks=pytest.mark.slow
+        ),
+        pytest.param(["model.discriminator.spectral_norm=true", "model.adversarial=hinge"], marks=pytest.mark.slow),
+    ],
+    ids=["plain", "ema, accumulate, clip", "spectral norm, hinge"],
+)
+def test_two_processes_learn_what_one_learns_from_both_batches(options, cli, launch, tmp_path):
+    common = [*CYCLEGAN, "stages=[fit]", "trainer.precision=64-true", "model.pool_size=0", "data.samples_per_epoch=12"]
+    common += [*SGD, "trainer.check_val_every_n_epoch=9", "callbacks.bundles=null"]
+    done = cli(*common, *options, "data.batch_size=4", "hydra.run.dir=one")
+    assert done.status == 0, done.err
+    status, said = launch(PYTHON, *common, *options, "trainer=ddp_cpu", "data.batch_size=2", "hydra.run.dir=two")
+    assert status == 0, said
+    one, two = (checkpoint(tmp_path / name) for name in ("one", "two"))
+    assert one["global_step"] == two["global_step"] == (4 if "model.accumulate=2" in options else 6)
+    assert all(value.dtype == torch.float64 for value in one["state_dict"].values())
+    torch.testing.assert_close(one["state_dict"], two["state_dict"], atol=1e-12, rtol=0)
+    assert one["state_dict"]["g_ihc2he.model.18.bias"].abs().max() > 1e-6  # which began as 0
+
+
+# ------------------------------------------------------------------ HoVer-Net: the mean of the gradients
+
+SEGMENTER = {
+    "encoder": {"_target_": "ihc2he.models.hovernet.encoders.PreactResNet", "width": 4, "units": [1, 1, 1, 1]},
+    "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1},
+    "classes": ["round", "square"],
+    "width": 32,
+    "workers": 0,
+}
+
+GRADIENTS = """
+import json, sys
+import torch
+from lightning.pytorch import Callback, Trainer
+from ihc2he.models.cyclegan.module import CycleGAN
+from ihc2he.models.hovernet.module import HoverNetSegmenter
+
+strategy, settings, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+
+class Keep(Callback):
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if trainer.is_global_zero:
+            torch.save({name: p.grad for name, p in pl_module.named_parameters()}, out)
+
+torch.manual_seed(0)
+module = HoverNetSegmenter(**settings)
+batch = torch.load("batch.pt", weights_only=True)
+class Own(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+    def __getitem__(self, i):
+        return {key: value[trainer.global_rank :: trainer.world_size] for key, value in batch.items()}
+
+trainer = Trainer(
+    accelerator="cpu", devices=2, strategy=strategy, precision="64-true", max_steps=1, logger=False,
+    use_distributed_sampler=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
+)
+trainer.callbacks.append(Keep())
+trainer.fit(module, torch.utils.data.DataLoader(Own(), batch_size=None))
+"""
+
+
+def crops(n, side):
+    """Return a training batch of noise, whose halves hold different amounts of nuclei."""
+    generator = torch.Generator().manual_seed(0)
+    inst = torch.zeros(n, side, side, dtype=torch.int64)
+    for i in range(n):
+        inst[i, 4 : 10 + 8 * i, 6:20] = 1
+    hv = torch.rand(n, 2, side, side, generator=generator, dtype=torch.float64) * 2 - 1
+    kinds = inst * torch.randint(1, 3, (n, 1, 1), generator=generator)
+    image = torch.rand(n, 3, side, side, generator=generator, dtype=torch.float64)
+    return {"image": image, "inst": inst, "hv": hv, "type": kinds}
+
+
+def gradients(batch):
+    torch.manual_seed(0)
+    module = HoverNetSegmenter(**SEGMENTER).double()
+    module.log = module.log_dict = lambda *_, **__: None
+    module.training_step(batch, 0).backward()
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+@pytest.mark.slow
+def test_the_gradients_of_two_processes_are_the_mean_of_those_of_the_halves(tmp_path):
+    batch = crops(4, 64)
+    torch.save(batch, tmp_path / "batch.pt")
+    (tmp_path / "script.py").write_text(GRADIENTS)
+    strategy = build_trainer("ddp_cpu")["strategy"]
+    command = [*TORCHRUN, "2", "script.py", strategy, json.dumps(SEGMENTER), "found.pt"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    halves = [gradients({key: value[rank::2] for key, value in batch.items()}) for rank in range(2)]
+    mean = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
+    torch.testing.assert_close(found, mean, atol=1e-12, rtol=1e-9)
+    # Batch normalisation and Dice look at a batch as a whole, so one process with all of it differs: that is no error.
+    whole = gradients(batch)
+    assert max((whole[name] - mean[name]).abs().max() / mean[name].abs().max() for name in mean) > 1e-2
+
+
+# ------------------------------------------------------------------ synchronised batch normalisation
+
+
+def build_trainer(name):
+    """Return the node that `trainer=NAME` stands for."""
+    from hydra import compose, initialize_config_dir
+
+    from ihc2he import config
+
+    config.register()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("train", [f"trainer={name}", "paths.output_dir=."])
+    return {key: value for key, value in cfg.trainer.items() if key != "default_root_dir"}
+
+
+def test_statistics_are_shared_between_gpus_and_not_on_the_cpu():
+    assert build_trainer("ddp")["sync_batchnorm"] is True
+    assert "sync_batchnorm" not in build_trainer("ddp_cpu")
+    assert build_trainer("ddp")["strategy"] == build_trainer("ddp_cpu")["strategy"] == "ddp_find_unused_parameters_true"
+
+
+def synchronised(module):
+    return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+
+
+def test_all_of_the_batch_normalisation_is_converted_and_nothing_else_changes():
+    torch.manual_seed(0)
+    module = HoverNetSegmenter(**SEGMENTER)
+    before, n = list(module.state_dict()), sum(isinstance(layer, _BatchNorm) for layer in module.modules())
+    parameters = list(module.parameters())
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = module.eval().network(x)
+    converted = synchronised(module)
+    assert converted is module
+    kinds = [type(layer) for layer in converted.modules() if isinstance(layer, _BatchNorm)]
+    assert kinds == [nn.SyncBatchNorm] * n
+    assert n > 10
+    assert list(converted.state_dict()) == before  # checkpoints go both ways
+    assert all(a is b for a, b in zip(converted.parameters(), parameters, strict=True))  # what optimisers hold
+    with torch.no_grad():
+        torch.testing.assert_close(converted.network(x), expected, atol=0, rtol=0)
+
+
+def test_a_frozen_encoder_stands_still_with_converted_layers(tmp_path):
+    from types import SimpleNamespace
+
+    module = synchronised(HoverNetSegmenter(**SEGMENTER))
+    module.network.encoder.weights = "given.tar"
+    module.train()
+    phases = TwoPhases(1)
+    for epoch, frozen in ((0, True), (1, False)):
+        phases._freeze(SimpleNamespace(current_epoch=epoch), module)
+        layers = [layer for layer in module.encoder.modules() if isinstance(layer, nn.SyncBatchNorm)]
+        assert layers
+        assert all(layer.training is not frozen for layer in layers)
+        assert all(p.requires_grad is not frozen for p in module.encoder.parameters())
+        assert all(layer.training for layer in module.network.decoder.modules())
+    before = {key: value.clone() for key, value in module.encoder.state_dict().items()}
+    phases._freeze(SimpleNamespace(current_epoch=0), module)
+    with torch.no_grad():
+        module.encoder(torch.rand(2, 3, 64, 64))  # in evaluation they need no other process, nor a GPU
+    torch.testing.assert_close(module.encoder.state_dict(), before, atol=0, rtol=0)
+
+
+class ActAfter(nn.BatchNorm2d):
+    """Batch normalisation with an activation in it, as timm has."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize(
+    ("device", "layer", "message"),
+    [
+        ("cuda", ActAfter, "would take away what network.encoder.conv0.bn, a ActAfter, does besides normalising"),
+        ("cpu", nn.BatchNorm2d, "needs GPUs. Pass trainer=ddp_cpu"),
+        ("cuda", nn.BatchNorm2d, None),
+        ("cuda", nn.SyncBatchNorm, None),
+    ],
+)
+def test_what_the_conversion_would_break_is_refused(device, layer, message):
+    from types import SimpleNamespace
+
+    module = HoverNetSegmenter(**SEGMENTER)
+    module.network.encoder.conv0.bn = layer(4)
+    strategy = SimpleNamespace(_layer_sync=object(), root_device=torch.device(device))
+    module._trainer = SimpleNamespace(strategy=strategy)
+    if message is None:
+        module._check_sync_batchnorm()
+        return
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        module._check_sync_batchnorm()
+
+
+def test_instance_normalisation_stays_as_it_is():
+    node = {"_target_": "ihc2he.models.cyclegan.networks.ResnetGenerator", "width": 4, "n_blocks": 1}
+    generator = build(node, nn.Module)
+    kinds = [type(layer) for layer in generator.modules()]
+    assert [type(layer) for layer in synchronised(generator).modules()] == kinds
+
+
+# ------------------------------------------------------------------ one run, whoever starts its processes
+
+
+@pytest.mark.slow
+def test_torchrun_makes_one_run_and_judges_as_one_process_does(cli, launch, tmp_path):
+    tiles = "data.simulate.tiles=15"  # of which 3 for the test: the processes get unequal shares
+    status, said = launch(LAUNCHERS["torchrun"], *CYCLEGAN, tiles, "trainer=ddp_cpu")
+    assert status == 0, said
+    (run,) = (tmp_path / "outputs" / "smoke" / "cyclegan_bci").iterdir()
+    assert [p.name for p in run.glob("*.log")] == ["train.log"]
+    assert (run / "train.log").read_text().count("CycleGAN: ") == 1
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["world_size"]) == ("finished", 2)
+    assert "sync_dist" not in said
+    last = run / "checkpoints" / "last.ckpt"
+    judge = [*CYCLEGAN, tiles, "stages=[test]", f"ckpt_path={last}"]
+    assert cli(*judge, "trainer=cpu", "hydra.run.dir=one").status == 0
+    status, said = launch(LAUNCHERS["torchrun"], *judge, "trainer=ddp_cpu", "hydra.run.dir=two")
+    assert status == 0, said
+    names = [row["name"] for row in rows(tmp_path / "two" / "results.csv")]
+    assert len(names) == len(set(names)) == 3
+    for table in ("results.csv", "test.csv"):
+        assert rows(tmp_path / "one" / table) == rows(tmp_path / "two" / table), table
+
+
+@pytest.mark.slow
+def test_two_nodes_make_one_run(tmp_path):
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"),
+        *("--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}", "--rdzv_id=night"),
+    ]
+    nodes = ["trainer=ddp_cpu", "trainer.devices=1", "trainer.num_nodes=2"]
+    processes = [start(command, *CYCLEGAN, *nodes, cwd=tmp_path, log=tmp_path / f"node{i}.log") for i in range(2)]
+    try:
+        for i, process in enumerate(processes):
+            assert process.wait(200) == 0, (tmp_path / f"node{i}.log").read_text()
+    finally:
+        for process in processes:
+            process.kill()
+    run = tmp_path / "outputs" / "smoke" / "cyclegan_bci" / "night"
+    assert json.loads((run / "run.json").read_text())["world_size"] == 2
+    assert list(run.parent.iterdir()) == [run]
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+SRUN = """
+import os, subprocess, sys
+names = ("SLURM_PROCID", "SLURM_LOCALID")
+places = [dict.fromkeys(names, str(i)) | {"SLURM_NODEID": "0", "SLURM_STEP_ID": "0"} for i in range(2)]
+tasks = [subprocess.Popen(sys.argv[2:], env=os.environ | place) for place in places]
+open("tasks", "w").write(" ".join(str(task.pid) for task in tasks))
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_script_of_the_page_goes_on_where_it_was_stopped(tmp_path):
+    """The script itself, with an `srun` that starts two tasks and a `scontrol` that notes what it is asked for."""
+    (text,) = re.findall(r"^```bash\n(#!/bin/bash\n.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    small = "experiment=smoke/cyclegan_bci trainer=ddp_cpu model.n_epochs=40 trainer.check_val_every_n_epoch=20"
+    assert "experiment=cyclegan_bci trainer=ddp" in text
+    (tmp_path / "train.sbatch").write_text(text.replace("experiment=cyclegan_bci trainer=ddp", small))
+    for name, content in (("srun", f"#!{sys.executable}\n{SRUN}"), ("scontrol", "#!/bin/bash\necho $@ >> asked\n")):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | {
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **{"SLURM_JOB_ID": "4207", "SLURM_JOB_NAME": "cyclegan", "SLURM_NODELIST": "localhost"},
+        **{"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"},
+    }
+    run = tmp_path / "outputs" / "smoke" / "cyclegan_bci" / "slurm-4207-0"
+    with (tmp_path / "said.log").open("w") as log:
+        script = {"args": ["bash", "train.sbatch"], "cwd": tmp_path, "env": env, "stdout": log, "stderr": log}
+        with subprocess.Popen(**script) as job:
+            deadline = time.monotonic() + 150
+            while not (run / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:
+                time.sleep(0.2)
+            for pid in [int(pid) for pid in (tmp_path / "tasks").read_text().split()] + [job.pid]:
+                os.kill(pid, signal.SIGTERM)
+            assert job.wait(60) == 143, (tmp_path / "said.log").read_text()
+        assert (tmp_path / "asked").read_text() == "requeue 4207\n"
+        assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+        stopped = checkpoint(run)["global_step"]
+        assert subprocess.run(**script, check=False, timeout=200).returncode == 0
+    assert list(run.parent.iterdir()) == [run]
+    assert "Continuing" in (run / "train.log").read_text()
+    assert checkpoint(run)["global_step"] > stopped
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert (tmp_path / "asked").read_text() == "requeue 4207\n"
+
+
+# ------------------------------------------------------------------ image pools
+
+
+@pytest.mark.slow
+def test_each_process_has_its_own_pool_and_goes_on_with_it(cli, launch, tmp_path):
+    options = [*CYCLEGAN, "stages=[fit]", "trainer=ddp_cpu", "model.pool_size=2", "model.n_epochs=4"]
+    parts = {"whole": [[]], "parts": [["trainer.max_epochs=2"], ["ckpt_path=auto"]]}
+    for name, runs in parts.items():
+        for more in runs:
+            status, said = launch(PYTHON, *options, *more, f"hydra.run.dir={name}")
+            assert status == 0, said
+    whole, parts = (checkpoint(tmp_path / name) for name in ("whole", "parts"))
+    torch.testing.assert_close(whole["state_dict"], parts["state_dict"], atol=0, rtol=0)
+    for rank, (pools, again) in enumerate(zip(whole["image_pools"], parts["image_pools"], strict=True)):
+        for stain in ("ihc", "he"):
+            torch.testing.assert_close(pools[stain], again[stain], atol=0, rtol=0, msg=f"{stain} of rank {rank}")
+    first, second = (pools["he"] for pools in whole["image_pools"])
+    assert not torch.equal(first["generator"], second["generator"])
+    assert not any(torch.equal(a, b) for a in first["images"] for b in second["images"])
+    # With another number of processes, a run may go on, though not as it would have done.
+    done = cli(*options, "trainer=cpu", f"ckpt_path={tmp_path}/whole/checkpoints/last.ckpt", "hydra.run.dir=alone",
+               "trainer.max_epochs=6")  # fmt: skip
+    assert done.status == 0, done.err
+    (warned,) = (line for line in json.loads((tmp_path / "alone/run.json").read_text())["warnings"] if "pools" in line)
+    assert "The checkpoint is of 2 processes, and this run has 1" in warned
+
+
+# ------------------------------------------------------------------ prediction
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "devices"), [("lightning", 2), ("torchrun", 3)])
+def test_a_prediction_is_the_same_files_whatever_the_number_of_processes(cli, launch, tmp_path, launcher, devices):
+    rng = np.random.default_rng(0)
+    sizes = [(80, 80), (37, 51), (150, 130), (64, 64), (96, 70)]
+    for i, size in enumerate(sizes):
+        path = tmp_path / "images" / ("sub" if i % 2 else "") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        blurred = cv2.GaussianBlur(rng.integers(0, 256, (*size, 3)).astype(np.float32), (0, 0), 5)
+        assert cv2.imwrite(str(path), ((blurred - 128) * 8 + 160).clip(0, 255).astype(np.uint8))
+    (tmp_path / "images" / "broken.png").write_bytes(b"\x89PNG cut off")
+    use = ["model.use.translators=[recolour]", "model.use.segmenters=[classical]", "model.block=128", "model.workers=0"]
+    options = ["experiment=predict_tiles", "data.path=images", "data.mpp=0.5", "data.num_workers=0", *use]
+    assert cli(*options, "trainer=cpu", "out=one", "hydra.run.dir=run_one").status == 1
+    command = PYTHON if launcher == "lightning" else [*TORCHRUN, str(devices)]
+    ddp = ["trainer=ddp_cpu", f"trainer.devices={devices}"]
+    status, said = launch(command, *options, *ddp, "out=all", "hydra.run.dir=run_all")
+    assert status == 1
+    assert "1 of 6 images could not be read: images/broken.png" in said
+    one, many = contents(tmp_path / "one"), contents(tmp_path / "all")
+    assert sorted(one) == sorted(many)
+    assert [name for name in one if one[name] != many[name]] == []
+    assert len([name for name in one if name.parts[0] == "done"]) == len(sizes)
+    assert any(len(rows(tmp_path / "one" / name)) for name in one if name.parts[0] == "nuclei")
+
+
+# ------------------------------------------------------------------ one process fails
+
+BOMB = """
+import os, signal
+from lightning.pytorch import Callback
+from ihc2he.errors import DataError
+
+class Bomb(Callback):
+    def __init__(self, rank: int, kind: str):
+        self.rank, self.kind = rank, kind
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 3 and trainer.global_rank == self.rank:
+            if self.kind == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise DataError("bad.png: cannot be read.")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("kind", ["raises", "killed"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_processes_end_where_one_does(launch, tmp_path, launcher, kind, rank):
+    (tmp_path / "lab.py").write_text(BOMB)
+    bomb = f"+callbacks.bomb={{_target_:lab.Bomb,rank:{rank},kind:{kind}}}"
+    started = time.monotonic()
+    status, said = launch(
+        LAUNCHERS[launcher], *CYCLEGAN, "trainer=ddp_cpu", "model.n_epochs=400", bomb, "hydra.run.dir=run", timeout=120
+    )
+    assert status != 0
+    assert time.monotonic() - started < 120
+    if kind == "raises":
+        assert "ihc2he: bad.png: cannot be read." in said
+    assert checkpoint(tmp_path / "run")["epoch"] == 0  # the last good one, whole
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] != "finished"
+    assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
+
+
+# ------------------------------------------------------------------ the documentation
+
+DOCS = Path(__file__).parents[1] / "docs" / "cluster.md"
+KNOWN = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NNODES": "2",
+    "SLURM_NTASKS_PER_NODE": "4",
+    "SLURM_GPUS_ON_NODE": "4",
+    "HEAD": "n0",
+}
+
+
+def documented():
+    """Return the arguments of every command line on the page."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    found = []
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        before, name, after = line.partition("-m ihc2he.train ")
+        if name and not before.lstrip().startswith("#"):
+            text = re.sub(r"\$\{?(\w+)\}?", lambda match: KNOWN[match[1]], after)
+            found.append(shlex.split(text, comments=True))
+    return found
+
+
+@pytest.mark.parametrize("arguments", documented(), ids=" ".join)
+def test_every_command_line_of_the_page_composes(arguments, cli):
+    single = [a if "[" in a else a.split(",")[0] for a in arguments if a not in ("-m", "ckpt_path=last", "&")]
+    sweep = [a for a in single if not a.startswith(("launcher=", "hydra.launcher."))]  # plugins may be missing
+    done = cli("--cfg", "job", *sweep)
+    assert done.status == 0, done.err
+
+
+def test_the_page_shows_command_lines():
+    assert len(documented()) >= 8
+
+
+def kept_for_backward(module, forward):
+    """Return the bytes of what autograd keeps of a forward pass, weights left out."""
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that its address is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()
+    assert result is not None
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.slow
+def test_the_figures_of_memory_on_the_page_are_right():
+    page = DOCS.read_text(encoding="utf-8")
+    networks = "ihc2he.models.cyclegan.networks"
+    gan = CycleGAN(
+        generator={"_target_": f"{networks}.ResnetGenerator"},
+        discriminator={"_target_": f"{networks}.PatchDiscriminator"},
+        optimizer={"_target_": "torch.optim.Adam"},
+    )
+    for d in (gan.d_he, gan.d_ihc):
+        d.requires_grad_(False)  # as in the generators' step
+    x = torch.rand(1, 3, 256, 256)
+    shown = [(gan, kept_for_backward(gan, lambda: gan._generator_losses(x, x)))]
+    node = {"_target_": "ihc2he.models.hovernet.encoders.PreactResNet"}
+    segmenter = HoverNetSegmenter(encoder=node, optimizer=SEGMENTER["optimizer"], classes=list("abcde"))
+    batch = crops(1, 256)
+    batch = {key: value.float() if value.is_floating_point() else value for key, value in batch.items()}
+    segmenter.log = segmenter.log_dict = lambda *_, **__: None
+    shown.append((segmenter, kept_for_backward(segmenter, lambda: segmenter.training_step(batch, 0))))
+    for module, activations in shown:
+        n = sum(parameter.numel() for parameter in module.parameters())
+        assert all(f"{figure:,}" in page for figure in (n, 4 * n, 8 * n, 16 * n)), n
+        assert f"{activations / 1e9:.2f} GB" in page, activations

@@ -1,0 +1,62 @@
+"""Who is the first process of a launch, and in which folder all of them meet."""
+
+import pytest
+
+from ihc2he.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "night"}, "slurm-7-0"),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "bash"}, None),  # one session, many runs
+        ({"TORCHELASTIC_RUN_ID": "night", "SLURM_JOB_ID": "7"}, "night"),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1"}, None),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "IHC2HE_RUN_ID": "mine"}, "mine"),
+    ],
+)
+def test_all_processes_of_a_launch_name_the_same_folder(monkeypatch, env, expected):
+    from ihc2he.config import stamp
+
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert stamp() == expected if expected else stamp().startswith("20")
+
+
+def test_torchrun_without_an_id_is_refused(monkeypatch):
+    from ihc2he.config import stamp
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="Pass --standalone on one node"):
+        stamp()
+
+
+@pytest.mark.parametrize(
+    ("env", "rank"),
+    [
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, 1),  # Lightning's second process in an interactive session
+        ({"SLURM_PROCID": "3"}, 3),
+        ({"SLURM_PROCID": "0", "RANK": "5", "LOCAL_RANK": "1"}, 5),
+        ({}, 0),
+    ],
+)
+def test_only_one_process_takes_itself_for_the_first(monkeypatch, env, rank):
+    from ihc2he.runner import _rank
+
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert _rank() == rank
+
+
+def test_torchrun_inside_a_slurm_job_places_its_processes_itself(monkeypatch):
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    from ihc2he.runner import _plugins
+
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "night", "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(name, value)
+    assert any(isinstance(plugin, SLURMEnvironment) for plugin in _plugins())
+    for name, value in {"TORCHELASTIC_RUN_ID": "night", "RANK": "0", "GROUP_RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert not any(isinstance(plugin, SLURMEnvironment) for plugin in _plugins())
