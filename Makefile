@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format type bench wheel clean
+.PHONY: help install demo test test-all lint format type bench fuzz wheel clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ format: $(READY)  ## put the code into the house style
 
 bench: $(READY)  ## time ours against the references and their peers, side by side; ARGS=--write-docs renews the page
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py $(ARGS)
+
+fuzz: $(READY)  ## 600 malformed inputs: each ends in a clear message, a counted skip, or the right result
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/fuzz/run.py
 
 wheel: $(READY)  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from hydra.utils import instantiate
 
-from ihc2he.config import locate
-from ihc2he.errors import ConfigError
+from ihc2he.config import locate, target_nodes
+from ihc2he.errors import ConfigError, Ihc2heError
 
 T = TypeVar("T")
+
+TRUSTED = ("torch.nn", "ihc2he")  # what files of weights may name
+_SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+_PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 
 
 def build(node: Mapping[str, Any] | T, only: type[T], **extra: Any) -> T:
@@ -30,7 +39,7 @@ def build(node: Mapping[str, Any] | T, only: type[T], **extra: Any) -> T:
     """
     if isinstance(node, only):
         return node
-    if not isinstance(node, Mapping) or "_target_" not in node:
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         msg = f"Expected a mapping with a _target_ that names a {only.__name__}, found {node!r}."
         raise ConfigError(msg)
     target = node["_target_"]
@@ -38,11 +47,112 @@ def build(node: Mapping[str, Any] | T, only: type[T], **extra: Any) -> T:
     if not (isinstance(found, type) and issubclass(found, only)):
         msg = f"_target_: '{target}' is not a {only.__name__}; it cannot be used here."
         raise ConfigError(msg)
+    check_arguments(found, node)
     try:
-        return instantiate(dict(node), **extra, _recursive_=False, _convert_="all")
+        made = instantiate(dict(node), **extra, _recursive_=False, _convert_="all", _partial_=False)
     except Exception as error:
         cause = error.__cause__ or error
-        if isinstance(cause, TypeError | ValueError):
-            msg = f"Building {target} failed: {cause}"
-            raise ConfigError(msg) from error
-        raise cause from None
+        if isinstance(cause, Ihc2heError | OSError):
+            raise cause from None
+        kind = "" if isinstance(cause, TypeError | ValueError) else f"{type(cause).__name__}: "
+        given = ", ".join(f"{k}={v}" for k, v in node.items() if k not in _SPECIAL and not isinstance(v, Mapping))
+        msg = f"Building {target} failed: {kind}{str(cause).rstrip('.')}. Check its arguments: {given[:300]}."
+        raise ConfigError(msg) from error
+    return made
+
+
+def check_arguments(target: Callable[..., Any], node: Mapping[str, Any]) -> None:
+    """Refuse plain values in a node that are not what the signature of its target is annotated with.
+
+    Annotations of numbers, texts, lists and mappings count; others are left to the target. NaN and infinity are
+    never right, but for Lightning's classes.
+
+    Raises:
+        ConfigError: naming the argument, what was found, and what was expected.
+    """
+    try:
+        parameters = inspect.signature(target, eval_str=True).parameters
+    except (NameError, TypeError, AttributeError, ValueError):  # annotations that exist for type checkers only
+        return
+    lax = target.__module__.startswith("lightning")
+    for key, value in node.items():
+        if key in _SPECIAL:
+            continue
+        annotation = parameters[key].annotation if key in parameters else Any
+        if not (_is_finite(value) or lax) or not _fits(value, annotation):
+            expected = " or ".join(dict.fromkeys(_described(kind) for kind in _kinds(annotation)))
+            msg = f"{node['_target_']}: {key}={value!r}; expected {expected}."
+            if isinstance(value, str) and "a list" in expected:
+                msg += f" In brackets: {key}=[{value}]."
+            raise ConfigError(msg)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or isfinite(value)
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
+        return tuple(kind for part in get_args(annotation) for kind in _kinds(part))
+    return (annotation,)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    return any(_is(value, kind) for kind in _kinds(annotation))
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Return whether a value may be of a kind: also where nothing is known of the kind."""
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in _PLAIN:
+        return isinstance(value, kind)
+    if kind is Path:
+        return isinstance(value, str | Path)
+    origin = get_origin(kind) or kind
+    if not isinstance(origin, type) or origin in (Any, object, inspect.Parameter.empty):
+        return True
+    if issubclass(origin, Sequence):
+        items = [arg for arg in get_args(kind) if arg is not Ellipsis]
+        return isinstance(value, list | tuple) and all(_fits(item, Union[tuple(items)]) for item in value if items)  # noqa: UP007
+    if issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    return not isinstance(value, str | int | float | list | tuple | NoneType)  # an object, or a node of one
+
+
+def _described(kind: Any) -> str:
+    origin = get_origin(kind) or kind
+    if kind in _PLAIN or not isinstance(origin, type) or origin is Any:
+        return _PLAIN.get(kind, "another value")
+    if issubclass(origin, Sequence):
+        return "a list"
+    return "a mapping" if issubclass(origin, Mapping) else "a text" if origin is Path else f"a {origin.__name__}"
+
+
+def refuse_foreign(node: Any) -> None:
+    """Refuse a configuration that came with weights and asks for more than networks of PyTorch and of this package.
+
+    Importing a module executes it, and constructors of other packages read pickles, so a checkpoint or a bundle may not
+    choose among what is installed, nor read the environment. IHC2HE_TRUSTED names packages of the user's own that may
+    be used, separated by commas. Nothing is imported here.
+
+    Raises:
+        ConfigError: naming the target.
+    """
+    trusted = [*TRUSTED, *filter(None, os.environ.get("IHC2HE_TRUSTED", "").split(","))]
+    for _, found in target_nodes(node):
+        target = found["_target_"]
+        if not any(target.startswith(f"{name}.") for name in trusted):
+            package = target.partition(".")[0]
+            msg = (
+                f"_target_: '{target}' is none of {' and '.join(trusted)}, so it is not imported for a file that asks "
+                f"for it. If you trust that package, set IHC2HE_TRUSTED={package} in the environment."
+            )
+            raise ConfigError(msg)
+    if "${" in str(node):
+        msg = f"Expected plain values without interpolations, found {node!r}."
+        raise ConfigError(msg)

@@ -169,6 +169,9 @@ def locate(target: str, path: str = "_target_") -> Callable[..., Any]:
         ConfigError: naming the part that does not exist and the nearest one that does.
     """
     parts = target.split(".")
+    if not all(part.isidentifier() for part in parts):
+        msg = f"{path}: '{target}' is no dotted name; expected package.module.Class."
+        raise ConfigError(msg)
     found: Any = None
     for i, part in enumerate(parts):
         name = ".".join(parts[: i + 1])
@@ -184,11 +187,14 @@ def locate(target: str, path: str = "_target_") -> Callable[..., Any]:
             msg = (
                 f"{path}: '{target}' does not exist; there is no '{part}' in '{'.'.join(parts[:i])}'."
                 if i
-                else (f"{path}: '{target}' does not exist; no module named '{part}' can be imported from here.")
+                else f"{path}: '{target}' does not exist; no module named '{part}'. Expected package.Class."
             )
             raise ConfigError(msg + (did_you_mean(part, _names_in(found)) if i else "")) from error
+        except Exception as error:  # of the module itself
+            msg = f"{path}: importing '{name}' failed ({type(error).__name__}: {error}). Mend it, or name another."
+            raise ConfigError(msg) from error
     if not callable(found):
-        msg = f"{path}: '{target}' is not a class or function."
+        msg = f"{path}: '{target}' is not a class or function; expected package.module.Class."
         raise ConfigError(msg)
     return found
 

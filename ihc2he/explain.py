@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from ihc2he.config import config_dir
@@ -50,6 +50,8 @@ def one_line(error: Exception) -> str:
         quoted = f" Quote a value with special characters: \"{key}='{value}'\"" if "=" in value else ""
         return f"Cannot read '{error.override}'.{quoted}"
     cause = _first_of(OmegaConfBaseException, error)
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key == "experiment":
+        return "The file of the experiment has to begin with the line '# @package _global_'; expected keys of the root."
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key is not None:
         parent = cause.parent_node
         known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
@@ -113,6 +115,17 @@ def experiments(folders: Iterable[Path]) -> str:
 def config_folders(argv: Sequence[str]) -> list[Path]:
     """Return the folders that a command line adds with `--config-dir FOLDER`."""
     return [Path(argv[i + 1]) for i, argument in enumerate(argv[:-1]) if argument in ("--config-dir", "-cd")]
+
+
+def unreadable_file(argv: Sequence[str]) -> str | None:
+    """Return what is wrong with the first of the user's configuration files that cannot be read, or None."""
+    joined = [Path(text.partition("=")[2]) for text in argv if text.startswith("--config-dir=")]
+    for file in (file for folder in [*config_folders(argv), *joined] for file in sorted(folder.rglob("*.yaml"))):
+        try:
+            OmegaConf.load(file)
+        except Exception as error:  # of several libraries
+            return f"{file}: cannot be read as YAML in UTF-8 ({type(error).__name__}: {_joined(str(error))})."
+    return None
 
 
 def warn_shadowed(folders: Iterable[Path], shipped: Path) -> None:

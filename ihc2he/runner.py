@@ -37,8 +37,9 @@ from ihc2he.callbacks.lineage import inputs, outputs
 from ihc2he.callbacks.loggers import forget_rows
 from ihc2he.callbacks.report import write_report
 from ihc2he.config import Stage, config_dir_arguments
-from ihc2he.errors import ConfigError, DataError, Ihc2heError, did_you_mean
+from ihc2he.errors import ConfigError, Ihc2heError, did_you_mean
 from ihc2he.files import complete
+from ihc2he.models.checkpoint import read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,16 @@ def _run(cfg: dict[str, Any]) -> float | None:
 
 
 def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
+    if cfg["float32_matmul_precision"] not in ("highest", "high", "medium"):
+        msg = f"float32_matmul_precision={cfg['float32_matmul_precision']}: expected highest, high or medium."
+        raise ConfigError(msg)
+    if not 0 <= cfg["seed"] < 2**32:
+        msg = f"seed={cfg['seed']}: expected 0 to {2**32 - 1}."
+        raise ConfigError(msg)
+    every = cfg["trainer"].get("check_val_every_n_epoch", 1)
+    if every is not None and every < 1:
+        msg = f"trainer.check_val_every_n_epoch={every}: expected 1 or more."
+        raise ConfigError(msg)
     torch.set_float32_matmul_precision(cfg["float32_matmul_precision"])
     seed_everything(cfg["seed"], workers=True, verbose=False)
 
@@ -174,13 +185,7 @@ def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -
             "'auto' for what the run's own folder holds."
         )
         raise ConfigError(msg)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    except Exception as error:
-        others = [str(p) for p in sorted(Path(path).parent.glob("[!.]*.ckpt")) if p != Path(path)]
-        instead = f" Beside it: {', '.join(others)}." if others else ""
-        msg = f"{path}: not a readable checkpoint; it may have been cut off ({type(error).__name__}).{instead}"
-        raise DataError(msg) from error
+    found = read_checkpoint(path, to_continue=Stage.fit in cfg["stages"])["state_dict"]
     own = module.state_dict()
     wrong = sorted(
         k for k in own.keys() | found.keys() if k not in own or k not in found or own[k].shape != found[k].shape

@@ -27,8 +27,13 @@ NO_TRIAL = ("Record does not exist.", "No trials are completed yet.")  # what Op
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"  # the user wants tracebacks
 
 
+_started = False  # whether a configuration was composed: what is raised before is about the configuration
+
+
 def run(cfg: DictConfig) -> float | None:
     """Check one composed configuration and run its stages; return the metric that a sweep optimises."""
+    global _started  # noqa: PLW0603
+    _started = True
     try:
         if not cfg.model:
             msg = "Nothing to run: give experiment=NAME. `python -m ihc2he.train` alone lists them."
@@ -54,6 +59,8 @@ def main() -> None:
 
     Exit status: 2 for a mistake in the configuration, 1 for anything else.
     """
+    global _started  # noqa: PLW0603
+    _started = False
     folders = explain.config_folders(sys.argv[1:])
     try:
         config.register()
@@ -67,10 +74,14 @@ def main() -> None:
         if FULL_ERROR:
             raise
         _exit(error)
-    except ValueError as error:
-        if str(error) not in NO_TRIAL or FULL_ERROR:
+    except Exception as error:
+        if FULL_ERROR or (_started and str(error) not in NO_TRIAL):
             raise
-        _exit(ConfigError("No trial of the study succeeded; the sweep's sweep.csv says why each failed."))
+        if str(error) in NO_TRIAL:
+            _exit(ConfigError("No trial of the study succeeded; the sweep's sweep.csv says why each failed."))
+        cause = explain.unreadable_file(sys.argv) or f"{explain.one_line(error)} ({type(error).__name__}). Check it."
+        given = " ".join(sys.argv[1:])[:300]
+        _exit(ConfigError(f"The configuration cannot be composed: {cause} Given: {given}"))
 
 
 def _exit(error: Exception) -> NoReturn:

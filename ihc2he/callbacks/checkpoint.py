@@ -228,6 +228,9 @@ class StopOnNaN(Callback):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            msg = f"callbacks.stop_on_nan.every_n_steps={every_n_steps}: expected 1 or more."
+            raise ConfigError(msg)
         self.every_n_steps = every_n_steps
         self._finite: Tensor | None = None
 

@@ -15,7 +15,7 @@ class SeedSteps(Callback):
     middle of an epoch, and differ between ranks.
 
     Args:
-        seed: of the run.
+        seed: of the run, below 2^32.
     """
 
     def __init__(self, seed: int) -> None:
@@ -24,4 +24,4 @@ class SeedSteps(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed for this step."""
         step = trainer.fit_loop.total_batch_idx * trainer.world_size + trainer.global_rank
-        torch.manual_seed((self.seed << 40) + step)  # steps of neighbouring seeds never meet
+        torch.manual_seed(self.seed << 32 | step % 2**32)  # steps of neighbouring seeds never meet

@@ -64,6 +64,7 @@ class StoreDataModule(LightningDataModule, ABC):
     def __init__(self, *, store: str, num_workers: int, seed: int, rebuild: bool) -> None:
         super().__init__()
         require("num_workers", num_workers, num_workers >= 0, "0 or more")
+        require("seed", seed, seed >= 0, "0 or more")
         self.store_folder = Path(store).expanduser()
         self.num_workers = num_workers
         self.seed = seed
@@ -224,7 +225,10 @@ class TranslationDataModule(StoreDataModule):
         require("test_fraction", test_fraction, 0 <= test_fraction < 1, "from 0 to below 1")
         require("fraction", fraction, 0 < fraction <= 1, "above 0 and at most 1")
         require(
-            "samples_per_epoch", samples_per_epoch, samples_per_epoch is None or samples_per_epoch >= 1, "1 or more"
+            "samples_per_epoch",
+            samples_per_epoch,
+            samples_per_epoch is None or 1 <= samples_per_epoch <= 10**9,
+            "1 to 10^9",
         )
         require("brightness_contrast", brightness_contrast, 0 <= brightness_contrast < 1, "from 0 to below 1")
         self.mpp = mpp

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from ihc2he.data.base import RawTile, TranslationDataModule, exclusive
-from ihc2he.data.images import find_images, read_image, resample
+from ihc2he.data.base import RawTile, TranslationDataModule, exclusive, require
+from ihc2he.data.images import PIXEL_SIZE, find_images, is_pixel_size, read_image, resample
 from ihc2he.data.splits import SPLITS
 from ihc2he.data.store import TileStore
 from ihc2he.errors import DataError
@@ -142,6 +142,7 @@ class BCIDataModule(TranslationDataModule):
         simulate: dict[str, Any] | None = None,
         rebuild: bool = False,
     ) -> None:
+        require("mpp", mpp, is_pixel_size(mpp), PIXEL_SIZE)
         super().__init__(
             store=store,
             mpp=mpp,

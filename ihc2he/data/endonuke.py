@@ -10,7 +10,6 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from omegaconf import OmegaConf
 
 from ihc2he.data.base import exclusive, require
 from ihc2he.data.download import download, unpack
-from ihc2he.data.images import find_images
+from ihc2he.data.images import PIXEL_SIZE, find_images, is_pixel_size, regular_files
 from ihc2he.data.points import POLICIES, Faults, Point, PointTile, image_size, keep_good, read_point_tile
 from ihc2he.data.tiles import TileLoader, WholeTilesDataModule, by_name
 from ihc2he.errors import ConfigError, DataError, did_you_mean
@@ -34,6 +33,8 @@ BLOCK_GAP = 50  # the greatest gap met inside a run of numbers is 22, the least 
 TRUTH = {"inst": "instances", "type": "types", "he": "he"}  # folders of simulated tissue, by key of the batch
 URL = "https://www.ispras.ru/conf/endonuke/data.zip"
 LICENCE = "EndoNuke is licensed CC BY 4.0: cite Naumov et al., Data 2022, 7(6):75."
+
+_POINT = re.compile(r"\s*(-?\d{1,18})\s+(-?\d{1,18})\s+(-?\d{1,18})\s*", re.ASCII)  # int() also takes 1_000
 
 HOW_TO_GET = """\
 EndoNuke was not found under {root} ({found}).
@@ -101,7 +102,7 @@ class EndoNukeDataModule(WholeTilesDataModule):
         num_workers: int = 2,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
-        require("mpp", mpp, mpp is None or 0 < mpp < inf, "um/px above 0")
+        require("mpp", mpp, mpp is None or is_pixel_size(mpp), PIXEL_SIZE)
         require("bad_labels", bad_labels, bad_labels in POLICIES, " or ".join(POLICIES))
         for name, value in (("annotators", annotators), ("ids", ids), ("val_ids", val_ids)):
             require(name, value, not isinstance(value, str | int), f"a list: data.{name}=[{value}]")
@@ -292,7 +293,13 @@ def _what_is_known(home: Path, numbers: Iterable[int]) -> tuple[float, dict[int,
     from ihc2he.simulate.endonuke import CASES, MPP
     from ihc2he.simulate.tissue import TYPES
 
-    size = json.loads(note.read_text(encoding="utf-8"))["size"]
+    try:
+        size = int(json.loads(note.read_text(encoding="utf-8"))["size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        size = 0
+    if size < 1:
+        msg = f"{note}: no size of the tiles can be read. Delete {home} and simulate it again."
+        raise DataError(msg)
     return MPP * size, {number: f"case {number % CASES}" for number in numbers}, list(TYPES)
 
 
@@ -300,7 +307,7 @@ def _find(home: Path, faults: Faults) -> tuple[dict[int, Path], dict[Label, Path
     """Return the images by number, and the label files, after telling of those without a partner."""
     folder = home / "dataset" / "images"
     images = {_number(path): path for path in by_name(folder, (folder / name for name in find_images(folder))).values()}
-    files = sorted((home / "dataset" / "labels").glob("*/*/[!.]*.txt"))
+    files = regular_files(sorted((home / "dataset" / "labels").glob("*/*/[!.]*.txt")))
     labels = {Label(path.parts[-3], path.parts[-2], _number(path)): path for path in files}
     for label, path in labels.items():
         if label.number not in images:
@@ -344,7 +351,10 @@ def _listed(home: Path, subset: str) -> set[Label] | None:
     except Exception as error:  # of several libraries
         msg = f"{master}: no list labels_lists can be read ({error}). Download it again."
         raise DataError(msg) from error
-    return {label for name in lists for label in _read_list(master, home, str(name))}
+    if not isinstance(lists, list) or not all(isinstance(name, str) for name in lists):
+        msg = f"{master}: labels_lists is {lists!r}, expected a list of files. Download it again."
+        raise DataError(msg)
+    return {label for name in lists for label in _read_list(master, home, name)}
 
 
 def _read_list(master: Path, home: Path, name: str) -> list[Label]:
@@ -356,7 +366,7 @@ def _read_list(master: Path, home: Path, name: str) -> list[Label]:
         msg = f"{master}: its list {name} is not below {home}. Complete the download, or choose a split as data.subset."
         raise DataError(msg)
     labels = []
-    for line in path.read_text(encoding="utf-8").split():
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").split():
         file = Path(line)
         if len(file.parts) < 3 or not file.stem.isdecimal():
             msg = f"{path}: found {line!r}, expected label files such as dataset/labels/bulk/ptg1/321.txt."
@@ -368,12 +378,12 @@ def _read_list(master: Path, home: Path, name: str) -> list[Label]:
 def _read_points(path: Path, faults: Faults) -> list[Point]:
     """Return the points of a label file."""
     points = []
-    for i, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for i, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
-        try:
-            x, y, kind = map(int, line.split())
-        except ValueError:
+        if match := _POINT.fullmatch(line):
+            x, y, kind = map(int, match.groups())
+        else:
             faults.add("lines that are no point", f"{path}, line {i}: {line[:40]!r}, expected whole numbers x y class.")
             continue
         if 0 <= kind < len(CLASSES):

@@ -1,7 +1,9 @@
 """Finding, decoding and resizing image files of any kind, with errors that name the file."""
 
+import logging
 import struct
 import zlib
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,21 +14,47 @@ from numpy.typing import NDArray
 
 from ihc2he.errors import DataError
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+MPP_RANGE = (0.01, 100.0)  # um/px; the finest objectives give 0.05, and at 100 a nucleus is a tenth of a pixel
+PIXEL_SIZE = f"um/px from {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}"
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame's header
+_PHOTOMETRIC = (0, 1, 2, 3, 6)  # grey (either way round), RGB, palette, YCbCr
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def is_pixel_size(mpp: float) -> bool:
+    """Return whether a number may be um/px of a microscope's image; others are slips of the pen or of the unit.
+
+    >>> is_pixel_size(0.25), is_pixel_size(0), is_pixel_size(2.5e-7), is_pixel_size(float("nan"))
+    (True, False, False, False)
+    """
+    return MPP_RANGE[0] <= mpp <= MPP_RANGE[1]
 
 
 def find_images(folder: Path) -> list[str]:
     """Return the image files below a folder, as sorted POSIX paths relative to it.
 
     Looks into sub-folders, knows PNG, JPEG and TIFF by their extension in any case, and passes over hidden
-    files, such as the ``._*`` companions that macOS leaves in archives.
+    files, such as the ``._*`` companions that macOS leaves in archives. Folders, dangling links and the like that bear
+    such a name are left out, with one warning.
     """
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    named = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    return [path.relative_to(folder).as_posix() for path in regular_files(named)]
+
+
+def regular_files(paths: Iterable[Path]) -> list[Path]:
+    """Return those of some paths that are files, after a warning that counts the others."""
+    paths = list(paths)
+    files = [path for path in paths if path.is_file()]
+    if len(files) < len(paths):
+        other = next(path for path in paths if not path.is_file())
+        kind = "a link to nothing" if other.is_symlink() else "a folder" if other.is_dir() else "no regular file"
+        log.warning(
+            "left out %d entries named like images, such as %s, which is %s", len(paths) - len(files), other, kind
+        )
+    return files
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -145,8 +173,7 @@ def _structural_problem(data: bytes) -> str | None:
     if data.startswith(_PNG_SIGNATURE):
         return _png_problem(data)
     if data.startswith(b"\xff\xd8"):
-        # The end marker must follow the last start of scan: an embedded thumbnail has both of its own.
-        return None if data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") else "the JPEG is truncated"
+        return _jpeg_problem(data)
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _tiff_problem(data)
     return "the content is not a PNG, JPEG or TIFF"
@@ -167,6 +194,19 @@ def _png_problem(data: bytes) -> str | None:
     return f"the PNG is truncated after {len(data)} bytes"
 
 
+def _jpeg_problem(data: bytes) -> str | None:
+    # The end marker must follow the last start of scan: an embedded thumbnail has both of its own.
+    if data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):
+        return "the JPEG is truncated"
+    position = 2
+    while position + 10 <= len(data) and data[position] == 0xFF:
+        kind, (length,) = data[position + 1], struct.unpack_from(">H", data, position + 2)
+        if kind in _JPEG_FRAMES:
+            return None if data[position + 9] in (1, 3) else f"the JPEG has {data[position + 9]} inks, not grey or RGB"
+        position += 2 + length
+    return None
+
+
 def _tiff_problem(data: bytes) -> str | None:
     import tifffile
 
@@ -180,6 +220,8 @@ def _tiff_problem(data: bytes) -> str | None:
         return f"the TIFF is truncated after {len(data)} bytes"
     if len(full) > 1:
         return f"the TIFF holds {len(full)} pages, not one"
+    if full[0].photometric not in _PHOTOMETRIC:
+        return f"the TIFF has {getattr(full[0].photometric, 'name', full[0].photometric)} colours, not grey or RGB"
     segments = zip(full[0].dataoffsets, full[0].databytecounts, strict=True)
     if any(offset + count > len(data) for offset, count in segments):
         return f"the TIFF is truncated after {len(data)} bytes"

@@ -3,7 +3,6 @@
 import csv
 import logging
 from collections.abc import Sequence
-from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from ihc2he.data.augmentation import NucleiAugmentation
 from ihc2he.data.base import require
-from ihc2he.data.images import SUFFIXES, find_images, read_image
+from ihc2he.data.images import PIXEL_SIZE, SUFFIXES, find_images, is_pixel_size, read_image
 from ihc2he.data.labels import read_labels
 from ihc2he.data.segmentation import Labelled, SegmentationDataModule
 from ihc2he.data.splits import SPLITS, stratified_sample
@@ -102,7 +101,7 @@ class NucleiDataModule(SegmentationDataModule):
             augmentation=augmentation,
             rebuild=rebuild,
         )
-        require("mpp_files", mpp_files, mpp_files is None or mpp_files > 0, "um/px above 0")
+        require("mpp_files", mpp_files, mpp_files is None or is_pixel_size(mpp_files), PIXEL_SIZE)
         require("val_fraction", val_fraction, 0 <= val_fraction < 1, "from 0 to below 1")
         require("test_fraction", test_fraction, 0 <= test_fraction < 1, "from 0 to below 1")
         require("test_split", test_split, test_split in TEST_SPLITS, " or ".join(TEST_SPLITS))
@@ -159,8 +158,8 @@ class NucleiDataModule(SegmentationDataModule):
             mpp = float(mpp)
         except ValueError:
             mpp = -1.0
-        if not 0 < mpp < inf:
-            msg = f"{where}: um_per_px {said['um_per_px']!r}, expected a number above 0, such as 0.25."
+        if not is_pixel_size(mpp):
+            msg = f"{where}: um_per_px {said.get('um_per_px')!r}, expected {PIXEL_SIZE}, such as 0.25."
             raise DataError(msg)
         return Tile(name, split, said.get("tissue") or "", mpp, files)
 
@@ -177,7 +176,10 @@ class NucleiDataModule(SegmentationDataModule):
         for role, labels in maps.items():
             if labels.shape != image.shape[:2]:
                 found, expected = ("x".join(map(str, array.shape[1::-1])) for array in (labels, image))
-                msg = f"{tile.files[role]}: {found} px, but its image {tile.files['images']} has {expected}."
+                msg = (
+                    f"{tile.files[role]}: {found} px, but its image {tile.files['images']} has {expected}. "
+                    "Export both again."
+                )
                 raise DataError(msg)
         if "types" in maps:
             self._check_types(tile, maps)
@@ -232,22 +234,38 @@ def read_table(path: Path) -> dict[str, dict[str, str]]:
     """Return the rows of a tiles.csv by the tile's name without extension; empty where there is no such file.
 
     Raises:
-        DataError: where the column ``name`` is missing, or a name comes twice.
+        DataError: where it cannot be read, the column ``name`` is missing, a line has more fields than the first, or a
+            name is empty or comes twice.
     """
     if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        if "name" not in (reader.fieldnames or ()):
-            msg = f"{path}: found the columns {reader.fieldnames}, expected one called name."
+        if path.exists() or path.is_symlink():
+            msg = (
+                f"{path}: found a folder, or a link to nothing; expected a CSV file. Remove it, or put the file there."
+            )
             raise DataError(msg)
-        rows = list(reader)
-    table = {_stem(row["name"]): row for row in rows}
-    if len(table) < len(rows):
-        names = [_stem(row["name"]) for row in rows]
-        twice = next(name for name in names if names.count(name) > 1)
-        msg = f"{path}: {twice} comes twice. Leave one row for each tile."
-        raise DataError(msg)
+        return {}
+    table: dict[str, dict[str, str]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            if "name" not in (reader.fieldnames or ()):
+                msg = f"{path}: found the columns {reader.fieldnames}, expected one called name."
+                raise DataError(msg)
+            for row in reader:
+                where, name = f"{path}, line {reader.line_num}", _stem(row["name"] or "")
+                if None in row:
+                    msg = f"{where}: more fields than the first line names. Remove them, or quote texts with commas."
+                    raise DataError(msg)
+                if not name:
+                    msg = f"{where}: the name is empty. Fill it, or remove the line."
+                    raise DataError(msg)
+                if name in table:
+                    msg = f"{path}: {name} comes twice. Leave one row for each tile."
+                    raise DataError(msg)
+                table[name] = row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        msg = f"{path}: not a CSV file in UTF-8 ({error}). Export it again."
+        raise DataError(msg) from error
     return table
 
 

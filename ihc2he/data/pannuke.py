@@ -236,10 +236,14 @@ def _open(file: Path) -> NDArray[Any]:
         )
         raise DataError(msg)
     try:
-        return np.load(file, mmap_mode="r")
+        array = np.load(file, mmap_mode="r")
     except (ValueError, OSError, EOFError) as error:
         msg = f"{file}: not a readable NumPy array ({error}). Download and unpack it again."
         raise DataError(msg) from error
+    if not isinstance(array, np.ndarray):
+        msg = f"{file}: found an archive of several arrays, expected one. Download and unpack it again."
+        raise DataError(msg)
+    return array
 
 
 def _whole_numbers(file: Path, index: int, limit: int) -> NDArray[np.int32]:

@@ -5,6 +5,7 @@ Shape suffixes: n = points, 3 = (x, y, class). Coordinates are whole px; (0, 0) 
 
 import csv
 import logging
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from math import floor, inf, isfinite
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.data.base import require
-from ihc2he.data.images import find_images, read_image
+from ihc2he.data.images import PIXEL_SIZE, find_images, is_pixel_size, read_image, regular_files
 from ihc2he.data.labels import read_labels
 from ihc2he.data.nuclei import read_table
 from ihc2he.data.tiles import TileLoader, WholeTilesDataModule, by_name, pixel_size
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 POLICIES = ("error", "repeated", "skip")
 REPEATED = "repeated points"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # float() also takes 1_000 and other scripts
 
 HOW_TO_GET = """\
 {root}: {problem}. Expected this tree, with equal names but for the extension:
@@ -181,7 +183,7 @@ class PointsDataModule(WholeTilesDataModule):
         num_workers: int = 2,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
-        require("mpp", mpp, mpp is None or 0 < mpp < inf, "um/px above 0")
+        require("mpp", mpp, mpp is None or is_pixel_size(mpp), PIXEL_SIZE)
         self.root = Path(root).expanduser()
         self.classes = list(classes or [])
         self.truth_classes: list[str] = []
@@ -193,7 +195,7 @@ class PointsDataModule(WholeTilesDataModule):
             by_name(folder, files)
             for folder, files in (
                 (self.root / "images", (self.root / "images" / name for name in find_images(self.root / "images"))),
-                (self.root / "points", sorted((self.root / "points").rglob("[!.]*.csv"))),
+                (self.root / "points", regular_files(sorted((self.root / "points").rglob("[!.]*.csv")))),
             )
         )
         self._require_partners(images, points)
@@ -237,8 +239,8 @@ def read_points(path: Path, classes: Sequence[str]) -> list[Point]:
     wanted = ["x", "y", *(["class"] if classes else [])]
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            if missing := [name for name in wanted if name not in (reader.fieldnames or ())]:
+            reader = csv.DictReader(stream, strict=True)
+            if missing := [name for name in wanted if (reader.fieldnames or []).count(name) != 1]:
                 msg = (
                     f"{path}: found the columns {', '.join(reader.fieldnames or ()) or 'none'}, expected one called "
                     f"{missing[0]}. The first line names the columns, separated by commas."
@@ -247,19 +249,22 @@ def read_points(path: Path, classes: Sequence[str]) -> list[Point]:
             points = []
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
+                if None in row:
+                    msg = (
+                        f"{where}: more fields than the first line names. Check the separators, and write 5.5, not 5,5."
+                    )
+                    raise DataError(msg)
                 kind = _class(row["class"], classes, where) if classes else 0
                 points.append(Point(reader.line_num, _whole(row, "x", where), _whole(row, "y", where), kind))
             return points
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         msg = f"{path}: not a CSV file in UTF-8 ({error}). Export it again."
         raise DataError(msg) from error
 
 
 def _whole(row: dict[str, str | None], column: str, where: str) -> int:
-    try:
-        value = float(row[column] or "")
-    except ValueError:
-        value = inf
+    text = (row[column] or "").strip()
+    value = float(text) if _NUMBER.fullmatch(text) else inf
     if not isfinite(value):
         msg = f"{where}: {column} is {row[column]!r}, expected a number of px."
         raise DataError(msg)
@@ -269,7 +274,7 @@ def _whole(row: dict[str, str | None], column: str, where: str) -> int:
 def _class(text: str | None, classes: Sequence[str], where: str) -> int:
     if text in classes:
         return classes.index(text)  # type: ignore[arg-type]
-    if text and text.isdecimal() and int(text) < len(classes):
+    if text and text.isascii() and text.isdecimal() and int(text) < len(classes):
         return int(text)
     hint = did_you_mean(text or "", classes)
     msg = f"{where}: class {text!r}, expected a name of data.classes or a number from 0.{hint}"

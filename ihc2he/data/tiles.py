@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from ihc2he.data.base import require
-from ihc2he.data.images import SUFFIXES, find_images, read_image
+from ihc2he.data.images import PIXEL_SIZE, SUFFIXES, find_images, is_pixel_size, read_image, regular_files
 from ihc2he.data.nuclei import read_table
 from ihc2he.data.samplers import ShardSampler
 from ihc2he.errors import ConfigError, DataError
@@ -125,7 +124,7 @@ class TilesDataModule(WholeTilesDataModule):
         super().__init__(batch_size=batch_size, num_workers=num_workers)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images left than devices
         require("path", path, bool(path), "an image, a folder of images, or a glob such as 'slides/*/*.png'")
-        require("mpp", mpp, mpp is None or 0 < mpp < inf, "um/px above 0")
+        require("mpp", mpp, mpp is None or is_pixel_size(mpp), PIXEL_SIZE)
         self.path = str(path)
         self.mpp = mpp
         self.done = None if done is None else Path(done).expanduser()
@@ -172,11 +171,8 @@ def find_files(path: str) -> tuple[Path, list[Path]]:
     if fixed is None:
         return given.parent, []
     base = Path(*given.parts[:fixed])
-    return base, sorted(
-        file
-        for file in base.glob(str(Path(*given.parts[fixed:])))
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
+    found = sorted(base.glob(str(Path(*given.parts[fixed:]))))
+    return base, regular_files(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 
 def by_name(base: Path, files: Iterable[Path]) -> dict[str, Path]:
@@ -224,8 +220,8 @@ def pixel_size(said: str | None, otherwise: float | None, image: Path, table: Pa
         mpp = float(said)
     except ValueError:
         mpp = -1.0
-    if not 0 < mpp < inf:
-        msg = f"{table}: um_per_px {said!r} for {image.name}, expected a number above 0, such as 0.25."
+    if not is_pixel_size(mpp):
+        msg = f"{table}: um_per_px {said!r} for {image.name}, expected {PIXEL_SIZE}, such as 0.25."
         raise DataError(msg)
     return mpp
 

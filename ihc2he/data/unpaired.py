@@ -7,8 +7,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ihc2he.data.base import RawTile, TranslationDataModule
-from ihc2he.data.images import SUFFIXES, find_images, read_image, resample
+from ihc2he.data.base import RawTile, TranslationDataModule, require
+from ihc2he.data.images import PIXEL_SIZE, SUFFIXES, find_images, is_pixel_size, read_image, resample
 from ihc2he.data.splits import SPLITS, STAINS
 from ihc2he.errors import ConfigError, DataError
 
@@ -67,7 +67,7 @@ class UnpairedDataModule(TranslationDataModule):
                 "or both data.ihc=FOLDER and data.he=FOLDER."
             )
             raise ConfigError(msg)
-        if mpp_ihc is None or mpp_he is None or min(mpp_ihc, mpp_he) <= 0:
+        if mpp_ihc is None or mpp_he is None or not (is_pixel_size(mpp_ihc) and is_pixel_size(mpp_he)):
             msg = (
                 f"data.mpp_ihc={mpp_ihc}, data.mpp_he={mpp_he}: pass the pixel size of both stains in um/px; "
                 "about 0.25 for a 40x scan, 0.5 for 20x. The scanner's metadata has the exact figure."
@@ -79,6 +79,7 @@ class UnpairedDataModule(TranslationDataModule):
         if ihc is not None and he is not None and (inside(ihc, he) or inside(he, ihc)):
             msg = f"data.ihc={ihc}, data.he={he}: one lies inside the other, so its images would count as both stains."
             raise ConfigError(msg)
+        require("mpp", mpp, mpp is None or is_pixel_size(mpp), PIXEL_SIZE)
         super().__init__(
             store=store,
             mpp=max(mpp_ihc, mpp_he) if mpp is None else mpp,

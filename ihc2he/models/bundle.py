@@ -1,7 +1,7 @@
 """Model bundles: a folder that any program can read a trained network from, without this one's checkpoints.
 
 A bundle holds `config.json` (how to build the network and what it expects), `model.safetensors` and a model card,
-`README.md`. It is built and loaded without executing code from it.
+`README.md`. It is built and loaded without executing code from it, and damaged weights are noticed by their hash.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from hashlib import file_digest
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ihc2he import __version__
-from ihc2he.build import build
+from ihc2he.build import build, refuse_foreign
 from ihc2he.errors import ConfigError, DataError
 
 FORMAT = 1
+REMEDY = "Copy it again, or make it anew from its run's checkpoint."
 FILES = ("config.json", "model.safetensors", "README.md")
 
 
@@ -44,13 +47,14 @@ def save_bundle(module: nn.Module, folder: str | Path, info: Mapping[str, Any]) 
         msg = f"A bundle needs the configuration node of its network, to build it again; found {node!r}."
         raise ConfigError(msg)
     folder = Path(folder)
-    config = {"format": FORMAT, **info, "versions": {"ihc2he": __version__, "torch": version("torch")}}
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     save_file(weights, temporary / "model.safetensors")
+    versions = {"ihc2he": __version__, "torch": version("torch")}
+    config = {"format": FORMAT, **info, "versions": versions, "sha256": _sha256(temporary / "model.safetensors")}
+    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (temporary / "README.md").write_text(_card(config), encoding="utf-8")
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -76,17 +80,84 @@ def load_bundle(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     folder = _fetch(str(source))
     missing = [name for name in FILES[:2] if not (folder / name).is_file()]
     if missing:
-        msg = f"{folder}: not a model bundle; {' and '.join(missing)} missing. Fit writes bundles to RUN/bundles."
+        msg = (
+            f"{folder}: not a model bundle; {' and '.join(missing)} missing. Fit writes bundles to RUN/bundles: "
+            "pass one of them."
+        )
         raise DataError(msg)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        _check(config, folder)
+        refuse_foreign(config["module"])
         module = build(config["module"], nn.Module)
-        module.load_state_dict(load_file(folder / "model.safetensors"))
-    except (ConfigError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
+        weights = load_file(folder / "model.safetensors")
+        _check_weights(weights, module)
+        module.load_state_dict(weights)
+    except (ConfigError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError, OSError) as error:
         cause = " ".join(str(error).split())[:200]  # load_state_dict names every weight
-        msg = f"{folder}: the bundle is damaged or of another version ({type(error).__name__}: {cause})."
+        msg = f"{folder}: the bundle is damaged or of another version ({type(error).__name__}: {cause}). {REMEDY}"
         raise DataError(msg) from error
     return module.eval(), config
+
+
+def _check(config: Any, folder: Path) -> None:
+    """Raise a ValueError for a `config.json` that this version cannot read, or whose values cannot be right."""
+    if problem := _problem(config):
+        msg = f"config.json: {problem}"
+        raise ValueError(msg)
+    if "sha256" in config and config["sha256"] != _sha256(folder / "model.safetensors"):
+        msg = "model.safetensors is not the file that was saved with config.json, by its sha256"
+        raise ValueError(msg)
+
+
+def _problem(config: Any) -> str | None:
+    if not isinstance(config, Mapping) or not isinstance(config.get("module"), Mapping):
+        return "found no 'module', expected a mapping with the node that builds the network"
+    found = config.get("format", FORMAT)
+    if not isinstance(found, int) or not 1 <= found <= FORMAT:
+        return f"format {found!r}, expected at most {FORMAT}: written by a newer ihc2he, so update this one"
+    value_range, classes, mpp = (config.get(key) for key in ("value_range", "classes", "mpp"))
+    n_types = config["module"].get("n_types")
+    if mpp is not None and not (_is_number(mpp) and 0 < mpp < inf):
+        return f"mpp {mpp!r}, expected um/px above 0"
+    if value_range is not None and not _is_range(value_range):
+        return f"value_range {value_range!r}, expected two numbers such as [-1, 1]"
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        return f"classes {classes!r}, expected a list of names"
+    if classes is not None and len(set(classes)) < len(classes):
+        return f"classes {classes!r}, expected each name once"
+    if classes is not None and n_types is not None and len(classes) != n_types:
+        return f"{len(classes)} classes {classes!r}, but the network has {n_types} types"
+    if not isinstance(config.get("keep_unmarked", True), bool):
+        return f"keep_unmarked {config['keep_unmarked']!r}, expected true or false"
+    return None
+
+
+def _check_weights(weights: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Raise a ValueError for weights that are no numbers; names and shapes are PyTorch's to check."""
+    for name, own in module.state_dict().items():
+        value = weights.get(name, own)
+        if value.is_floating_point() != own.is_floating_point():
+            msg = f"model.safetensors: {name} has {value.dtype} values, expected {own.dtype}"
+            raise ValueError(msg)
+        if not bool(value.isfinite().all()):
+            msg = f"model.safetensors: {name} has values that are NaN or infinite"
+            raise ValueError(msg)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_range(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and -inf < value[0] < value[1] < inf
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()
 
 
 def _fetch(source: str) -> Path:

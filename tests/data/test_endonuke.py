@@ -1,6 +1,7 @@
 import csv
 import io
 import logging
+import os
 import zipfile
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -189,7 +190,7 @@ def test_ids_that_name_no_tile(entry, message):
         ({"val_ids": 7}, r"data\.val_ids=7: expected a list"),
         ({"annotators": "ptg1"}, r"data\.annotators=ptg1: expected a list"),
         ({"bad_labels": "drop"}, r"data\.bad_labels=drop: expected error or repeated or skip"),
-        ({"mpp": 0}, r"data\.mpp=0: expected um/px above 0"),
+        ({"mpp": 0}, r"data\.mpp=0: expected um/px from 0.01 to 100"),
     ],
 )
 def test_values_outside_of_their_range(arguments, message):
@@ -218,6 +219,9 @@ def test_blocks_are_runs_of_numbers():
         ("\n5 5 0\n\n1 2 3\n", r"line 4: class 3, expected 0 stroma, 1 epithelium, 2 other", [[5, 5, 0]]),
         ("200 5 0\n", r"line 1: point \(200, 5\) lies outside of its tile of 200x200 px", []),
         ("5 -1 0\n", r"point \(5, -1\) lies outside", []),
+        ("1_0 5 0\n", r"line 1: '1_0 5 0', expected whole numbers", []),
+        ("\u0663 5 0\n", r"line 1: '\u0663 5 0', expected whole numbers", []),
+        (f"{10**30} 5 0\n", r"line 1: '10+ 5 0', expected whole numbers", []),
     ],
 )
 def test_a_bad_line_is_an_error_or_left_out(root, caplog, text, message, kept):
@@ -242,6 +246,26 @@ def test_a_repeated_point_is_left_out_unless_that_is_an_error(root, caplog):
 def test_an_empty_label_file_is_a_tile_without_nuclei(root):
     label(root, 321).write_text("")
     assert tiles(root)[321].points_n3.shape == (0, 3)
+
+
+def test_a_byte_order_mark_and_other_line_ends_do_no_harm(root):
+    label(root, 321).write_bytes(b"\xef\xbb\xbf5 6 0\r\n7 7 1\r8 8 1")
+    assert tiles(root)[321].points_n3.tolist() == [[5, 6, 0], [7, 7, 1], [8, 8, 1]]
+
+
+def test_a_label_that_is_no_file_is_not_waited_for(root):
+    label(root, 321).unlink()
+    os.mkfifo(label(root, 321))
+    with pytest.raises(DataError, match=r"321\.png: there is no label file of tile 321"):
+        ready(root)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"size": "big"}', "[]", '{"size": 0}'])
+def test_a_damaged_note_of_the_simulator_is_named(root, text):
+    (root / "truth").mkdir()
+    (root / "truth" / "simulation.json").write_text(text)
+    with pytest.raises(DataError, match=r"simulation\.json: no size of the tiles can be read.*simulate it again"):
+        ready(root)
 
 
 def test_a_missing_partner_is_an_error_or_left_out(root, caplog):
@@ -273,9 +297,9 @@ def test_damaged_lists_are_named(listed):
     path.unlink()
     with pytest.raises(DataError, match=r"unique\.yaml: its list .*stud1_labels\.txt is not below"):
         ready(listed)
-    for text in ("labels: []\n", "[", "- 1\n"):
+    for text in ("labels: []\n", "[", "- 1\n", "labels_lists: all\n", "labels_lists: 3\n", "labels_lists: [3]\n"):
         (listed / "master_ymls" / "unique.yaml").write_text(text)
-        with pytest.raises(DataError, match=r"unique\.yaml: no list labels_lists can be read"):
+        with pytest.raises(DataError, match=r"unique\.yaml: (no list labels_lists can be read|labels_lists is)"):
             ready(listed)
 
 

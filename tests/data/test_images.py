@@ -108,6 +108,28 @@ def test_find_images_recurses_and_passes_over_the_rest(tmp_path):
     assert find_images(tmp_path / "missing") == []
 
 
+def test_what_bears_the_name_of_an_image_and_is_none_is_counted(tmp_path, caplog):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "b.png").symlink_to("nowhere")
+    (tmp_path / "c.png").mkdir()
+    assert find_images(tmp_path) == ["a.png"]
+    assert (
+        f"left out 2 entries named like images, such as {tmp_path / 'b.png'}, which is a link to nothing" in caplog.text
+    )
+
+
+def test_inks_of_print_are_not_taken_for_transparency(tmp_path, make_tile):
+    inks = np.dstack([make_tile(0), make_tile(1)[..., :1]])
+    tifffile.imwrite(tmp_path / "a.tif", inks, photometric="separated")
+    with pytest.raises(DataError, match=r"a\.tif: the TIFF has SEPARATED colours, not grey or RGB"):
+        read_image(tmp_path / "a.tif")
+    rgb = cv2.imencode(".jpg", make_tile(0))[1].tobytes()
+    frame = rgb.index(b"\xff\xc0")
+    (tmp_path / "b.jpg").write_bytes(rgb[: frame + 9] + b"\x04" + rgb[frame + 10 :])
+    with pytest.raises(DataError, match=r"b\.jpg: the JPEG has 4 inks, not grey or RGB"):
+        read_image(tmp_path / "b.jpg")
+
+
 def test_shrinking_averages_so_that_fine_stripes_do_not_alias():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::4] = 200

@@ -210,9 +210,15 @@ def test_what_does_not_fit_is_named(root, prepared, tmp_path, spoil, message):
     [
         (lambda rows: rows[0].update(split="training"), r"tiles\.csv: 0: split 'training', expected train, val, test"),
         (lambda rows: rows[0].update(split=""), r"tiles\.csv: 1 tiles have no split, such as 0"),
-        (lambda rows: rows[0].update(um_per_px="40x"), r"tiles\.csv: 0: um_per_px '40x', expected a number above 0"),
-        (lambda rows: rows[0].update(um_per_px="inf"), r"tiles\.csv: 0: um_per_px 'inf', expected a number above 0"),
-        (lambda rows: rows[0].update(um_per_px=0), r"tiles\.csv: 0: um_per_px '0', expected a number above 0"),
+        (
+            lambda rows: rows[0].update(um_per_px="40x"),
+            r"tiles\.csv: 0: um_per_px '40x', expected um/px from 0.01 to 100",
+        ),
+        (
+            lambda rows: rows[0].update(um_per_px="inf"),
+            r"tiles\.csv: 0: um_per_px 'inf', expected um/px from 0.01 to 100",
+        ),
+        (lambda rows: rows[0].update(um_per_px=0), r"tiles\.csv: 0: um_per_px '0', expected um/px from 0.01 to 100"),
         (lambda rows: rows.pop(0), r"tiles\.csv: has no 0 \(1 such\)"),
         (lambda rows: rows[0].update(name="7"), r"tiles\.csv: has no 0"),
         (lambda rows: rows[0].update(name="1.png"), r"tiles\.csv: 1 comes twice"),
@@ -225,6 +231,28 @@ def test_a_wrong_table_is_named(root, prepared, change, message):
     write_table(root, rows)
     with pytest.raises(DataError, match=message):
         prepared()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfen\0", r"tiles\.csv: not a CSV file in UTF-8"),
+        (b'name,split\n"0,train\n', r"tiles\.csv: not a CSV file in UTF-8 \(unexpected end of data"),
+        (b"name,split\n0,train,x\n", r"tiles\.csv, line 2: more fields than the first line names"),
+        (b"name,split\n,train\n", r"tiles\.csv, line 2: the name is empty"),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path, content, message):
+    (tmp_path / "tiles.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_table(tmp_path / "tiles.csv")
+
+
+def test_a_table_that_is_no_file_is_named(tmp_path):
+    assert read_table(tmp_path / "tiles.csv") == {}
+    (tmp_path / "tiles.csv").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"tiles\.csv: found a folder, or a link to nothing"):
+        read_table(tmp_path / "tiles.csv")
 
 
 def test_a_changed_table_is_noticed(root, prepared):

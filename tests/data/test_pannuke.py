@@ -218,6 +218,14 @@ def test_a_spoilt_array_is_named_with_the_index(root, prepared, tmp_path, which,
     assert not (tmp_path / "store" / "tiles.h5").exists()
 
 
+def test_an_archive_of_arrays_is_named(root, prepared):
+    file = fold_files(root, 1).images
+    np.savez(file.with_suffix(".npz"), a=np.zeros(3))
+    file.with_suffix(".npz").rename(file)
+    with pytest.raises(DataError, match=r"images\.npy: found an archive of several arrays, expected one"):
+        prepared()
+
+
 def test_a_truncated_array_is_named(root, prepared):
     file = fold_files(root, 3).masks
     file.write_bytes(file.read_bytes()[:-100])

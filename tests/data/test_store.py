@@ -164,7 +164,7 @@ def test_a_missing_store_says_who_builds_it(tmp_path):
 def test_other_files_are_refused(tmp_path, path):
     with h5py.File(path, "r+") as file:
         file.attrs["version"] = 99
-    with pytest.raises(DataError, match=r"found version 99; expected a tile store of version 1.*rebuild=true"):
+    with pytest.raises(DataError, match=r"found version 99; expected a tile store of version 2.*rebuild=true"):
         TileStore(path)
     with h5py.File(path, "w"):
         pass
@@ -173,6 +173,41 @@ def test_other_files_are_refused(tmp_path, path):
     path.write_bytes(b"not HDF5")
     with pytest.raises(DataError, match=r"tiles\.h5: not a readable tile store"):
         TileStore(path)
+
+
+def damage(path, where, size=8):
+    data = bytearray(path.read_bytes())
+    data[where : where + size] = bytes(byte ^ 0xFF for byte in data[where : where + size])
+    path.write_bytes(bytes(data))
+
+
+def test_a_changed_pixel_is_noticed_when_it_is_read(path):
+    stored = load(2).arrays["image"].tobytes()
+    where = path.read_bytes().index(stored[:64])
+    damage(path, where + 20, 1)
+    store = TileStore(path)
+    store.read(0, "image")
+    with pytest.raises(DataError, match=r"tiles\.h5: image of 2\.png is damaged .*data\.rebuild=true"):
+        store.read(2, "image")
+
+
+def test_a_changed_row_is_noticed(path):
+    damage(path, path.read_bytes().index(b'"name": "1.png"') + 10, 1)
+    with pytest.raises(DataError, match=r"tiles\.h5: the tables of records are not those that were written"):
+        TileStore(path)
+
+
+@pytest.mark.parametrize("missing", ["rows", "skipped", "source", "image"])
+def test_a_missing_part_is_named(path, sources, missing):
+    with h5py.File(path, "r+") as file:
+        del file[missing]
+
+    def use():
+        check_store(path, sources, SETTINGS)
+        TileStore(path).read(0, "image")
+
+    with pytest.raises(DataError, match=r"tiles\.h5: .*data\.rebuild=true"):
+        use()
 
 
 def test_threads_keep_the_order_and_hold_few_results():

@@ -89,6 +89,20 @@ class CycleGAN(LightningModule):
     ) -> None:
         super().__init__()
         gan.check_mode(adversarial)
+        for name, value, holds, expected in (
+            ("n_epochs", n_epochs, n_epochs >= 0, "0 or more"),
+            ("n_epochs_decay", n_epochs_decay, n_epochs_decay >= 0, "0 or more"),
+            ("lambda_cycle", lambda_cycle, lambda_cycle >= 0, "0 or more"),
+            ("lambda_identity", lambda_identity, lambda_identity >= 0, "0 or more"),
+            ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "from 0 to below 1"),
+            ("pool_size", pool_size, pool_size >= 0, "0 or more"),
+            ("ema_decay", ema_decay, 0 <= ema_decay < 1, "from 0 to below 1"),
+            ("gradient_clip_val", gradient_clip_val, gradient_clip_val is None or gradient_clip_val > 0, "above 0"),
+            ("accumulate", accumulate, accumulate >= 1, "1 or more"),
+        ):
+            if not holds:
+                msg = f"model.{name}={value}: expected {expected}."
+                raise ConfigError(msg)
         if label_smoothing and adversarial not in ("lsgan", "bce"):
             msg = f"label_smoothing={label_smoothing} has no meaning for adversarial={adversarial}; set it to 0."
             raise ConfigError(msg)

@@ -82,8 +82,8 @@ class ResnetGenerator(nn.Module):
         if upsample not in UPSAMPLING:
             msg = f"There is no upsampling '{upsample}'.{did_you_mean(upsample, UPSAMPLING)}"
             raise ConfigError(msg)
-        if n_blocks < 1:
-            msg = f"n_blocks has to be at least 1, found {n_blocks}."
+        if min(width, n_blocks) < 1:
+            msg = f"width and n_blocks have to be at least 1, found {width} and {n_blocks}."
             raise ConfigError(msg)
         layers: list[nn.Module] = [ReflectionPad(3), nn.Conv2d(3, width, 7), *_norm_relu(width)]
         for c in (width, 2 * width):
@@ -134,6 +134,9 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, width: int = 64, n_layers: int = 3, spectral_norm: bool = False) -> None:
         super().__init__()
+        if min(width, n_layers) < 1:
+            msg = f"width and n_layers have to be at least 1, found {width} and {n_layers}."
+            raise ConfigError(msg)
         layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True)]
         c_in = width
         for i in range(1, n_layers + 1):

@@ -96,6 +96,12 @@ class HoverNetSegmenter(LightningModule):
         super().__init__()
         self.losses = dict(REFERENCE_LOSSES if losses is None else losses)
         check_terms(self.losses)
+        if lr_encoder is not None and lr_encoder <= 0:
+            msg = f"model.lr_encoder={lr_encoder}: expected a number above 0, or null."
+            raise ConfigError(msg)
+        if negative := [name for name, weight in self.losses.items() if weight < 0]:
+            msg = f"model.losses.{negative[0]}={self.losses[negative[0]]}: expected 0 or more."
+            raise ConfigError(msg)
         check_msge_axis(msge_axis)
         self.save_hyperparameters(ignore=["encoder"] if isinstance(encoder, nn.Module) else [], logger=False)
         self.classes = list(classes or ())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ihc2he.errors import DataError
+from ihc2he.models.checkpoint import load_tensors
 
 _ENCODER = ("conv0.", "d0.", "d1.", "d2.", "d3.")
 
@@ -47,13 +47,20 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
 def _read(path: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a file under this package's names; no code of the file is executed."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
     except Exception as error:
-        msg = f"{path}: cannot be read as a checkpoint of weights ({type(error).__name__}: {error})."
+        cause = " ".join(str(error).split())[:160]
+        msg = (
+            f"{path}: cannot be read as a checkpoint of weights ({type(error).__name__}: {cause}). Check the path, or "
+            "download the file again."
+        )
         raise DataError(msg) from error
     state = content.get("desc", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         msg = f"{path}: expected a state dict of tensors, or one under the key 'desc', found {type(state).__name__}."
+        raise DataError(msg)
+    if broken := [key for key, value in state.items() if not bool(value.isfinite().all())]:
+        msg = f"{path}: {broken[0]} is NaN or infinite. Download the file again."
         raise DataError(msg)
     return {_own_name(str(key)): value for key, value in state.items()}
 

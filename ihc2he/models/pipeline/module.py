@@ -96,10 +96,15 @@ class Pipeline(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if min(radius_um, block, *radii_um) <= 0 or min(workers, resamples) < 0:
+        if (
+            not radii_um
+            or min(radius_um, block, *radii_um) <= 0
+            or min(workers, resamples, seed) < 0
+            or resamples > 10**6
+        ):
             msg = (
-                f"model.radius_um={radius_um}, radii_um={list(radii_um)} and block={block} have to be above 0, "
-                f"workers={workers} and resamples={resamples} 0 or more."
+                f"model.radius_um={radius_um}, radii_um={list(radii_um)} (some) and block={block} have to be above 0, "
+                f"workers={workers} and seed={seed} 0 or more, resamples={resamples} 0 to 10^6."
             )
             raise ConfigError(msg)
         self.translators = nn.ModuleDict(_built("translators", translators, use, Translator))

@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ihc2he.build import refuse_foreign
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.models.bundle import load_bundle
+from ihc2he.models.checkpoint import read_checkpoint
 from ihc2he.models.hovernet.module import HV_CHANNELS, HoverNetSegmenter, joined
 from ihc2he.models.hovernet.networks import HoverNet
 from ihc2he.models.hovernet.weights import load_reference
@@ -69,6 +71,9 @@ class Classical(Segmenter):
 
     def __init__(self, mpp: float = 0.5) -> None:
         super().__init__()
+        if not 0.01 <= mpp <= 100:
+            msg = f"model.segmenters.classical.mpp={mpp}: expected um/px from 0.01 to 100."
+            raise ConfigError(msg)
         self.mpp = mpp
 
     def forward(self, x_bchw: Tensor, member: int = 0) -> Tensor:
@@ -172,17 +177,18 @@ def _load(source: str) -> _Loaded:
 
 
 def _of_run(path: str) -> _Loaded:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        hparams, state = content["hyper_parameters"], content["state_dict"]
-    except Exception as error:
-        msg = f"{path}: not a readable checkpoint of a HoVer-Net run ({type(error).__name__})."
-        raise DataError(msg) from error
-    if "encoder" not in hparams:
+    content = read_checkpoint(path)
+    hparams, state = content.get("hyper_parameters"), content["state_dict"]
+    if not isinstance(hparams, Mapping) or "encoder" not in hparams:
         msg = f"{path}: holds no description of a HoVer-Net. Pass the bundle of a segmenter: RUN/bundles/segmenter."
         raise ConfigError(msg)
-    module = HoverNetSegmenter(**hparams)
-    module.load_state_dict(state)
+    try:
+        refuse_foreign(hparams["encoder"])
+        module = HoverNetSegmenter(**{**hparams, "ensemble": (), "weights": None})
+        module.load_state_dict(state)
+    except (ConfigError, TypeError, RuntimeError) as error:
+        msg = f"{path}: its HoVer-Net cannot be built ({' '.join(str(error).split())[:200]}). Pass the run's bundle."
+        raise DataError(msg) from error
     return _Loaded(module.network.eval(), None, module.classes, hparams["keep_unmarked"])
 
 

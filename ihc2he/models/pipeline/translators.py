@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor, nn
 
-from ihc2he.build import build
+from ihc2he.build import build, refuse_foreign
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.models.bundle import load_bundle
+from ihc2he.models.checkpoint import read_checkpoint
 from ihc2he.stain.normalise import Method, Statistics, normalised, normaliser, pooled
 from ihc2he.stain.recolour import recolour
 from ihc2he.tiling.windows import predict_tiled
@@ -178,6 +179,13 @@ def _target_images(target: str) -> Iterator[NDArray[np.uint8]]:
         if bgr is None:
             msg = f"{file}: no readable image. Expected an H&E image, or a folder of them, to take the colours from."
             raise DataError(msg)
+        if cv2.imcount(str(file)) > 1:
+            msg = f"{file}: holds several pages or frames, expected one image. Export it as a PNG in RGB."
+            raise DataError(msg)
+        raw = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+        if raw is not None and raw.ndim == 3 and raw.shape[2] == 4 and raw[..., 3].min() < np.iinfo(raw.dtype).max:  # type: ignore[type-var]
+            msg = f"{file}: has transparent pixels, whose colours mean nothing. Export it as RGB."
+            raise DataError(msg)
         yield np.ascontiguousarray(bgr[..., ::-1])
 
 
@@ -256,18 +264,21 @@ def _of_bundle(source: str) -> _Generator:
 
 def _of_run(path: str) -> _Generator:
     """Return the generator of a CycleGAN's checkpoint, the averaged one where the run kept an average."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        node, state = content["hyper_parameters"].get("generator"), content["state_dict"]
-    except Exception as error:
-        msg = f"{path}: no readable checkpoint of a CycleGAN ({type(error).__name__}). Pass RUN/checkpoints/*.ckpt."
-        raise DataError(msg) from error
+    content = read_checkpoint(path)
+    hparams, state = content.get("hyper_parameters"), content["state_dict"]
+    node = hparams.get("generator") if isinstance(hparams, Mapping) else None
     prefix = next((p for p in ("g_ema.g_ihc2he.", "g_ihc2he.") if any(key.startswith(p) for key in state)), None)
     if not isinstance(node, Mapping) or prefix is None:
         msg = f"{path}: holds no generator that can be built from it. Pass the bundle of its run: RUN/bundles/g_ihc2he."
         raise ConfigError(msg)
-    network: Any = build(node, nn.Module)
-    network.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    try:
+        refuse_foreign(node)
+        network: Any = build(node, nn.Module)
+        network.load_state_dict(own)
+    except (ConfigError, RuntimeError) as error:
+        msg = f"{path}: its generator cannot be built ({' '.join(str(error).split())[:200]}). Pass the run's bundle."
+        raise DataError(msg) from error
     return _Generator(network.eval(), None, (-1.0, 1.0))
 
 
