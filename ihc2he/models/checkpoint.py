@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -33,9 +34,14 @@ def read_checkpoint(path: str | Path, to_continue: bool = False) -> dict[str, An
         DataError: where it cannot be read, is damaged, is no checkpoint, or holds weights that are no numbers.
     """
     path = Path(path)
+    if not path.is_file():
+        msg = f"{path}: there is no such file. Pass one that a run wrote to RUN/checkpoints."
+        raise DataError(msg)
     try:
         content = load_tensors(path, mmap=True)
         problem = _problem(content, to_continue)
+    except UnpicklingError:
+        problem = "it does not consist of tensors and plain values alone, and nothing else is loaded"
     except Exception as error:
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     if problem is None:

@@ -77,7 +77,8 @@ def test_the_bundle_of_a_generator_is_no_segmenter(generator_bundle):
 def checkpoint(path, **hparams):
     optimizer = {"_target_": "torch.optim.Adam"}
     module = HoverNetSegmenter(ENCODER, optimizer, classes=["a", "b"], width=32, window=64, overlap=8, **hparams)
-    torch.save({"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}, path)
+    content = {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
+    torch.save({"pytorch-lightning_version": "2.6.4", **content}, path)
     return str(path), module.network.eval()
 
 
@@ -101,7 +102,8 @@ def test_files_that_are_missing_or_broken_are_named(tmp_path, name):
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    torch.save({"hyper_parameters": {"generator": {}}, "state_dict": {}}, tmp_path / "g.ckpt")
+    other = {"pytorch-lightning_version": "2.6.4", "hyper_parameters": {"generator": {}}, "state_dict": {}}
+    torch.save(other, tmp_path / "g.ckpt")
     with pytest.raises(ConfigError, match=r"g\.ckpt: holds no description of a HoVer-Net.*RUN/bundles/segmenter"):
         Hovernet(str(tmp_path / "g.ckpt"), mpp=0.25)
 

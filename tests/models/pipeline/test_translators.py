@@ -264,7 +264,7 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     for path, content in ((tmp_path / "gone.ckpt", None), (tmp_path / "cut.ckpt", b"PK\x03\x04")):
         if content:
             path.write_bytes(content)
-        with pytest.raises(DataError, match=f"{path.name}: no readable checkpoint of a CycleGAN"):
+        with pytest.raises(DataError, match=f"{path.name}: (there is no such file|not a readable checkpoint)"):
             CycleGan(str(path), mpp=0.5)
 
 
@@ -274,12 +274,13 @@ def test_a_checkpoint_runs_no_code(tmp_path):
             return (open, (str(tmp_path / "owned"), "w"))
 
     torch.save({"hyper_parameters": {"generator": Evil()}, "state_dict": {}}, tmp_path / "evil.ckpt")
-    with pytest.raises(DataError, match=r"evil\.ckpt: no readable checkpoint"):
+    with pytest.raises(DataError, match=r"evil\.ckpt: not a readable checkpoint.*nothing else is loaded"):
         CycleGan(str(tmp_path / "evil.ckpt"), mpp=0.5)
     assert not (tmp_path / "owned").exists()
 
 
 def test_a_checkpoint_of_another_model_is_named(tmp_path):
-    torch.save({"hyper_parameters": {"encoder": GENERATOR}, "state_dict": {}}, tmp_path / "other.ckpt")
+    other = {"pytorch-lightning_version": "2.6.4", "hyper_parameters": {"encoder": GENERATOR}, "state_dict": {}}
+    torch.save(other, tmp_path / "other.ckpt")
     with pytest.raises(ConfigError, match=r"other\.ckpt: holds no generator.*RUN/bundles/g_ihc2he"):
         CycleGan(str(tmp_path / "other.ckpt"), mpp=0.5)
