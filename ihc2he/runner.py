@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,14 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from omegaconf import OmegaConf, read_write
+from omegaconf import OmegaConf
 
 from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
@@ -36,23 +28,15 @@ from ihc2he.callbacks.checkpoint import CompleteCheckpoints, next_step
 from ihc2he.callbacks.lineage import inputs, outputs
 from ihc2he.callbacks.loggers import forget_rows
 from ihc2he.callbacks.report import write_report
-from ihc2he.config import Stage, config_dir_arguments
-from ihc2he.errors import ConfigError, Ihc2heError, did_you_mean
+from ihc2he.config import Stage
+from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.files import complete
+from ihc2he.launching import alone_in, cluster_environments, own_rank, processes_of, resume_command
 from ihc2he.models.checkpoint import read_checkpoint
 
 log = logging.getLogger(__name__)
 
 RECORDED_PACKAGES = ("ihc2he", "torch", "lightning", "hydra-core", "torchmetrics", "albumentations", "piq", "numpy")
-
-
-LOST = (  # what gloo and NCCL say of it
-    "Connection closed by peer", "Connection reset by peer", "communicator was aborted", "remote process exited",
-)  # fmt: skip
-
-
-class ProcessLostError(Ihc2heError):
-    """Another process of the run has ended."""
 
 
 def run(cfg: dict[str, Any]) -> float | None:
@@ -72,22 +56,24 @@ def run(cfg: dict[str, Any]) -> float | None:
 
 def _run(cfg: dict[str, Any]) -> float | None:
     folder = Path(cfg["paths"]["output_dir"])
-    first = _rank() == 0
+    first = own_rank() == 0
     logging.getLogger("ihc2he").setLevel(logging.INFO if first else logging.ERROR)
     for chatty in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(chatty).handlers.clear()  # Hydra's root handlers print, once
         logging.getLogger(chatty).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # of a run that is continued
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own
-    if not cfg["stages"]:
-        msg = "stages=[] leaves nothing to do; give one or more of fit, validate, test, predict."
-        raise ConfigError(msg)
+    _check_values(cfg)
     cfg["trainer"]["precision"] = _precision(cfg["trainer"])
-    with _alone_in(folder, cfg) if first else nullcontext():
+    with alone_in(folder, cfg) if first else nullcontext():
         return _run_stages(cfg, folder, first)
 
 
-def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
+def _check_values(cfg: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for values that Lightning or PyTorch would refuse late, or in words of their own."""
+    if not cfg["stages"]:
+        msg = "stages=[] leaves nothing to do; give one or more of fit, validate, test, predict."
+        raise ConfigError(msg)
     if cfg["float32_matmul_precision"] not in ("highest", "high", "medium"):
         msg = f"float32_matmul_precision={cfg['float32_matmul_precision']}: expected highest, high or medium."
         raise ConfigError(msg)
@@ -98,6 +84,9 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     if every is not None and every < 1:
         msg = f"trainer.check_val_every_n_epoch={every}: expected 1 or more."
         raise ConfigError(msg)
+
+
+def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     torch.set_float32_matmul_precision(cfg["float32_matmul_precision"])
     seed_everything(cfg["seed"], workers=True, verbose=False)
 
@@ -110,21 +99,15 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
         Trainer,
         callbacks=[log_config, *(build(node, Callback) for node in cfg["callbacks"].values() if node)],
         logger=[build(node, Logger) for node in cfg["logger"].values() if node],
-        plugins=[*cfg["trainer"].pop("plugins", ()), *_plugins()],
+        plugins=[*cfg["trainer"].pop("plugins", ()), CompleteCheckpoints(), *cluster_environments()],
     )
-    with _record(folder, cfg, trainer.loggers, log_config, enabled=first) as record, _processes(trainer):
+    with _record(folder, cfg, trainer.loggers, log_config, enabled=first) as record, processes_of(trainer):
         ckpt_path = _checkpoint(cfg, folder, module)
         if ckpt_path and first and Stage.fit in cfg["stages"]:
             forget_rows(folder / "metrics.csv", next_step(Path(ckpt_path)))
         for stage in cfg["stages"]:
             started = time.perf_counter()
-            try:
-                _run_stage(stage, trainer, module, data, ckpt_path, fitted="fit" in record["seconds"])
-            except RuntimeError as error:
-                if trainer.world_size > 1 and any(sign in str(error) for sign in LOST):
-                    msg = "Another process of this run has ended, so this one cannot go on. That one says why."
-                    raise ProcessLostError(msg) from error
-                raise
+            _run_stage(stage, trainer, module, data, ckpt_path, fitted="fit" in record["seconds"])
             record["seconds"][stage] = round(time.perf_counter() - started, 2)
             record["device"] = str(trainer.strategy.root_device)
             record["world_size"] = trainer.world_size
@@ -199,40 +182,6 @@ def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -
     return path
 
 
-@contextmanager
-def _alone_in(folder: Path, cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Keep every other run out of a run's folder.
-
-    Raises:
-        ConfigError: where the folder holds a run that is not to be continued, or that is going on.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        msg = f"{folder}: another process is writing this run. Wait for its end, or choose another hydra.run.dir."
-        raise ConfigError(msg) from error
-    try:
-        if (folder / "run.json").exists() and cfg["ckpt_path"] is None:
-            msg = f"{folder} already holds a run. Continue it with ckpt_path=auto, or choose another hydra.run.dir."
-            raise ConfigError(msg)
-        for left in folder.glob("checkpoints/.*.part.ckpt"):  # of a run that was killed while it wrote
-            left.unlink()
-        yield
-    finally:
-        lock.release()
-        if all(path.name == ".lock" or path.suffix == ".log" for path in folder.iterdir()):  # it could not start
-            shutil.rmtree(folder)
-
-
-def _plugins() -> list[Any]:
-    """Return what the Trainer writes checkpoints with, and, on SLURM, leave requeueing to the job's script."""
-    by_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun may run inside a job
-    slurm = [SLURMEnvironment(auto_requeue=False)] if by_slurm else []
-    return [CompleteCheckpoints(), *slurm]
-
-
 def _precision(trainer: Mapping[str, Any]) -> Any:
     """Return the precision to use; `auto` is bf16-mixed where the hardware multiplies bfloat16, else 32-true."""
     precision = trainer.get("precision")
@@ -244,12 +193,6 @@ def _precision(trainer: Mapping[str, Any]) -> Any:
     if torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps"):
         return "32-true"
     return "bf16-mixed" if torch.cpu._is_amx_tile_supported() else "32-true"
-
-
-def _rank() -> int:
-    # In this order: a session that SLURM has opened names its own process, whatever processes Lightning starts in it.
-    names = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return int(next((value for value in names if value), "0"))
 
 
 @contextmanager
@@ -290,7 +233,7 @@ def _record(
         record["status"] = "finished"
     except (KeyboardInterrupt, SystemExit) as error:  # the Trainer turns the one into the other
         record["status"] = "interrupted"
-        log.info("Interrupted. To go on:\n%s", _resume_command(folder))
+        log.info("Interrupted. To go on:\n%s", resume_command(folder))
         if isinstance(error, SIGTERMException):  # whose status is 0, as if all were done
             raise SystemExit(128 + signal.SIGTERM) from error
         raise
@@ -305,15 +248,6 @@ def _record(
             for logger in loggers:
                 logger.save()
             log.info("Report: %s", write_report(folder))
-
-
-def _resume_command(folder: Path) -> str:
-    """Return the command line that continues the run of a folder, without the rest of its sweep."""
-    hydra = HydraConfig.get()
-    own = [override for override in hydra.overrides.task if not override.startswith("ckpt_path=")]
-    single = ["hydra.mode=RUN"] if hydra.mode == RunMode.MULTIRUN else []
-    arguments = [*config_dir_arguments(hydra), *own, *single, f"hydra.run.dir={folder}", "ckpt_path=auto"]
-    return shlex.join(["python", "-m", "ihc2he.train", *arguments])
 
 
 class _LogConfig(Callback):
@@ -386,48 +320,3 @@ def _optimized(key: str | None, trainer: Trainer) -> float | None:
 def _check_interrupted(trainer: Trainer) -> None:
     if trainer.interrupted:
         raise KeyboardInterrupt
-
-
-@contextmanager
-def _processes(trainer: Trainer) -> Iterator[None]:
-    """Leave no process group and, after a failure, no process: for the next job of a sweep, and for the report."""
-    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    try:
-        yield
-    except BaseException:
-        started = getattr(trainer.strategy.launcher, "procs", [])
-        others = list(started)
-        started.clear()  # Lightning watches this list, and kills this process too where one of them fails
-        for process in others:
-            process.kill()
-            process.wait()
-        raise
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        if in_sweep:
-            for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-                os.environ.pop(name, None)
-
-
-def _end_with(parent: int) -> None:
-    """End this process as soon as the one that has started it is gone: nobody else would."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def pin_job_for_ddp_children() -> None:
-    """Make the processes that Lightning starts for the other devices run this very job, in this very folder.
-
-    Lightning repeats this process's command line. In a sweep that line describes the whole sweep, and a sampler would
-    give every process other values; so it is replaced by this job's own overrides.
-    """
-    hydra = HydraConfig.get()
-    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-        return
-    with read_write(hydra):  # type: ignore[arg-type]  # a node, though typed as what it holds
-        hydra.run.dir = hydra.runtime.output_dir
-    if hydra.mode == RunMode.MULTIRUN:
-        sys.argv[1:] = [*config_dir_arguments(hydra), *hydra.overrides.task, "hydra.mode=RUN"]

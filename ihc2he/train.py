@@ -44,9 +44,9 @@ def run(cfg: DictConfig) -> float | None:
             )
             config.preflight(plain)
 
-            from ihc2he import runner
+            from ihc2he import launching, runner
 
-            runner.pin_job_for_ddp_children()
+            launching.pin_job_for_ddp_children()
             return runner.run(plain)
     except EXPECTED as error:
         if FULL_ERROR or HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep records it and goes on

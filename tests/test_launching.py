@@ -42,21 +42,21 @@ def test_torchrun_without_an_id_is_refused(monkeypatch):
     ],
 )
 def test_only_one_process_takes_itself_for_the_first(monkeypatch, env, rank):
-    from ihc2he.runner import _rank
+    from ihc2he.launching import own_rank
 
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert _rank() == rank
+    assert own_rank() == rank
 
 
 def test_torchrun_inside_a_slurm_job_places_its_processes_itself(monkeypatch):
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-    from ihc2he.runner import _plugins
+    from ihc2he.launching import cluster_environments
 
     for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "night", "SLURM_JOB_ID": "7"}.items():
         monkeypatch.setenv(name, value)
-    assert any(isinstance(plugin, SLURMEnvironment) for plugin in _plugins())
+    assert any(isinstance(plugin, SLURMEnvironment) for plugin in cluster_environments())
     for name, value in {"TORCHELASTIC_RUN_ID": "night", "RANK": "0", "GROUP_RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert not any(isinstance(plugin, SLURMEnvironment) for plugin in _plugins())
+    assert not any(isinstance(plugin, SLURMEnvironment) for plugin in cluster_environments())

@@ -1,0 +1,134 @@
+"""The processes of a launch: which is the first, in which folder they meet, and how they end together."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from omegaconf import read_write
+
+from ihc2he.config import config_dir_arguments
+from ihc2he.errors import ConfigError, Ihc2heError
+
+LOST = (  # what gloo and NCCL say of it
+    "Connection closed by peer", "Connection reset by peer", "communicator was aborted", "remote process exited",
+)  # fmt: skip
+
+
+class ProcessLostError(Ihc2heError):
+    """Another process of the run has ended."""
+
+
+def own_rank() -> int:
+    """Return the number of this process among those of the launch, before the Trainer knows it."""
+    # In this order: a session that SLURM has opened names its own process, whatever processes Lightning starts in it.
+    names = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return int(next((value for value in names if value), "0"))
+
+
+@contextmanager
+def alone_in(folder: Path, cfg: Mapping[str, Any]) -> Iterator[None]:
+    """Keep every other run out of a run's folder.
+
+    Raises:
+        ConfigError: where the folder holds a run that is not to be continued, or that is going on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        msg = f"{folder}: another process is writing this run. Wait for its end, or choose another hydra.run.dir."
+        raise ConfigError(msg) from error
+    try:
+        if (folder / "run.json").exists() and cfg["ckpt_path"] is None:
+            msg = f"{folder} already holds a run. Continue it with ckpt_path=auto, or choose another hydra.run.dir."
+            raise ConfigError(msg)
+        for left in folder.glob("checkpoints/.*.part.ckpt"):  # of a run that was killed while it wrote
+            left.unlink()
+        yield
+    finally:
+        lock.release()
+        if all(path.name == ".lock" or path.suffix == ".log" for path in folder.iterdir()):  # it could not start
+            shutil.rmtree(folder)
+
+
+def cluster_environments() -> list[Any]:
+    """Return what the Trainer has to know of a SLURM job: that requeueing is left to the job's script."""
+    by_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun may run inside a job
+    return [SLURMEnvironment(auto_requeue=False)] if by_slurm else []
+
+
+@contextmanager
+def processes_of(trainer: Trainer) -> Iterator[None]:
+    """Leave no process group and, after a failure, no process: for the next job of a sweep, and for the report.
+
+    Raises:
+        ProcessLostError: in place of what gloo and NCCL say when another process has ended.
+    """
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        yield
+    except BaseException as error:
+        started = getattr(trainer.strategy.launcher, "procs", [])
+        others = list(started)
+        started.clear()  # Lightning watches this list, and kills this process too where one of them fails
+        for process in others:
+            process.kill()
+            process.wait()
+        if isinstance(error, RuntimeError) and trainer.world_size > 1 and any(sign in str(error) for sign in LOST):
+            msg = "Another process of this run has ended, so this one cannot go on. That one says why."
+            raise ProcessLostError(msg) from error
+        raise
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        if in_sweep:
+            for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+                os.environ.pop(name, None)
+
+
+def _end_with(parent: int) -> None:
+    """End this process as soon as the one that has started it is gone: nobody else would."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def resume_command(folder: Path) -> str:
+    """Return the command line that continues the run of a folder, without the rest of its sweep."""
+    hydra = HydraConfig.get()
+    own = [override for override in hydra.overrides.task if not override.startswith("ckpt_path=")]
+    single = ["hydra.mode=RUN"] if hydra.mode == RunMode.MULTIRUN else []
+    arguments = [*config_dir_arguments(hydra), *own, *single, f"hydra.run.dir={folder}", "ckpt_path=auto"]
+    return shlex.join(["python", "-m", "ihc2he.train", *arguments])
+
+
+def pin_job_for_ddp_children() -> None:
+    """Make the processes that Lightning starts for the other devices run this very job, in this very folder.
+
+    Lightning repeats this process's command line. In a sweep that line describes the whole sweep, and a sampler would
+    give every process other values; so it is replaced by this job's own overrides.
+    """
+    hydra = HydraConfig.get()
+    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        return
+    with read_write(hydra):  # type: ignore[arg-type]  # a node, though typed as what it holds
+        hydra.run.dir = hydra.runtime.output_dir
+    if hydra.mode == RunMode.MULTIRUN:
+        sys.argv[1:] = [*config_dir_arguments(hydra), *hydra.overrides.task, "hydra.mode=RUN"]
