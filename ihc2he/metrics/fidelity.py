@@ -104,7 +104,7 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
     names = tuple(names)
     for name in names:
         if name not in CARDS:
-            msg = f"'{name}' is not a fidelity metric.{did_you_mean(name, CARDS)}"
+            msg = f"metrics: '{name}' is not a fidelity metric.{did_you_mean(name, CARDS)}"
             raise ConfigError(msg)
     return names
 

@@ -1,4 +1,4 @@
-"""`make fuzz`: 500 malformed inputs, and what becomes of each; see docs/robustness.md.
+"""`make fuzz`: 600 malformed inputs, and what becomes of each; see docs/robustness.md.
 
 python tests/fuzz/run.py [--seed N] [--only TEXT] [--shell N] [--workers N] [--write-docs] [--work FOLDER]
 """

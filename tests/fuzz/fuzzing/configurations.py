@@ -42,13 +42,14 @@ KEYS: Sequence[tuple[str, str, str]] = (
     (JUDGE, "model.resamples", "int"), (JUDGE, "model.translators", "dict"), (PREDICT, "data.path", "str"),
     (PREDICT, "callbacks.writer.thresholds", "list"), (PREDICT, "callbacks.writer.write", "list"),
     (PREDICT, "model.translators.recolour.h_gain", "float"), (PREDICT, "model.segmenters.classical.mpp", "float"),
-    (PREDICT, "data.done", "str?"), (PREDICT, "out", "str"),
+    (PREDICT, "data.done", "str?"), (PREDICT, "out", "path"),
 )  # fmt: skip
 WRONG = {
     "int": ("abc", "[1,2]", "{a: 1}", "1.5", "true", "null", "''", "nan"),
     "float": ("abc", "[1]", "{a: 1}", "true", "null", "''", "nan"),
     "bool": ("maybe", "[]", "3", "null", "{}", "''"),
     "str": ("[a, b]", "{a: 1}", "null", "true"),
+    "path": ("[a, b]", "{a: 1}", "null"),
     "list": ("abc", "3", "{a: 1}", "true", "null", "''"),
     "dict": ("abc", "3", "[1]", "true", "null"),
 }

@@ -34,7 +34,7 @@ REMEDY = re.compile(
     r"continue|repeat|save|quote|fill|start|install|there is no|has no|cannot read|such as|write|complete|has to|"
     r"have to|take|could not be converted to|is not a|not found|cannot merge|is not optional|no match|requires|"
     r"recursive interpolation|cannot be read as|see|"
-    r"cannot assign|cannot convert)\b|known: ",
+    r"cannot assign|cannot convert|unrecognized arguments)\b|known: ",
     re.IGNORECASE,
 )
 SKIPPED = re.compile(r"left out \d+|\d+ images are left out|left out [^\n]*\d")
