@@ -139,7 +139,7 @@ class PredictionWriter(Callback):
 
     def _wait(self, most_px: int) -> None:
         """Wait until no more than this many pixels are still to be written; raise what went wrong with the others."""
-        while self._pending and sum(pixels for _, pixels in self._pending) > most_px:
+        while self._pending and (self._pending[0][0].done() or sum(n for _, n in self._pending) > most_px):
             self._pending.popleft()[0].result()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -32,7 +32,7 @@ from ihc2he.tiling.augmentation import VIEWS
 
 log = logging.getLogger(__name__)
 
-MAX_PENDING = 2**29  # bytes of maps that wait for the workers; more would fill the memory
+MAX_PENDING = 2**28  # bytes of maps and images that wait for the workers; more would fill the memory
 OVERLAP_UM = 32.0  # of the blocks of a large tile; wider than any nucleus
 
 
@@ -229,12 +229,13 @@ class Pipeline(LightningModule):
                 for segmenter, found in maps.items():
                     for i, part in enumerate(submit(self._pool, self.segmenters[segmenter], found)):  # type: ignore[arg-type]
                         parts[i][f"{name}+{segmenter}"].append(part)
-                        self._waiting.append((part.promise, part.nbytes))
+                        images = 3 * tiles[i]["image"][block.rows, block.columns].nbytes  # IHC, H&E and instances
+                        self._waiting.append((part.promise, part.nbytes + images))
         return [_Pending(tile, blocks, own) for tile, own in zip(tiles, parts, strict=True)]
 
     def _wait(self) -> None:
-        """Wait until the maps that the workers have not seen yet are few enough."""
-        while sum(size for _, size in self._waiting) > MAX_PENDING:
+        """Wait until the maps that the workers have not seen yet are few enough; keep nothing that they have found."""
+        while self._waiting and (self._waiting[0][0].done() or sum(n for _, n in self._waiting) > MAX_PENDING):
             self._waiting.popleft()[0].result()
 
     def _images(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:

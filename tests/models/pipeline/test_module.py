@@ -1,6 +1,8 @@
 """The pipeline in the hands of a Trainer: what fits together, what comes out, and in which order."""
 
 import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -282,9 +284,19 @@ def test_nothing_left_to_predict_is_no_error(run):
     assert run("predict", pipeline(), [])[0].predictions == []
 
 
-def test_maps_that_wait_are_bounded_however_slow_the_workers(run, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "MAX_PENDING", 3 * 32 * 32 * 4)  # three maps of 32 px
+@pytest.mark.parametrize(("seconds", "waiting"), [(0.05, 3), (0.0, 0)])
+def test_what_waits_is_bounded_however_slow_the_workers_and_what_is_done_is_let_go(run, monkeypatch, seconds, waiting):
+    class Workers(ThreadPoolExecutor):
+        def submit(self, work, *given):
+            if not seconds:
+                (done := Future()).set_result(work(*given))
+                return done
+            return super().submit(lambda: (time.sleep(seconds), work(*given))[1])
+
+    each = 32 * 32 * 4 + 3 * 32 * 32 * 3  # bytes of a map of 32 px and of its images
+    monkeypatch.setattr(pipeline_module, "MAX_PENDING", 3 * each)
     module = pipeline(block=1, workers=0)  # blocks of the least size, twice the overlap: 128 px
+    module._pool = Workers(1)
     seen = []
     wait = module._wait
 
@@ -295,7 +307,7 @@ def test_maps_that_wait_are_bounded_however_slow_the_workers(run, monkeypatch):
     monkeypatch.setattr(module, "_wait", counted)
     run("predict", module, [unlabelled(str(i), tissue(32, 32)) for i in range(12)], batch_size=1)
     assert len(seen) == 12
-    assert max(seen) == 3 * 32 * 32 * 4
+    assert max(seen) == waiting * each
 
 
 # ------------------------------------------------------------------ what makes results comparable
