@@ -1,6 +1,6 @@
 """Measures the peak memory of training steps, ours against the published ones, and of predictions of ever more tiles.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory.py [size=96] [batch=1] [tiles=300] [rounds=1]
+    OMP_NUM_THREADS=1 python benchmarks/memory.py [size=96] [batch=1] [tiles=2000] [rounds=1]
 
 Each is a process of its own, on the CPU; what counts is by how much its peak exceeds that after all imports.
 """
@@ -84,7 +84,7 @@ def measure(size: int, batch: int, tiles: int, rounds: int) -> tuple[list[Row], 
 
 
 if __name__ == "__main__":
-    size, batch, tiles = argument("size", 96), argument("batch", 1), argument("tiles", 300)
+    size, batch, tiles = argument("size", 96), argument("batch", 1), argument("tiles", 2000)
     task = argument("run", "")
     if task:
         print(one(task, size, batch))
