@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from types import NoneType, UnionType
+from types import NoneType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from hydra.utils import instantiate
 
-from ihc2he.config import locate, target_nodes
+from ihc2he.config import kinds, locate, target_nodes
 from ihc2he.errors import ConfigError, Ihc2heError
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ def check_arguments(target: Callable[..., Any], node: Mapping[str, Any]) -> None
             continue
         annotation = parameters[key].annotation if key in parameters else Any
         if not (_is_finite(value) or lax) or not _fits(value, annotation):
-            expected = " or ".join(dict.fromkeys(_described(kind) for kind in _kinds(annotation)))
+            expected = " or ".join(dict.fromkeys(_described(kind) for kind in kinds(annotation)))
             msg = f"{node['_target_']}: {key}={value!r}; expected {expected}."
             if isinstance(value, str) and "a list" in expected:
                 msg += f" In brackets: {key}=[{value}]."
@@ -93,14 +93,8 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(value, float) or isfinite(value)
 
 
-def _kinds(annotation: Any) -> tuple[Any, ...]:
-    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
-        return tuple(kind for part in get_args(annotation) for kind in _kinds(part))
-    return (annotation,)
-
-
 def _fits(value: Any, annotation: Any) -> bool:
-    return any(_is(value, kind) for kind in _kinds(annotation))
+    return any(_is(value, kind) for kind in kinds(annotation))
 
 
 def _is(value: Any, kind: Any) -> bool:

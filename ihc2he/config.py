@@ -224,8 +224,8 @@ def preflight(cfg: Mapping[str, Any]) -> None:
                 msg = f"{path}.{key}: {node['_target_']} has no argument '{key}'.{did_you_mean(str(key), known)}"
                 raise ConfigError(msg)
             if isinstance(value, str) and not _takes_text(parameters[key].annotation):
-                kinds = [kind.__name__ for kind in _kinds(parameters[key].annotation) if kind is not NoneType]
-                msg = f"{path}.{key}: expected {' or '.join(kinds)}, found '{value}'."
+                names = [kind.__name__ for kind in kinds(parameters[key].annotation) if kind is not NoneType]
+                msg = f"{path}.{key}: expected {' or '.join(names)}, found '{value}'."
                 raise ConfigError(msg)
 
 
@@ -236,7 +236,8 @@ def _signature(target: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(target)
 
 
-def _kinds(annotation: Any) -> tuple[Any, ...]:
+def kinds(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the annotation alone."""
     return (
         get_args(annotation) if isinstance(annotation, UnionType) or get_origin(annotation) is Union else (annotation,)
     )
@@ -244,7 +245,7 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
 
 def _takes_text(annotation: Any) -> bool:
     """Return whether text may be right for an annotation: unless it consists of classes that text is no instance of."""
-    kinds = _kinds(annotation)
-    return not all(isinstance(kind, type) and kind is not inspect.Parameter.empty for kind in kinds) or any(
-        issubclass(kind, str | Path | Enum) or kind is object for kind in kinds
+    parts = kinds(annotation)
+    return not all(isinstance(kind, type) and kind is not inspect.Parameter.empty for kind in parts) or any(
+        issubclass(kind, str | Path | Enum) or kind is object for kind in parts
     )

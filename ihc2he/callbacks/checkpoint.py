@@ -127,7 +127,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """End the run where the checkpoint for that has been written."""
-        self._end(trainer)
+        self._end()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -150,19 +150,19 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the run where the checkpoint for that has been written."""
-        self._end(trainer)
+        self._end()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop listening; end the run where that was asked for while its last epoch ended."""
         super().on_train_end(trainer, pl_module)
         self._unhear()
-        self._end(trainer)
+        self._end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop listening."""
         self._unhear()
 
-    def _end(self, trainer: Trainer) -> None:
+    def _end(self) -> None:
         if self._ending:
             raise SIGTERMException
 
