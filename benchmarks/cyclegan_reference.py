@@ -10,8 +10,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from ihc2he.models.cyclegan.networks import initialise
-from ihc2he.models.cyclegan.pool import ImagePool
+from ihc2he.models.translation.cyclegan.networks import initialise
+from ihc2he.models.translation.pool import ImagePool
 
 
 class ReferenceBlock(nn.Module):

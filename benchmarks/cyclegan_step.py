@@ -16,7 +16,7 @@ from timing import Row, argument, finish, ratios
 from training import Batch, in_turns
 
 from ihc2he.config import config_dir
-from ihc2he.models.cyclegan.module import CycleGAN
+from ihc2he.models.translation.cyclegan.module import CycleGAN
 
 
 def cyclegan(**changes: Any) -> CycleGAN:
@@ -26,7 +26,7 @@ def cyclegan(**changes: Any) -> CycleGAN:
         changes: of its arguments.
     """
     optimizer: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / "model" / "cyclegan.yaml").optimizer)
-    networks = "ihc2he.models.cyclegan.networks"
+    networks = "ihc2he.models.translation.cyclegan.networks"
     nodes = {
         "generator": {"_target_": f"{networks}.ResnetGenerator"},
         "discriminator": {"_target_": f"{networks}.PatchDiscriminator"},

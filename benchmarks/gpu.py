@@ -68,7 +68,7 @@ def ceiling(device: str, side: int) -> float:
 def training(device: str, sizes: dict[str, Any], steps: int, ceiling_tflops: float) -> tuple[list[Row], list[Row]]:
     """Return the rows of ratios, and for each of them images per second and the share of the ceiling."""
     (gan_side, hover_side), full = sizes["sides"], sizes["networks"] == "full"
-    networks = "ihc2he.models.cyclegan.networks"
+    networks = "ihc2he.models.translation.cyclegan.networks"
     small_gan = {"generator": {"_target_": f"{networks}.ResnetGenerator", "width": 8, "n_blocks": 1}}
     small_hover = {"encoder": SMALL_ENCODER, "width": 32}
     reference: Any = HovernetReference if full else partial(HovernetReference, encoder=SMALL_ENCODER, width=32)

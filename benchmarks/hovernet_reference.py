@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from timing import names_of
 from torch import Tensor
 
-from ihc2he.models.hovernet.networks import HoverNet
+from ihc2he.models.segmentation.hovernet.networks import HoverNet
 
 N_TYPES = 5
-ENCODER = {"_target_": "ihc2he.models.hovernet.encoders.PreactResNet"}
+ENCODER = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet"}
 
 
 class ReferenceStep:

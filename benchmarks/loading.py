@@ -21,9 +21,9 @@ from PIL import Image
 from timing import Row, argument, finish, ratios, take_turns
 
 from ihc2he.data.bci import BCIDataModule
-from ihc2he.data.images import find_images
 from ihc2he.data.samplers import SampleIndex
 from ihc2he.data.transforms import normalise
+from ihc2he.images.finding import find_images
 from ihc2he.simulate.bci import write_bci
 
 CROP = 256  # px

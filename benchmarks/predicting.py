@@ -22,7 +22,7 @@ from ihc2he.build import build
 from ihc2he.callbacks import predictions
 from ihc2he.config import config_dir
 from ihc2he.data import tiles
-from ihc2he.data.images import find_images
+from ihc2he.images.finding import find_images
 from ihc2he.models.bundle import save_bundle
 from ihc2he.models.pipeline import inference, module, segmenters
 from ihc2he.simulate.bci import MPP, write_bci
@@ -34,9 +34,9 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "post-process": [(inference, "find_and_vote"), (module, "assemble")],
     "write": [(predictions, "write_prediction")],
 }
-_GENERATOR = {"_target_": "ihc2he.models.cyclegan.networks.ResnetGenerator"}
-_ENCODER = {"_target_": "ihc2he.models.hovernet.encoders.PreactResNet"}
-_HOVERNET = {"_target_": "ihc2he.models.hovernet.networks.HoverNet", "n_types": 5, "encoder": _ENCODER}
+_GENERATOR = {"_target_": "ihc2he.models.translation.cyclegan.networks.ResnetGenerator"}
+_ENCODER = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet"}
+_HOVERNET = {"_target_": "ihc2he.models.segmentation.hovernet.networks.HoverNet", "n_types": 5, "encoder": _ENCODER}
 NETWORKS: dict[str, dict[str, Any]] = {
     "full": {"translator": _GENERATOR, "segmenter": _HOVERNET},
     "small": {

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from hydra.utils import instantiate
 
-from ihc2he.config import kinds, locate, target_nodes
+from ihc2he.config import kinds, locate, moved, target_nodes
 from ihc2he.errors import ConfigError, Ihc2heError
 
 T = TypeVar("T")
@@ -49,7 +49,9 @@ def build(node: Mapping[str, Any] | T, only: type[T], **extra: Any) -> T:
         raise ConfigError(msg)
     check_arguments(found, node)
     try:
-        made = instantiate(dict(node), **extra, _recursive_=False, _convert_="all", _partial_=False)
+        made = instantiate(
+            {**node, "_target_": moved(target)}, **extra, _recursive_=False, _convert_="all", _partial_=False
+        )
     except Exception as error:
         cause = error.__cause__ or error
         if isinstance(cause, Ihc2heError | OSError):

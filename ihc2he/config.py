@@ -158,6 +158,31 @@ def target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, 
             yield from target_nodes(value, f"{path}.{i}")
 
 
+MOVED = {  # modules that bundles, checkpoints and configurations of earlier versions name
+    "ihc2he.models.cyclegan.evaluation": "ihc2he.models.translation.evaluation",
+    "ihc2he.models.cyclegan.pool": "ihc2he.models.translation.pool",
+    "ihc2he.models.cyclegan": "ihc2he.models.translation.cyclegan",
+    "ihc2he.models.hovernet.encoders": "ihc2he.models.segmentation.encoders",
+    "ihc2he.models.hovernet.evaluation": "ihc2he.models.segmentation.evaluation",
+    "ihc2he.models.hovernet": "ihc2he.models.segmentation.hovernet",
+    "ihc2he.callbacks.loggers": "ihc2he.loggers.base",
+    "ihc2he.callbacks.pages": "ihc2he.report.tiles",
+    "ihc2he.sweep.SweepTables": "ihc2he.sweep.callback.SweepTables",
+}
+
+
+def moved(target: str) -> str:
+    """Return a dotted name with its module as it is called now.
+
+    >>> moved("ihc2he.models.cyclegan.networks.ResnetGenerator")
+    'ihc2he.models.translation.cyclegan.networks.ResnetGenerator'
+    """
+    for before, now in MOVED.items():
+        if target == before or target.startswith(f"{before}."):
+            return now + target.removeprefix(before)
+    return target
+
+
 def locate(target: str, path: str = "_target_") -> Callable[..., Any]:
     """Return the class or function that a dotted name stands for.
 
@@ -168,6 +193,7 @@ def locate(target: str, path: str = "_target_") -> Callable[..., Any]:
     Raises:
         ConfigError: naming the part that does not exist and the nearest one that does.
     """
+    target = moved(target)
     parts = target.split(".")
     if not all(part.isidentifier() for part in parts):
         msg = f"{path}: '{target}' is no dotted name; expected package.module.Class."

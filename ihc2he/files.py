@@ -1,13 +1,18 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and locks."""
 
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -38,3 +43,19 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[s
         writer = csv.DictWriter(stream, names, restval="")
         writer.writeheader()
         writer.writerows(rows)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file, which the system releases when the process that holds it dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("Waiting for another process, which holds %s.", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -26,13 +26,13 @@ from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
 from ihc2he.callbacks.checkpoint import CompleteCheckpoints, next_step
 from ihc2he.callbacks.lineage import inputs, outputs
-from ihc2he.callbacks.loggers import forget_rows
-from ihc2he.callbacks.report import write_report
 from ihc2he.config import Stage
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.files import complete
 from ihc2he.launching import alone_in, cluster_environments, own_rank, processes_of, resume_command
+from ihc2he.loggers.base import forget_rows
 from ihc2he.models.checkpoint import read_checkpoint
+from ihc2he.report.page import write_report
 
 log = logging.getLogger(__name__)
 

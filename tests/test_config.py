@@ -173,7 +173,7 @@ def test_looking_does_not_import_torch(tmp_path):
 
 def test_locate_names_the_missing_part():
     with pytest.raises(ConfigError, match=r"there is no 'ResnetGenerater' in .*Did you mean 'ResnetGenerator'"):
-        config.locate("ihc2he.models.cyclegan.networks.ResnetGenerater")
+        config.locate("ihc2he.models.translation.cyclegan.networks.ResnetGenerater")
     with pytest.raises(ConfigError, match="no module named 'nosuchpackage'"):
         config.locate("nosuchpackage.Thing")
     with pytest.raises(ConfigError, match="is not a class or function"):

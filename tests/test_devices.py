@@ -25,8 +25,8 @@ from ihc2he.build import build
 from ihc2he.callbacks.finetuning import TwoPhases
 from ihc2he.config import config_dir
 from ihc2he.errors import ConfigError
-from ihc2he.models.cyclegan.module import CycleGAN
-from ihc2he.models.hovernet.module import HoverNetSegmenter
+from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter
+from ihc2he.models.translation.cyclegan.module import CycleGAN
 
 CYCLEGAN = ["experiment=smoke/cyclegan_bci", "data.simulate.tiles=9"]
 PYTHON = [sys.executable]
@@ -106,7 +106,7 @@ def test_two_processes_learn_what_one_learns_from_both_batches(options, cli, lau
 # ------------------------------------------------------------------ HoVer-Net: the mean of the gradients
 
 SEGMENTER = {
-    "encoder": {"_target_": "ihc2he.models.hovernet.encoders.PreactResNet", "width": 4, "units": [1, 1, 1, 1]},
+    "encoder": {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet", "width": 4, "units": [1, 1, 1, 1]},
     "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1},
     "classes": ["round", "square"],
     "width": 32,
@@ -117,8 +117,8 @@ GRADIENTS = """
 import json, sys
 import torch
 from lightning.pytorch import Callback, Trainer
-from ihc2he.models.cyclegan.module import CycleGAN
-from ihc2he.models.hovernet.module import HoverNetSegmenter
+from ihc2he.models.translation.cyclegan.module import CycleGAN
+from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter
 
 strategy, settings, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
 
@@ -279,7 +279,7 @@ def test_what_the_conversion_would_break_is_refused(device, layer, message):
 
 
 def test_instance_normalisation_stays_as_it_is():
-    node = {"_target_": "ihc2he.models.cyclegan.networks.ResnetGenerator", "width": 4, "n_blocks": 1}
+    node = {"_target_": "ihc2he.models.translation.cyclegan.networks.ResnetGenerator", "width": 4, "n_blocks": 1}
     generator = build(node, nn.Module)
     kinds = [type(layer) for layer in generator.modules()]
     assert [type(layer) for layer in synchronised(generator).modules()] == kinds
@@ -534,7 +534,7 @@ def kept_for_backward(module, forward):
 @pytest.mark.slow
 def test_the_figures_of_memory_on_the_page_are_right():
     page = DOCS.read_text(encoding="utf-8")
-    networks = "ihc2he.models.cyclegan.networks"
+    networks = "ihc2he.models.translation.cyclegan.networks"
     gan = CycleGAN(
         generator={"_target_": f"{networks}.ResnetGenerator"},
         discriminator={"_target_": f"{networks}.PatchDiscriminator"},
@@ -544,7 +544,7 @@ def test_the_figures_of_memory_on_the_page_are_right():
         d.requires_grad_(False)  # as in the generators' step
     x = torch.rand(1, 3, 256, 256)
     shown = [(gan, kept_for_backward(gan, lambda: gan._generator_losses(x, x)))]
-    node = {"_target_": "ihc2he.models.hovernet.encoders.PreactResNet"}
+    node = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet"}
     segmenter = HoverNetSegmenter(encoder=node, optimizer=SEGMENTER["optimizer"], classes=list("abcde"))
     batch = crops(1, 256)
     batch = {key: value.float() if value.is_floating_point() else value for key, value in batch.items()}

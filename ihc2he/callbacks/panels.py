@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ihc2he.callbacks.loggers import logged_step
-from ihc2he.files import complete
+from ihc2he.images.writing import write_png
+from ihc2he.loggers.base import logged_step
 
 HEADER_PX = 22
 
@@ -111,10 +111,3 @@ def plain_name(name: str) -> str:
     '3+_00001'
     """
     return Path(name).with_suffix("").as_posix().replace("/", "_")
-
-
-def write_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write an HxWx3 uint8 RGB image."""
-    encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
-    with complete(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())

@@ -13,20 +13,19 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
-from ihc2he.callbacks.drawing import draw_outlines, fitted, legend
-from ihc2he.callbacks.panels import write_png
 from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.files import complete, write_csv
+from ihc2he.images.writing import write_instances, write_png
 from ihc2he.nuclei.counts import THRESHOLDS, Counts, check_thresholds, count_by_class, pooled
 from ihc2he.nuclei.geojson import write_geojson
 from ihc2he.nuclei.table import IHC_STAINS, NucleiTable, nuclei_table, write_table
 from ihc2he.ranks import from_all_ranks
+from ihc2he.report.drawing import draw_outlines, fitted, legend
 
 if TYPE_CHECKING:
     from ihc2he.models.pipeline.evaluation import Prediction
@@ -243,19 +242,6 @@ def withdraw(out: Path, name: str) -> None:
         done.unlink()
         for file in files:
             (out / file).unlink(missing_ok=True)
-
-
-def write_instances(path: Path, inst_hw: NDArray[np.int32]) -> None:
-    """Write an instance map, as 16-bit PNG or as 32-bit TIFF by its suffix."""
-    if path.suffix == ".png":
-        content = cv2.imencode(".png", inst_hw.astype(np.uint16))[1].tobytes()
-        with complete(path) as temporary:
-            temporary.write_bytes(content)
-        return
-    import tifffile
-
-    with complete(path) as temporary:
-        tifffile.imwrite(temporary, inst_hw.astype(np.uint32), compression="zlib")
 
 
 def _overlay(image: NDArray[np.uint8], table: NucleiTable, classes: Sequence[str]) -> NDArray[np.uint8]:

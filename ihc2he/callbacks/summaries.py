@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ihc2he.callbacks.bundles import best_keeper
-from ihc2he.callbacks.drawing import fitted
-from ihc2he.callbacks.loggers import Wandb, logged_step
 from ihc2he.callbacks.panels import plain_name
 from ihc2he.callbacks.results import Results
 from ihc2he.callbacks.worst import ranking, worst
-from ihc2he.data.images import read_image
+from ihc2he.images.decoding import read_image
+from ihc2he.loggers.base import Wandb, logged_step
+from ihc2he.report.drawing import fitted
 
 THUMBNAIL_PX = 640
 

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ihc2he.callbacks.pages import TilePages
-from ihc2he.callbacks.panels import panel, plain_name, write_png
+from ihc2he.callbacks.panels import panel, plain_name
+from ihc2he.images.writing import write_png
 from ihc2he.ranks import from_all_ranks
+from ihc2he.report.tiles import TilePages
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
 

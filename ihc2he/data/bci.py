@@ -13,11 +13,15 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from ihc2he.data.base import RawTile, TranslationDataModule, exclusive, require
-from ihc2he.data.images import PIXEL_SIZE, find_images, is_pixel_size, read_image, resample
 from ihc2he.data.splits import SPLITS
 from ihc2he.data.store import TileStore
+from ihc2he.data.stored import require
+from ihc2he.data.translation import RawTile, TranslationDataModule
 from ihc2he.errors import DataError
+from ihc2he.files import exclusive
+from ihc2he.images.decoding import read_image
+from ihc2he.images.finding import find_images
+from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size, resample
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from ihc2he.data.base import exclusive, require
 from ihc2he.data.download import download, unpack
-from ihc2he.data.images import PIXEL_SIZE, find_images, is_pixel_size, regular_files
+from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
 from ihc2he.data.points import POLICIES, Faults, Point, PointTile, image_size, keep_good, read_point_tile
-from ihc2he.data.tiles import TileLoader, WholeTilesDataModule, by_name
+from ihc2he.data.stored import require
+from ihc2he.data.tables import by_name
 from ihc2he.errors import ConfigError, DataError, did_you_mean
+from ihc2he.files import exclusive
+from ihc2he.images.finding import find_images, regular_files
+from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
 

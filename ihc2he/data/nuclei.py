@@ -1,6 +1,5 @@
 """H&E tiles with nuclei, in a user's own folders: images/, instances/ and perhaps types/ and tiles.csv."""
 
-import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +8,16 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader
 
 from ihc2he.data.augmentation import NucleiAugmentation
-from ihc2he.data.base import require
-from ihc2he.data.images import PIXEL_SIZE, SUFFIXES, find_images, is_pixel_size, read_image
-from ihc2he.data.labels import read_labels
 from ihc2he.data.segmentation import Labelled, SegmentationDataModule
 from ihc2he.data.splits import SPLITS, stratified_sample
 from ihc2he.data.store import Record
+from ihc2he.data.stored import require
+from ihc2he.data.tables import read_table, stem
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.decoding import read_image
+from ihc2he.images.finding import find_images
+from ihc2he.images.labels import read_labels
+from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
 
@@ -230,50 +232,11 @@ class NucleiDataModule(SegmentationDataModule):
         return {"mpp": self.mpp, "mpp_files": self.mpp_files, "classes": self.classes}
 
 
-def read_table(path: Path) -> dict[str, dict[str, str]]:
-    """Return the rows of a tiles.csv by the tile's name without extension; empty where there is no such file.
-
-    Raises:
-        DataError: where it cannot be read, the column ``name`` is missing, a line has more fields than the first, or a
-            name is empty or comes twice.
-    """
-    if not path.is_file():
-        if path.exists() or path.is_symlink():
-            msg = (
-                f"{path}: found a folder, or a link to nothing; expected a CSV file. Remove it, or put the file there."
-            )
-            raise DataError(msg)
-        return {}
-    table: dict[str, dict[str, str]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            if "name" not in (reader.fieldnames or ()):
-                msg = f"{path}: found the columns {reader.fieldnames}, expected one called name."
-                raise DataError(msg)
-            for row in reader:
-                where, name = f"{path}, line {reader.line_num}", _stem(row["name"] or "")
-                if None in row:
-                    msg = f"{where}: more fields than the first line names. Remove them, or quote texts with commas."
-                    raise DataError(msg)
-                if not name:
-                    msg = f"{where}: the name is empty. Fill it, or remove the line."
-                    raise DataError(msg)
-                if name in table:
-                    msg = f"{path}: {name} comes twice. Leave one row for each tile."
-                    raise DataError(msg)
-                table[name] = row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        msg = f"{path}: not a CSV file in UTF-8 ({error}). Export it again."
-        raise DataError(msg) from error
-    return table
-
-
 def _by_name(folder: Path) -> dict[str, Path]:
     """Return the images below a folder by their relative path without extension."""
     found: dict[str, Path] = {}
     for file in find_images(folder):
-        name = _stem(file)
+        name = stem(file)
         if name in found:
             msg = f"{folder / file}: there is also {found[name].name}. Leave one file for each name."
             raise DataError(msg)
@@ -287,9 +250,3 @@ def _require_same_names(where: Path, found: dict[str, Any], images: dict[str, Pa
         if lonely:
             msg = f"{where}: {problem} {lonely[0]} ({len(lonely)} such); expected one for each file in images/."
             raise DataError(msg)
-
-
-def _stem(name: str) -> str:
-    """Return a name without the extension of an image; other dots belong to the name."""
-    path = Path(name)
-    return path.with_suffix("").as_posix() if path.suffix.lower() in SUFFIXES else name

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.data.augmentation import NucleiAugmentation
-from ihc2he.data.base import exclusive, require
 from ihc2he.data.download import download, unpack
-from ihc2he.data.labels import MAX_LABEL, number_consecutively
 from ihc2he.data.segmentation import Labelled, SegmentationDataModule
 from ihc2he.data.store import Record, TileStore
+from ihc2he.data.stored import require
 from ihc2he.errors import DataError
+from ihc2he.files import exclusive
+from ihc2he.images.labels import MAX_LABEL, number_consecutively
 
 log = logging.getLogger(__name__)
 

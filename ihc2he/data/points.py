@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.data.base import require
-from ihc2he.data.images import PIXEL_SIZE, find_images, is_pixel_size, read_image, regular_files
-from ihc2he.data.labels import read_labels
-from ihc2he.data.nuclei import read_table
-from ihc2he.data.tiles import TileLoader, WholeTilesDataModule, by_name, pixel_size
+from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
+from ihc2he.data.stored import require
+from ihc2he.data.tables import by_name, pixel_size, read_table
 from ihc2he.errors import DataError, did_you_mean
+from ihc2he.images.decoding import read_image
+from ihc2he.images.finding import find_images, regular_files
+from ihc2he.images.labels import read_labels
+from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
 

@@ -15,17 +15,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from ihc2he.build import build
 from ihc2he.data.augmentation import NucleiAugmentation
-from ihc2he.data.base import StoreDataModule, require
-from ihc2he.data.images import PIXEL_SIZE, is_pixel_size, resample
-from ihc2he.data.labels import number_consecutively
+from ihc2he.data.exploration import write_nuclei_index
 from ihc2he.data.samplers import SampleIndex, balancing_weights, presence_weights
 from ihc2he.data.store import WHOLE, Record, TileStore
-from ihc2he.data.summary import write_nuclei_index
+from ihc2he.data.stored import StoreDataModule, require
 from ihc2he.data.transforms import to_tensor
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.labels import number_consecutively
 from ihc2he.nuclei.instances import instance_types
 from ihc2he.nuclei.targets import hv_maps, relabel_pieces
-from ihc2he.tiling.resampling import resized_labels
+from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size, resample, resized_labels
 
 log = logging.getLogger(__name__)
 

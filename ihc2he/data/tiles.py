@@ -2,85 +2,18 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
-
-from ihc2he.data.base import require
-from ihc2he.data.images import PIXEL_SIZE, SUFFIXES, find_images, is_pixel_size, read_image, regular_files
-from ihc2he.data.nuclei import read_table
-from ihc2he.data.samplers import ShardSampler
+from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
+from ihc2he.data.stored import require
+from ihc2he.data.tables import by_name, pixel_size, read_table
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.decoding import read_image
+from ihc2he.images.finding import SUFFIXES, find_images, regular_files
+from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-
-class Tiles(Dataset[dict[str, Any] | DataError]):
-    """What `read` returns of each tile, or the DataError that it raises.
-
-    Args:
-        tiles: what to read.
-        read: a function of a module, so that it reaches processes.
-    """
-
-    def __init__(self, tiles: Sequence[T], read: Callable[[T], dict[str, Any]]) -> None:
-        self.tiles = tiles
-        self.read = read
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __getitem__(self, index: int) -> dict[str, Any] | DataError:
-        try:
-            return self.read(self.tiles[index])
-        except DataError as error:
-            return error
-
-
-class TileLoader(DataLoader):
-    """Batches of `Tiles` as a dict of lists, since tiles differ in size.
-
-    A tile's error is raised here, so that its message comes without the traceback of a loading process.
-    """
-
-    def __iter__(self) -> Iterator[dict[str, list[Any]]]:  # type: ignore[override]
-        for items in super().__iter__():
-            for item in items:
-                if isinstance(item, DataError):
-                    raise item
-            yield {key: [item[key] for item in items] for key in items[0]}
-
-
-class WholeTilesDataModule(LightningDataModule):
-    """Every tile once, as it is, straight from its file.
-
-    Args:
-        batch_size: tiles per batch and process.
-        num_workers: processes that load tiles.
-    """
-
-    def __init__(self, *, batch_size: int, num_workers: int) -> None:
-        super().__init__()
-        require("batch_size", batch_size, batch_size >= 1, "at least 1")
-        require("num_workers", num_workers, num_workers >= 0, "0 or more")
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-
-    def _loader(self, tiles: Sequence[T], read: Callable[[T], dict[str, Any]]) -> TileLoader:
-        """Return batches of this process's share of the tiles."""
-        shard = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return TileLoader(
-            Tiles(tiles, read),
-            batch_size=self.batch_size,
-            sampler=ShardSampler(len(tiles), *shard),
-            num_workers=self.num_workers,
-            collate_fn=list,
-        )
 
 
 class Tile(NamedTuple):
@@ -173,57 +106,6 @@ def find_files(path: str) -> tuple[Path, list[Path]]:
     base = Path(*given.parts[:fixed])
     found = sorted(base.glob(str(Path(*given.parts[fixed:]))))
     return base, regular_files(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-
-
-def by_name(base: Path, files: Iterable[Path]) -> dict[str, Path]:
-    """Return files by their path below a folder without extension.
-
-    Raises:
-        DataError: where two files get one name.
-
-    >>> list(by_name(Path("a"), [Path("a/b/tile.1.png")]))
-    ['b/tile.1']
-    """
-    named: dict[str, Path] = {}
-    for file in files:
-        name = file.relative_to(base).with_suffix("").as_posix()
-        if name in named:
-            msg = f"{file}: {named[name].name} beside it has the same name but for the extension. Leave or rename one."
-            raise DataError(msg)
-        named[name] = file
-    return named
-
-
-def pixel_size(said: str | None, otherwise: float | None, image: Path, table: Path) -> float:
-    """Return um/px of an image.
-
-    Args:
-        said: the entry ``um_per_px`` of the table, or nothing.
-        otherwise: the pixel size where the table says nothing.
-        image: whose pixel size it is.
-        table: the ``tiles.csv`` that the entry is from.
-
-    Raises:
-        ConfigError: where nothing tells it.
-        DataError: where the entry is not a positive number.
-    """
-    if not said:
-        if otherwise is None:
-            msg = (
-                f"data.mpp=null: the pixel size of {image} is not known. Pass data.mpp in um/px: the scanner notes it, "
-                "QuPath shows it as pixel width; about 0.25 for a 40x scan, 0.5 for 20x. Or write it, tile by tile, "
-                f"to {table} with the columns name and um_per_px."
-            )
-            raise ConfigError(msg)
-        return otherwise
-    try:
-        mpp = float(said)
-    except ValueError:
-        mpp = -1.0
-    if not is_pixel_size(mpp):
-        msg = f"{table}: um_per_px {said!r} for {image.name}, expected {PIXEL_SIZE}, such as 0.25."
-        raise DataError(msg)
-    return mpp
 
 
 def _without_results(base: Path, files: list[Path], results: Path) -> list[Path]:

@@ -7,10 +7,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ihc2he.data.base import RawTile, TranslationDataModule, require
-from ihc2he.data.images import PIXEL_SIZE, SUFFIXES, find_images, is_pixel_size, read_image, resample
 from ihc2he.data.splits import SPLITS, STAINS
+from ihc2he.data.stored import require
+from ihc2he.data.translation import RawTile, TranslationDataModule
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.decoding import read_image
+from ihc2he.images.finding import SUFFIXES, find_images
+from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size, resample
 
 log = logging.getLogger(__name__)
 

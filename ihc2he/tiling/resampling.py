@@ -5,8 +5,9 @@ Shape suffixes: b = batch, c = channel, h, w = height, width; n2 = points as (x,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,3 +73,45 @@ def moved_points(points_n2: NDArray, from_shape: tuple[int, int], to_shape: tupl
     """
     scale_2 = np.array(to_shape[::-1]) / np.array(from_shape[::-1])
     return (points_n2 + 0.5) * scale_2 - 0.5
+
+
+MPP_RANGE = (0.01, 100.0)  # um/px; the finest objectives give 0.05, and at 100 a nucleus is a tenth of a pixel
+
+
+PIXEL_SIZE = f"um/px from {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}"
+
+
+def is_pixel_size(mpp: float) -> bool:
+    """Return whether a number may be um/px of a microscope's image; others are slips of the pen or of the unit.
+
+    >>> is_pixel_size(0.25), is_pixel_size(0), is_pixel_size(2.5e-7), is_pixel_size(float("nan"))
+    (True, False, False, False)
+    """
+    return MPP_RANGE[0] <= mpp <= MPP_RANGE[1]
+
+
+def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Return an image at another size, each axis with the filter that suits it.
+
+    An axis that shrinks is averaged over the area of each new pixel, so that nothing aliases; an axis that
+    grows is interpolated by a bicubic spline.
+
+    >>> resize(np.array([[[0] * 3, [100] * 3]], np.uint8), 1, 1).tolist()
+    [[[50, 50, 50]]]
+    """
+    shrunk = (min(height, image.shape[0]), min(width, image.shape[1]))
+    if shrunk != image.shape[:2]:
+        image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
+    if (height, width) != shrunk:
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    return image
+
+
+def resample(image: NDArray[Any], mpp: float, target_mpp: float) -> NDArray[Any]:
+    """Return an image resampled from one pixel size to another, both in um/px.
+
+    >>> resample(np.zeros((200, 100, 3), np.uint8), mpp=0.25, target_mpp=0.5).shape
+    (100, 50, 3)
+    """
+    height, width = (max(1, round(side * mpp / target_mpp)) for side in image.shape[:2])
+    return resize(image, height, width)

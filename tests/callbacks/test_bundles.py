@@ -55,9 +55,9 @@ def test_an_interrupted_run_leaves_no_bundle(toy, tiles, trainer, tmp_path):
 def test_the_average_of_a_cyclegan_is_exported(trainer, tmp_path):
     from torch.utils.data import DataLoader
 
-    from ihc2he.models.cyclegan.module import CycleGAN
+    from ihc2he.models.translation.cyclegan.module import CycleGAN
 
-    networks = "ihc2he.models.cyclegan.networks"
+    networks = "ihc2he.models.translation.cyclegan.networks"
     module = CycleGAN(
         {"_target_": f"{networks}.ResnetGenerator", "width": 4, "n_blocks": 1},
         {"_target_": f"{networks}.PatchDiscriminator", "width": 4, "n_layers": 1},

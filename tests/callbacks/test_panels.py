@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from ihc2he.callbacks.panels import HEADER_PX, ImagePanels, panel, write_png
+from ihc2he.callbacks.panels import HEADER_PX, ImagePanels, panel
+from ihc2he.images.writing import write_png
 
 
 @pytest.fixture

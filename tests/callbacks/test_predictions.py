@@ -13,8 +13,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 
 from ihc2he.callbacks import predictions
-from ihc2he.callbacks.predictions import OVERLAY_PX, PredictionWriter, write_instances
+from ihc2he.callbacks.predictions import OVERLAY_PX, PredictionWriter
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.writing import write_instances
 
 CLASSES = ["epithelium", "stroma"]
 

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from ihc2he.callbacks.checkpoint import BestCheckpoint
-from ihc2he.callbacks.loggers import Csv, Wandb
-from ihc2he.callbacks.panels import ImagePanels, write_png
+from ihc2he.callbacks.panels import ImagePanels
 from ihc2he.callbacks.results import Results
 from ihc2he.callbacks.summaries import Summaries
+from ihc2he.images.writing import write_png
+from ihc2he.loggers.base import Csv, Wandb
 
 
 def test_a_training_shows_its_best_values_size_and_duration(toy, tiles, trainer, tmp_path, offline_runs):

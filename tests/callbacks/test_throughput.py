@@ -7,8 +7,8 @@ from lightning.pytorch import Callback
 
 from ihc2he.callbacks import throughput
 from ihc2he.callbacks.checkpoint import LastCheckpoint
-from ihc2he.callbacks.loggers import Csv
 from ihc2he.callbacks.throughput import Throughput
+from ihc2he.loggers.base import Csv
 
 
 class Clock:

@@ -14,9 +14,9 @@ import pytest
 from ihc2he.data import download as download_module
 from ihc2he.data import endonuke as module
 from ihc2he.data.endonuke import EndoNukeDataModule, id_blocks, parse_ids
-from ihc2he.data.images import read_image
-from ihc2he.data.labels import read_labels
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.decoding import read_image
+from ihc2he.images.labels import read_labels
 from ihc2he.simulate import write_endonuke
 
 # Which annotators of which split labelled each tile; point k of a file is (k, its number in this table, k % 3).

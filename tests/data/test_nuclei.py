@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tifffile
 
-from ihc2he.data.labels import number_consecutively, read_labels
-from ihc2he.data.nuclei import NucleiDataModule, read_table
+from ihc2he.data.nuclei import NucleiDataModule
+from ihc2he.data.tables import read_table
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.labels import number_consecutively, read_labels
 from ihc2he.simulate import write_nuclei
 from ihc2he.tiling.resampling import resized_labels
 

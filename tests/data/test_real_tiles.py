@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ihc2he.data.images import read_image
 from ihc2he.data.unpaired import UnpairedDataModule
+from ihc2he.images.decoding import read_image
 
 
 @pytest.fixture

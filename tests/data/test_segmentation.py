@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ihc2he.data.augmentation import NucleiAugmentation, change_stains
-from ihc2he.data.labels import MAX_LABEL
 from ihc2he.data.nuclei import NucleiDataModule
 from ihc2he.data.samplers import SampleIndex, presence_weights
 from ihc2he.errors import ConfigError
+from ihc2he.images.labels import MAX_LABEL
 from ihc2he.nuclei.targets import hv_maps
 
 OFF = {"dihedral": False, "scale": 0.0, "elastic": 0.0, "blur": 0.0, "noise": 0.0, "hed": 0.0, "hsv": 0.0}

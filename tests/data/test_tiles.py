@@ -8,7 +8,8 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 
 from ihc2he.data import tiles as module
-from ihc2he.data.tiles import TileLoader, Tiles, TilesDataModule, find_files
+from ihc2he.data.evaluation import TileLoader, Tiles
+from ihc2he.data.tiles import TilesDataModule, find_files
 from ihc2he.errors import ConfigError, DataError
 
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ihc2he.data.samplers import EpochSampler, SampleIndex
-from ihc2he.models.cyclegan.module import CycleGAN
+from ihc2he.models.translation.cyclegan.module import CycleGAN
 
-NETWORKS = "ihc2he.models.cyclegan.networks"
+NETWORKS = "ihc2he.models.translation.cyclegan.networks"
 SMALL = {
     "generator": {"_target_": f"{NETWORKS}.ResnetGenerator", "width": 4, "n_blocks": 1},
     "discriminator": {"_target_": f"{NETWORKS}.PatchDiscriminator", "width": 4, "n_layers": 1},

@@ -8,9 +8,14 @@ import torch
 
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.models.bundle import load_bundle, save_bundle
-from ihc2he.models.cyclegan.networks import ResnetGenerator
+from ihc2he.models.translation.cyclegan.networks import ResnetGenerator
 
-NODE = {"_target_": "ihc2he.models.cyclegan.networks.ResnetGenerator", "width": 4, "n_blocks": 1, "dropout": 0.5}
+NODE = {
+    "_target_": "ihc2he.models.translation.cyclegan.networks.ResnetGenerator",
+    "width": 4,
+    "n_blocks": 1,
+    "dropout": 0.5,
+}
 INFO = {
     "module": NODE,
     "role": "translator",
@@ -178,7 +183,7 @@ def test_a_bundle_cannot_read_the_environment(bundle):
 
 def test_a_package_of_the_users_own_can_be_trusted(bundle, tmp_path, monkeypatch):
     (tmp_path / "own_networks.py").write_text(
-        "from ihc2he.models.cyclegan.networks import ResnetGenerator\nclass Net(ResnetGenerator): pass\n"
+        "from ihc2he.models.translation.cyclegan.networks import ResnetGenerator\nclass Net(ResnetGenerator): pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     rewrite(bundle, module=NODE | {"_target_": "own_networks.Net"})

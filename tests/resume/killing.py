@@ -63,8 +63,8 @@ def arm(kind: str, number: int) -> None:
     import h5py
     import torch
 
-    from ihc2he.models.cyclegan.module import CycleGAN
-    from ihc2he.models.hovernet.module import HoverNetSegmenter
+    from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter
+    from ihc2he.models.translation.cyclegan.module import CycleGAN
 
     if kind == "checkpoint":
         in_the_middle_of_a_checkpoint(number)

@@ -21,10 +21,10 @@ from ihc2he.build import refuse_foreign
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.models.bundle import load_bundle
 from ihc2he.models.checkpoint import read_checkpoint
-from ihc2he.models.hovernet.module import HV_CHANNELS, HoverNetSegmenter, joined
-from ihc2he.models.hovernet.networks import HoverNet
-from ihc2he.models.hovernet.weights import load_reference
 from ihc2he.models.pipeline.finding import Found, find_in_density, find_on_hover_maps
+from ihc2he.models.segmentation.hovernet.module import HV_CHANNELS, HoverNetSegmenter, joined
+from ihc2he.models.segmentation.hovernet.networks import HoverNet
+from ihc2he.models.segmentation.hovernet.weights import load_reference
 from ihc2he.tiling.windows import predict_tiled
 
 PANNUKE = ["neoplastic", "inflammatory", "connective", "dead", "epithelial"]  # types of the published checkpoints
@@ -194,7 +194,7 @@ def _of_run(path: str) -> _Loaded:
 
 def _published(path: str) -> _Loaded:
     """Return the network of the official checkpoint for PanNuke, in the form that keeps the size."""
-    encoder: Mapping[str, Any] = {"_target_": "ihc2he.models.hovernet.encoders.PreactResNet"}
+    encoder: Mapping[str, Any] = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet"}
     network = HoverNet(encoder, len(PANNUKE))
     load_reference(network, path)
     return _Loaded(network.eval(), 0.25, PANNUKE)

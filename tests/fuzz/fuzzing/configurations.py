@@ -109,11 +109,11 @@ FILES: Sequence[tuple[str, str, str]] = (
     (PREDICT, "model.use={translators: [reinhard]} model.translators.reinhard.target=nowhere", "nowhere"),
 )  # fmt: skip
 TARGETS: Sequence[tuple[str, str]] = (
-    (FIT, "model._target_=ihc2he.models.cyclegan.module.CycleGAM"), (FIT, "model._target_=os.system"),
+    (FIT, "model._target_=ihc2he.models.translation.cyclegan.module.CycleGAM"), (FIT, "model._target_=os.system"),
     (FIT, "model._target_=builtins.print"), (FIT, "model._target_=torch.nn.Linear"), (FIT, "model._target_=''"),
     (FIT, "model._target_=3"), (FIT, "model._target_=null"), (FIT, "model._target_=nowhere"),
     (FIT, "model._target_=.module"), (FIT, "model._target_=ihc2he..module"), (FIT, "model._target_=this"),
-    (FIT, "data._target_=ihc2he.data.bci.find_folders"), (FIT, "data._target_=ihc2he.models.cyclegan.module.CycleGAN"),
+    (FIT, "data._target_=ihc2he.data.bci.find_folders"), (FIT, "data._target_=ihc2he.models.translation.cyclegan.module.CycleGAN"),
     (FIT, "trainer._target_=os.system"), (FIT, "model.generator._target_=os.system"),
     (FIT, "model.optimizer._target_=torch.optim.Adamm"), (FIT, "model.optimizer._target_=os.system"),
     (FIT, "callbacks.stop_on_nan._target_=os.system"), (FIT, "+callbacks.mine._target_=nowhere.Callback"),

@@ -45,7 +45,6 @@ def warm_up() -> None:
     import skimage.segmentation  # noqa: F401
     import torch
 
-    import ihc2he.callbacks.pages
     import ihc2he.callbacks.panels
     import ihc2he.callbacks.predictions
     import ihc2he.data.bci
@@ -54,9 +53,10 @@ def warm_up() -> None:
     import ihc2he.data.pannuke
     import ihc2he.data.points
     import ihc2he.data.unpaired
-    import ihc2he.models.cyclegan.module
-    import ihc2he.models.hovernet.module
     import ihc2he.models.pipeline.module
+    import ihc2he.models.segmentation.hovernet.module
+    import ihc2he.models.translation.cyclegan.module
+    import ihc2he.report.tiles
     import ihc2he.runner  # noqa: F401
 
     torch.set_num_threads(1)

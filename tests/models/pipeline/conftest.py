@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ihc2he.models.bundle import save_bundle
-from ihc2he.models.cyclegan.networks import ResnetGenerator
-from ihc2he.models.hovernet.networks import HoverNet
+from ihc2he.models.segmentation.hovernet.networks import HoverNet
+from ihc2he.models.translation.cyclegan.networks import ResnetGenerator
 
-ENCODER = {"_target_": "ihc2he.models.hovernet.encoders.PreactResNet", "width": 4, "units": [1, 1, 1, 1]}
+ENCODER = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet", "width": 4, "units": [1, 1, 1, 1]}
 CLASSES = ["neoplastic", "inflammatory", "connective", "dead", "epithelial"]
 
 
@@ -33,7 +33,7 @@ def segmenter_bundle(tmp_path: Path, hovernet: Callable[..., HoverNet]) -> Calla
     def write(name: str = "segmenter", classes: list[str] = CLASSES, seed: int = 0, **info: Any) -> str:
         network = hovernet(len(classes), seed)
         node = {
-            "_target_": "ihc2he.models.hovernet.networks.HoverNet",
+            "_target_": "ihc2he.models.segmentation.hovernet.networks.HoverNet",
             "encoder": ENCODER, "n_types": len(classes), "width": 32,
         }  # fmt: skip
         known = {"module": node, "role": "segmenter", "classes": classes, "mpp": 0.25, "keep_unmarked": True}
@@ -48,7 +48,7 @@ def generator_bundle(tmp_path: Path) -> Callable[..., str]:
 
     def write(name: str = "g_ihc2he", seed: int = 0) -> str:
         torch.manual_seed(seed)
-        node = {"_target_": "ihc2he.models.cyclegan.networks.ResnetGenerator", "width": 4, "n_blocks": 1}
+        node = {"_target_": "ihc2he.models.translation.cyclegan.networks.ResnetGenerator", "width": 4, "n_blocks": 1}
         stains = {"role": "translator", "stain_in": "IHC", "stain_out": "H&E"}
         info = {"module": node, **stains, "mpp": 0.46, "value_range": [-1.0, 1.0]}
         return str(save_bundle(ResnetGenerator(width=4, n_blocks=1), tmp_path / name, info))

@@ -12,15 +12,15 @@ from omegaconf import OmegaConf
 
 from ihc2he.config import config_dir, preflight
 from ihc2he.errors import ConfigError, DataError
-from ihc2he.models.hovernet.module import HoverNetSegmenter, joined
-from ihc2he.models.hovernet.networks import HoverNet
 from ihc2he.models.pipeline.finding import find_in_density, find_on_hover_maps, means
 from ihc2he.models.pipeline.inference import predict
 from ihc2he.models.pipeline.segmenters import PANNUKE, Classical, Hovernet
 from ihc2he.models.pipeline.translators import Identity
+from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter, joined
+from ihc2he.models.segmentation.hovernet.networks import HoverNet
 from ihc2he.nuclei.targets import hv_maps
 
-ENCODER = {"_target_": "ihc2he.models.hovernet.encoders.PreactResNet", "width": 4, "units": [1, 1, 1, 1]}
+ENCODER = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet", "width": 4, "units": [1, 1, 1, 1]}
 FILES = sorted((config_dir() / "model" / "segmenter").glob("*.yaml"))
 
 

@@ -19,7 +19,7 @@ from ihc2he.models.pipeline.translators import CycleGan, Identity, Macenko, Reco
 from ihc2he.stain.recolour import recolour
 
 FILES = sorted((config_dir() / "model" / "translator").glob("*.yaml"))
-GENERATOR = {"_target_": "ihc2he.models.cyclegan.networks.ResnetGenerator", "width": 4, "n_blocks": 1}
+GENERATOR = {"_target_": "ihc2he.models.translation.cyclegan.networks.ResnetGenerator", "width": 4, "n_blocks": 1}
 INFO = {"role": "translator", "stain_in": "IHC", "stain_out": "H&E", "value_range": [-1.0, 1.0], "mpp": 0.46}
 LAB = {"lab_mean": [69.0, 19.0, -14.0], "lab_std": [18.0, 8.0, 8.0]}
 

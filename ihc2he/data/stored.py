@@ -1,0 +1,135 @@
+"""What DataModules with a tile store share: it is built once, and batches are loaded from it."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from ihc2he.data.samplers import EpochLoader, EpochSampler, ShardSampler
+from ihc2he.data.store import Record, Skipped, TileStore, check_store, write_store
+from ihc2he.errors import ConfigError, DataError
+from ihc2he.files import exclusive
+
+log = logging.getLogger(__name__)
+
+
+class StoreDataModule(LightningDataModule, ABC):
+    """Batches from a tile store that `prepare_data` builds once from a raw dataset.
+
+    Args:
+        store: folder for the tile store and what is reported beside it.
+        num_workers: processes that load training batches; as many load each evaluation set.
+        seed: of the order and the augmentation.
+        rebuild: build the store again even if there is one.
+
+    Attributes:
+        reports: what writes each report beside the store, by file name.
+    """
+
+    reports: ClassVar[Mapping[str, Callable[[Path, TileStore], None]]]
+
+    def __init__(self, *, store: str, num_workers: int, seed: int, rebuild: bool) -> None:
+        super().__init__()
+        require("num_workers", num_workers, num_workers >= 0, "0 or more")
+        require("seed", seed, seed >= 0, "0 or more")
+        self.store_folder = Path(store).expanduser()
+        self.num_workers = num_workers
+        self.seed = seed
+        self.rebuild = rebuild
+
+    @abstractmethod
+    def find_tiles(self) -> Sequence[Any] | None:
+        """Return the tiles of the raw dataset without reading them, or None where the dataset is not there."""
+
+    @abstractmethod
+    def sources(self, tiles: Sequence[Any]) -> dict[str, Path]:
+        """Return every file that the tiles are read from, under a name that stays valid when the dataset is moved."""
+
+    @abstractmethod
+    def read_record(self, tile: Any) -> Record | Skipped:
+        """Return what the store keeps of a tile."""
+
+    @abstractmethod
+    def how_to_get(self) -> str:
+        """Return what to tell a user who has neither the dataset nor a store of it."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that change the content of the store."""
+
+    @property
+    def store_path(self) -> Path:
+        return self.store_folder / "tiles.h5"
+
+    def prepare_data(self) -> None:
+        """Build the store, or check that it still fits its source, and write the reports beside it."""
+        tiles = self.find_tiles()
+        sources = None
+        if tiles is not None:
+            sources = self.sources(tiles)
+            self._build(tiles, sources)
+        elif not self.store_path.is_file():
+            raise DataError(self.how_to_get())
+        check_store(self.store_path, sources, self.settings())
+        store = TileStore(self.store_path)
+        for name, write in self.reports.items():
+            if not (self.store_folder / name).is_file():
+                write(self.store_folder / name, store)
+
+    def _build(self, tiles: Sequence[Any], sources: dict[str, Path]) -> None:
+        if self.store_path.is_file() and not self.rebuild:
+            return
+        with exclusive(self.store_path.with_suffix(".lock")):
+            if self.store_path.is_file() and not self.rebuild:  # built by another process meanwhile
+                return
+            for report in self.reports:
+                (self.store_folder / report).unlink(missing_ok=True)
+            write_store(self.store_path, tiles, self.read_record, sources, self.settings())
+            self.rebuild = False  # the next stage of the same run comes here again
+
+    def _epoch_sampler(self, size: int, num_samples: int, weights: Sequence[float] | None) -> EpochSampler:
+        rank, world_size = self._shard()
+        return EpochSampler(
+            size=size, num_samples=num_samples, seed=self.seed, weights=weights, rank=rank, world_size=world_size
+        )
+
+    def _loader(
+        self, dataset: Dataset, sampler: EpochSampler | ShardSampler, batch_size: int, drop_last: bool = False
+    ) -> DataLoader:
+        if drop_last and len(sampler) < batch_size:
+            msg = (
+                f"data.batch_size={batch_size}: an epoch has only {len(sampler)} samples per process, "
+                "less than one batch. Pass a smaller batch size, or a larger data.samples_per_epoch."
+            )
+            raise ConfigError(msg)
+        return EpochLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=drop_last,
+        )
+
+    def _shard_sampler(self, size: int, split: str) -> ShardSampler:
+        rank, world_size = self._shard()
+        if 0 < size < world_size:  # a process without tiles would fail on its own
+            msg = f"trainer.devices: {size} {split} tiles are too few for {world_size} processes. Use fewer."
+            raise ConfigError(msg)
+        return ShardSampler(size, rank, world_size)
+
+    def _shard(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def require(name: str, value: Any, holds: bool, expected: str) -> None:
+    """Raise a ConfigError that names an argument of a DataModule and what it should be, unless it holds."""
+    if not holds:
+        msg = f"data.{name}={value}: expected {expected}."
+        raise ConfigError(msg)

@@ -1,0 +1,1 @@
+"""Images and label maps: finding, decoding and writing their files."""

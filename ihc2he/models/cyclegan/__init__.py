@@ -1,1 +1,0 @@
-"""CycleGAN for unpaired stain translation."""

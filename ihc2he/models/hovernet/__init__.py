@@ -1,1 +1,0 @@
-"""HoVer-Net for the segmentation and classification of nuclei."""

@@ -1,0 +1,1 @@
+"""Models that find nuclei, and how they are judged."""

@@ -1,0 +1,1 @@
+"""HoVer-Net (Graham et al., Medical Image Analysis 2019)."""

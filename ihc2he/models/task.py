@@ -1,0 +1,115 @@
+"""The contract of a model: what the runner, the callbacks and the export may expect of it, with its defaults.
+
+A model of your own derives from `Task` and overrides what it has to offer; what it leaves out is then simply not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from ihc2he.datainfo import DataInfo, info_of
+from ihc2he.errors import ConfigError
+from ihc2he.metrics.fidelity import Card
+
+
+class Scores(TypedDict, total=False):
+    """What a step of a validation or test returns.
+
+    Attributes:
+        rows: a row per image that is finished, with at least `name` and `group`; they become `results.csv`.
+        scored: the same images with all that is known of them, for callbacks that draw them.
+    """
+
+    rows: list[dict[str, Any]]
+    scored: list[Any]
+
+
+class Export(NamedTuple):
+    """A network to be saved as a model bundle.
+
+    Attributes:
+        network: with the weights to save.
+        info: what one must know to use it, plain values; see `ihc2he.models.bundle.save_bundle`. `module` is the node
+            that builds the network, or None where nothing says how to build it.
+    """
+
+    network: nn.Module
+    info: dict[str, Any]
+
+
+class Ranking(NamedTuple):
+    """By which column of the results per image the worst are chosen.
+
+    Attributes:
+        column: a number per image.
+        higher: whether higher is better.
+        group: only the rows of this group; None: all.
+    """
+
+    column: str
+    higher: bool
+    group: str | None = None
+
+
+class Task(LightningModule):
+    """A LightningModule that says what it can do.
+
+    Attributes:
+        requires_checkpoint: whether a test or prediction without a checkpoint would judge random weights.
+    """
+
+    requires_checkpoint: bool = False
+
+    @property
+    def data(self) -> DataInfo:
+        """What the Trainer's DataModule says of itself; says nothing where there is no DataModule."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return DataInfo(mpp=None) if data is None else info_of(data)
+
+    @property
+    def cards(self) -> Mapping[str, Card]:
+        """The name cards of the logged metrics by key, without `val/` or `test/`."""
+        return {}
+
+    @property
+    def tables(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """Tables of the last test besides the usual ones: rows by file name."""
+        return {}
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What makes predictions of two runs comparable, as plain values."""
+        return {}
+
+    @property
+    def ranking(self) -> Ranking | None:
+        """By which column images are ranked, where the metric that chooses checkpoints has no value per image."""
+        return None
+
+    def exports(self) -> Mapping[str, Export]:
+        """Return the networks to save as bundles at the end of training, by the name of the bundle."""
+        return {}
+
+    def panels(self, batch: Mapping[str, Any]) -> list[list[tuple[str, Tensor]]]:
+        """Return, for each image of an evaluation batch, pictures and their titles; (3, H, W) in [-1, 1]."""
+        return []
+
+
+def required_mpp(info: DataInfo, of: str) -> float:
+    """Return the pixel size of the data, um/px.
+
+    Args:
+        info: what the DataModule says of itself.
+        of: the model that needs it, for the message.
+
+    Raises:
+        ConfigError: where every image has its own.
+    """
+    if info.mpp is None:
+        msg = f"{of} needs images of one pixel size, and this data does not name one. Pass data.target_mpp in um/px."
+        raise ConfigError(msg)
+    return info.mpp

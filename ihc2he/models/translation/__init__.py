@@ -1,0 +1,1 @@
+"""Models that translate between stains, and how they are judged."""

@@ -1,0 +1,101 @@
+"""The interface of a decoder. One object serves the dataset, training, test and pipeline.
+
+A decoder is built from plain values, so that it can be named in a configuration and in a bundle, and it can be pickled,
+so that worker processes can use it. Importing one must not import torch, which takes such processes seconds.
+Shape suffixes: b = batch, k = maps, h, w = height, width; n = nuclei; 2 = (x, y).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Nuclei(NamedTuple):
+    """The nuclei of a tile.
+
+    Attributes:
+        inst_hw: int32 instance map with ids 1..N, 0 = background.
+        types_n: type of each, 0 where none is known.
+        shares_n: share of its pixels that are of this type.
+    """
+
+    inst_hw: NDArray[np.int32]
+    types_n: NDArray[np.int64]
+    shares_n: NDArray[np.float32]
+
+
+class Found(NamedTuple):
+    """Nuclei as a decoder finds them.
+
+    Attributes:
+        nuclei: with ids from 1 to N; on a coarser grid some may have no pixel left.
+        centres_n2: (x, y) in px.
+        scores_n: how sure the network is of each, in [0, 1].
+    """
+
+    nuclei: Nuclei
+    centres_n2: NDArray[np.float64]
+    scores_n: NDArray[np.float32]
+
+
+class Decoder(ABC):
+    """Between instance maps and the maps of a network.
+
+    The maps of a network are a dict of raw tensors by name, (N, C, H, W) each: what the loss sees. `join` makes of them
+    one tensor of K maps, all of which may be averaged over windows, views and networks.
+    """
+
+    @abstractmethod
+    def channels(self, n_types: int) -> dict[str, int]:
+        """Return the raw maps that a network has to give, with their number of channels.
+
+        Args:
+            n_types: types of nuclei, without background; 0: nuclei are not typed.
+        """
+
+    @abstractmethod
+    def targets(self, inst_hw: NDArray[np.int32], mpp: float) -> dict[str, NDArray[np.float32]]:
+        """Return what a network should learn of a crop, besides the instance map and the types themselves.
+
+        Args:
+            inst_hw: instance map, 0 = background; every connected piece has an id of its own.
+            mpp: um/px.
+        """
+
+    @abstractmethod
+    def join(self, raw: Mapping[str, Tensor]) -> Tensor:
+        """Return raw maps as one tensor of probabilities and the like, (N, K, H, W) float32."""
+
+    @abstractmethod
+    def turned_back(self, maps_bkhw: Tensor, view: int) -> Tensor:
+        """Return joined maps of images in another view as those of the images as they were.
+
+        Args:
+            maps_bkhw: as `join` gives them.
+            view: of `ihc2he.tiling.augmentation.VIEWS`.
+        """
+
+    @abstractmethod
+    def votes(self, maps_bkhw: Tensor) -> Tensor | None:
+        """Return which pixels the maps call nucleus, (N, H, W) of 0 and 1; None where maps alone do not say."""
+
+    def reduced(self, maps_bkhw: Tensor) -> Tensor:
+        """Return what `find` needs of joined maps: what leaves the device and travels to another process."""
+        return maps_bkhw
+
+    @abstractmethod
+    def find(self, maps_khw: NDArray[np.float32], mpp: float) -> Found:
+        """Return the nuclei on the maps of one tile.
+
+        Args:
+            maps_khw: joined and reduced.
+            mpp: um/px.
+        """

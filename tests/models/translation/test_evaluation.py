@@ -1,0 +1,108 @@
+import logging
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from ihc2he.metrics.distribution import FeaturesUnavailable
+from ihc2he.models.translation.evaluation import Evaluation
+from ihc2he.stain.deconvolution import HEMATOXYLIN
+
+
+@pytest.fixture
+def batch(tiles):
+    return next(iter(DataLoader(tiles(3, 16), batch_size=3)))
+
+
+def test_rows_and_means_hold_every_metric_in_both_directions(batch):
+    evaluation = Evaluation(["psnr"], None)
+    rows = evaluation.update(batch, batch["he"] + 0.2, batch["ihc"])
+    assert [(row["name"], row["group"]) for row in rows] == [
+        ("00000.png", "0"),
+        ("00001.png", "3+"),
+        ("00002.png", "3+"),
+    ]
+    values = evaluation.compute_and_reset()
+    names = {"psnr", "hematoxylin_correlation", "nuclear_correlation"}
+    expected = {f"{to}/{name}" for to in ("he", "ihc") for name in names} | {"he/dab_ratio"}
+    assert set(rows[0]) == {"name", "group"} | expected
+    assert set(values) == {key + group for key in expected for group in ("", "/0", "/3+")}
+    assert set(evaluation.cards) == expected | {"ihc/dab_ratio"}
+    # An offset of 0.2 in [-1, 1] is one of 0.1 in [0, 1]: PSNR 20 dB. Where it is cut off at 1 it is less.
+    assert rows[0]["he/psnr"] == pytest.approx(20, abs=0.5)
+    assert values["ihc/psnr"] == 100
+    assert values["he/psnr/3+"].item() == pytest.approx((rows[1]["he/psnr"] + rows[2]["he/psnr"]) / 2, rel=1e-5)
+    assert evaluation.compute_and_reset() == {}
+
+
+def test_without_pairs_there_is_no_fidelity(batch):
+    evaluation = Evaluation(["psnr"], None)
+    batch["paired"][1] = False
+    (row, *_) = evaluation.update(batch, batch["he"], batch["ihc"])
+    assert "he/psnr" not in row
+    assert "he/hematoxylin_correlation" in row
+
+
+def test_distributions_compare_real_and_made_images_of_the_same_stain(batch):
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    evaluation = Evaluation([], network)
+    evaluation.update(batch, fake_he=batch["he"], fake_ihc=batch["he"])
+    values = evaluation.compute_and_reset()
+    assert values["he/fid"].item() == pytest.approx(0, abs=1e-3)
+    assert values["ihc/fid"] > 0.01
+    assert {"he/fid", "ihc/kid"} <= set(evaluation.cards)
+
+
+def test_missing_features_are_said_once_and_the_rest_goes_on(batch, monkeypatch, caplog):
+    class Unavailable:
+        def to(self, device):
+            return self
+
+        def update(self, *args, **kwargs):
+            raise FeaturesUnavailable("no weights here")
+
+    evaluation = Evaluation(["psnr"], None)
+    evaluation.distributions = {"he": Unavailable(), "ihc": Unavailable()}
+    for _ in range(2):
+        evaluation.update(batch, batch["he"], batch["ihc"])
+    assert [r.getMessage() for r in caplog.records] == ["FID and KID are left out. no weights here"]
+    assert "he/psnr" in evaluation.compute_and_reset()
+    assert "he/fid" not in evaluation.cards
+
+
+@pytest.mark.parametrize(("sign", "alarms"), [(-1.0, 1), (1.0, 0)])
+def test_a_generator_that_swaps_nuclei_and_background_raises_the_alarm(
+    small, trainer, tiles, negative, caplog, sign, alarms
+):
+    with caplog.at_level(logging.WARNING, "ihc2he"):
+        data = tiles(2, 16)
+        hematoxylin_n1hw = torch.rand(2, 1, 16, 16)
+        data.ihc = 2 * 10 ** (-hematoxylin_n1hw * torch.tensor(HEMATOXYLIN).view(3, 1, 1)) - 1
+        (values,) = trainer().validate(small(generator=negative(sign)), DataLoader(data), verbose=False)
+    assert (values["val/he/hematoxylin_correlation"] < 0) == bool(alarms)
+    heard = [r.getMessage() for r in caplog.records if "INVERTED STAINS" in r.getMessage()]
+    assert len(heard) == alarms
+    assert all("Raise model.lambda_identity" in line for line in heard)
+
+
+def test_metrics_are_logged_per_stage_and_stay_out_of_checkpoints(small, trainer, tiles):
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3))
+    module = small(metrics=["psnr"])
+    keys = set(module.state_dict())
+    module.evaluation = Evaluation(["psnr"], network)
+    (values,) = trainer().test(module, DataLoader(tiles(3, 16)), verbose=False)
+    assert {"test/he/psnr", "test/ihc/psnr/3+", "test/he/fid", "test/he/dab_ratio"} <= set(values)
+    assert set(module.state_dict()) == keys
+    assert {key.split(".")[0] for key in keys} == {"g_ihc2he", "g_he2ihc", "d_ihc", "d_he"}
+
+
+def test_panels_show_eight_pictures_of_each_tile(small, batch, negative):
+    module = small(generator=negative())
+    rows = module.panels(batch)
+    assert len(rows) == 3
+    shown = dict(rows[1])
+    assert list(shown) == ["IHC", "made H&E", "real H&E", "IHC again", "H&E", "made IHC", "real IHC", "H&E again"]
+    assert torch.equal(shown["IHC again"], batch["ihc"][1])
+    assert torch.equal(shown["made H&E"], -batch["ihc"][1])
+    assert torch.equal(shown["H&E"], batch["he"][1])
+    assert torch.equal(shown["made IHC"], -batch["he"][1])
