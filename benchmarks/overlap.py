@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/overlap.py [tiles=50] [ms=15] [workers=2]
 
-Both networks are replaced by a simulated device. It takes so many ms for each tile of 256 px and returns maps of 120 nuclei
-and six classes at 471 px. The worker processes are started beforehand. The CPU time of the main process per tile, minus
-that of compressing pictures, limits the tiles per second that a fast GPU can reach.
+Both networks are replaced by a simulated device. It takes so many ms for each tile of 256 px and returns maps of 120
+nuclei and six classes at 471 px. The worker processes are started beforehand. The CPU time of the main process per
+tile, minus that of compressing pictures, limits the tiles per second that a fast GPU can reach.
 """
 
 from __future__ import annotations

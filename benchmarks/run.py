@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/run.py [only=NAME,NAME] [--write-docs] [SCRIPT.NAME=VALUE ...]
 
-Set the size of a benchmark with, for example, `growth.tiles=100` (see the first lines of each script). `only=` runs some
-of them and adds earlier results of the others; `only=none` runs none. `--write-docs` updates the tables between the
-markers of docs/benchmarks.md and the picture. Results of benchmarks/gpu.py are included, but this script does not run it.
+Set the size of a benchmark with, for example, `growth.tiles=100` (see the first lines of each script). `only=` runs
+some of them and adds earlier results of the others; `only=none` runs none. `--write-docs` updates the tables between
+the markers of docs/benchmarks.md, and the picture. It includes results of benchmarks/gpu.py, but does not run it.
 """
 
 from __future__ import annotations
