@@ -35,7 +35,9 @@ def test_the_best_of_a_metric_is_that_of_its_card(toy, tiles, trainer, tmp_path,
         def validation_step(self, batch, batch_idx):
             epoch = self.current_epoch
             psnr = {"val/he/psnr": (20.0, 22.0, 22.0)[epoch], "val/he/psnr/3+": (19.0, math.nan, 18.0)[epoch]}
-            self.log_dict(psnr | {"val/other": 3.0 + epoch, "val/bias": epoch - 1.0, "val/own": 3.0 + epoch}, batch_size=1)
+            self.log_dict(
+                psnr | {"val/other": 3.0 + epoch, "val/bias": epoch - 1.0, "val/own": 3.0 + epoch}, batch_size=1
+            )
 
     module = Scored()
     module.cards |= {"other": SimpleNamespace(better="lower"), "bias": SimpleNamespace(better="closest to 0")}

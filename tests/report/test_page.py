@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ihc2he.report import page as report
 from ihc2he.errors import DataError
+from ihc2he.report import page as report
 from ihc2he.report.page import write_report
 
 PROTOCOL = "data range 1, the whole tile, mean over images"
