@@ -20,6 +20,7 @@ from ihc2he.loggers.base import Wandb, logged_step
 from ihc2he.report.drawing import fitted
 
 THUMBNAIL_PX = 640
+_EXTREME = {"higher": "max", "lower": "min"}  # W&B's word for the best value
 
 
 class Summaries(Callback):
@@ -43,13 +44,13 @@ class Summaries(Callback):
         self._started = time.perf_counter()
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Say which metrics are better high and which low."""
+        """Say which metrics are better high and which low; of one that is best between, the last value stays."""
         better = {f"val/{key}": card.better for key, card in getattr(pl_module, "cards", {}).items()}
         for callback in trainer.checkpoint_callbacks:
             if monitor := getattr(callback, "monitor", None):
                 better[monitor] = "higher" if callback.mode == "max" else "lower"  # type: ignore[attr-defined]
         for logger in _of_wandb(trainer):
-            logger.summaries |= {key: "max" if which == "higher" else "min" for key, which in better.items()}
+            logger.summaries |= {key: _EXTREME[which] for key, which in better.items() if which in _EXTREME}
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Complete the summary, after a stage that has not failed."""
@@ -78,12 +79,12 @@ class Summaries(Callback):
             rows = list(csv.DictReader(stream))
         if not rows or (found := ranking(trainer, pl_module, rows[0])) is None:
             return
-        metric, higher, method = found
+        metric, better, method = found
         files = _pictures(folder / "images")
         columns = list(dict.fromkeys(["picture", "name", "group", metric, *rows[0]]))
         numbers = {column for column in columns[3:] if all(_is_number(row[column]) for row in rows)}
         table = []
-        for row in worst(rows, metric, higher, self.n_worst, method):
+        for row in worst(rows, metric, better, self.n_worst, method):
             file = files.get(row["name"].replace("/", "_")) or files.get(plain_name(row["name"]))
             values = [_value(row[column], column in numbers) for column in columns[1:]]
             table.append([file and _thumbnail(file), *values])

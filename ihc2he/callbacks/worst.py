@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ihc2he.callbacks.panels import panel, plain_name
 from ihc2he.images.writing import write_png
+from ihc2he.metrics.cards import badness
 from ihc2he.ranks import from_all_ranks
 from ihc2he.report.tiles import TilePages
 
@@ -53,8 +54,8 @@ class WorstPanels(Callback):
                 old.unlink()
         from_all_ranks(None)  # nobody writes before that is done
         if found is not None:
-            metric, higher, _ = found
-            for number, row in enumerate(worst(rows, metric, higher, self.n_tiles), 1):
+            metric, better, _ = found
+            for number, row in enumerate(worst(rows, metric, better, self.n_tiles), 1):
                 if row["name"] in self._names:
                     picture = self._picture(trainer, pl_module, row["name"])
                     write_png(self.dirpath / "worst" / f"{number:02d}_{plain_name(row['name'])}.png", picture)
@@ -67,27 +68,27 @@ class WorstPanels(Callback):
         return panel(pl_module.panels(batch)[0], self.max_side)
 
 
-def worst(rows: Sequence[Row], metric: str, higher: bool, n: int, group: str | None = None) -> list[Row]:
+def worst(rows: Sequence[Row], metric: str, better: str, n: int, group: str | None = None) -> list[Row]:
     """Return the rows with the worst values of a metric, the worst first; ties are decided by name.
 
     Args:
         rows: results per tile, or their text as `results.csv` has it.
         metric: a column; rows without a number in it are left out.
-        higher: whether higher values are better.
+        better: its direction, as `Card.better` has it.
         n: how many.
         group: look at the rows of this group only.
 
     >>> rows = [{"name": "a", "ssim": 0.5}, {"name": "b", "ssim": "0.2"}, {"name": "c", "ssim": "nan"}]
-    >>> [row["name"] for row in worst(rows, "ssim", higher=True, n=1)]
+    >>> [row["name"] for row in worst(rows, "ssim", "higher", n=1)]
     ['b']
     """
     own = [row for row in rows if row.get(metric) not in (None, "") and group in (None, row.get("group"))]
-    known = [(float(row[metric]), row) for row in own if math.isfinite(float(row[metric]))]
-    return [row for _, row in sorted(known, key=lambda pair: (pair[0] if higher else -pair[0], pair[1]["name"]))[:n]]
+    known = [row for row in own if math.isfinite(float(row[metric]))]
+    return sorted(known, key=lambda row: (-badness(float(row[metric]), better), row["name"]))[:n]
 
 
-def ranking(trainer: Trainer, pl_module: Any, columns: Collection[str]) -> tuple[str, bool, str | None] | None:
-    """Return the column by which tiles are ranked, whether higher is better there, and the method of a pipeline.
+def ranking(trainer: Trainer, pl_module: Any, columns: Collection[str]) -> tuple[str, str, str | None] | None:
+    """Return the column by which tiles are ranked, its direction, and the method of a pipeline.
 
     It is the metric that chooses checkpoints, or, where that has no value per tile, the first card that has one; of a
     pipeline the F1 by which its pages are ranked. None: there is no such column.
@@ -99,10 +100,10 @@ def ranking(trainer: Trainer, pl_module: Any, columns: Collection[str]) -> tuple
     """
     if methods := getattr(pl_module, "methods", None):
         pages = [callback.worst_by for callback in trainer.callbacks if isinstance(callback, TilePages)]  # type: ignore[attr-defined]
-        return "f1", True, next(filter(None, pages), methods[-1])
+        return "f1", "higher", next(filter(None, pages), methods[-1])
     for callback in trainer.checkpoint_callbacks:
         metric = (getattr(callback, "monitor", None) or "").removeprefix("val/")
         if metric in columns:
-            return metric, callback.mode == "max", None  # type: ignore[attr-defined]
+            return metric, "higher" if callback.mode == "max" else "lower", None  # type: ignore[attr-defined]
     cards = getattr(pl_module, "cards", {})
-    return next(((key, card.better == "higher", None) for key, card in cards.items() if key in columns), None)
+    return next(((key, card.better, None) for key, card in cards.items() if key in columns), None)

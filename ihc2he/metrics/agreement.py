@@ -10,7 +10,7 @@ from itertools import combinations, permutations
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.metrics.fidelity import Card
+from ihc2he.metrics.cards import Card
 from ihc2he.metrics.keypoints import RADIUS_UM, cards, score_tile, scores
 
 ReaderCounts = dict[tuple[str, str], dict[str, NDArray[np.int64]]]

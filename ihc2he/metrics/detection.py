@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from ihc2he.metrics.fidelity import Card
+from ihc2he.metrics.cards import Card
 from ihc2he.nuclei.matching import match_points
 
 RADIUS_UM = 3.0  # 12 px at 0.25 um/px

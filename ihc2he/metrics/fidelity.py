@@ -10,7 +10,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,25 +20,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.metrics.cards import Card
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a reader must know about a metric before comparing two of its values."""
-
-    name: str
-    title: str
-    higher_is_better: bool
-    unit: str
-    min_size: int  # shorter side of the smallest tile it is defined for, in px
-    protocol: str
-
-    @property
-    def better(self) -> str:
-        """Return the word of the tables: ``higher`` or ``lower``."""
-        return "higher" if self.higher_is_better else "lower"
 
 
 _ALL = (

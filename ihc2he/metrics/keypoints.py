@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ihc2he.metrics.average_precision import SIMILAR_UM, Ranked, rank
 from ihc2he.metrics.bootstrap import Counts
-from ihc2he.metrics.fidelity import Card
+from ihc2he.metrics.cards import Card
 from ihc2he.nuclei.matching import near_pairs
 
 RADIUS_UM = 3.0
@@ -296,4 +296,5 @@ def cards(
     ours["ap"] = ("AP", True, "0 to 1", f"classes ignored; {ap}")
     ours |= {f"ap/{name}": (f"AP, {name}", True, "0 to 1", ap) for name in ap_classes}
     ours["map"] = ("mAP", True, "0 to 1", f"mean over {', '.join(ap_classes) or 'no class'}; {ap}")
-    return {key: Card(key, title, better, unit, 1, rule) for key, (title, better, unit, rule) in ours.items()}
+    best = {"count_bias": 0.0}
+    return {key: Card(key, *ours[key][:3], 1, ours[key][3], best.get(key)) for key in ours}

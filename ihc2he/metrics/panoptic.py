@@ -18,7 +18,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from ihc2he.errors import ConfigError, did_you_mean
-from ihc2he.metrics.fidelity import Card, _decode, _encode
+from ihc2he.metrics.cards import Card
+from ihc2he.metrics.fidelity import _decode, _encode
 from ihc2he.nuclei.instances import Overlaps
 from ihc2he.nuclei.matching import one_to_one
 

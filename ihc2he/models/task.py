@@ -46,12 +46,12 @@ class Ranking(NamedTuple):
 
     Attributes:
         column: a number per image.
-        higher: whether higher is better.
+        better: its direction, as `Card.better` has it.
         group: only the rows of this group; None: all.
     """
 
     column: str
-    higher: bool
+    better: str
     group: str | None = None
 
 

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 import ihc2he
 from ihc2he.errors import DataError
 from ihc2he.files import complete
+from ihc2he.metrics.cards import badness
 from ihc2he.report import pipeline
 from ihc2he.report.parts import figure, macros, parsed, read_csv, shown, shrunk
 
@@ -209,19 +210,17 @@ def _extremes(run_dir: Path) -> Markup | None:
     if not columns:
         return None
     metric = "he/ssim" if "he/ssim" in columns else columns[0]
-    higher = _higher_is_better(metric)
+    better = _better(run_dir, metric)
     known = [row for row in rows if math.isfinite(parsed(row[metric]))]
-    known.sort(key=lambda row: parsed(row[metric]), reverse=not higher)
+    known.sort(key=lambda row: badness(parsed(row[metric]), better or "higher"), reverse=True)
     head = ["name", "group", *columns]
 
     def table(title: str, chosen: list[dict[str, str]]) -> Markup:
         body = [[row["name"], row.get("group", ""), *(shown(parsed(row[c])) for c in columns)] for row in chosen]
         return macros().heading(title) + macros().table(head, body, text=(1,))
 
-    direction = "higher" if higher else "lower"
-    html = macros().note(
-        f"By {metric} ({direction} is better); {len(known)} of {len(rows)} images have a finite value."
-    )
+    direction = f"{better} is better" if better else "taken as: higher is better"
+    html = macros().note(f"By {metric} ({direction}); {len(known)} of {len(rows)} images have a finite value.")
     values = [parsed(row[metric]) for row in known]
     histogram = figure(f"Images by {metric}", lambda axes: axes.hist(values, bins=30, color="0.35"))
     html += macros().figures([(histogram, f"Histogram of {metric}")], grid=True)
@@ -230,11 +229,15 @@ def _extremes(run_dir: Path) -> Markup | None:
     return html + table(f"The {WORST} worst", known[:WORST]) + table(f"The {BEST} best", known[: -BEST - 1 : -1])
 
 
-def _higher_is_better(metric: str) -> bool:
+def _better(run_dir: Path, metric: str) -> str | None:
+    """Return the direction of a metric, by the table of the test or else by its name; None: nobody knows it."""
     from ihc2he.metrics.fidelity import CARDS
 
+    for row in read_csv(run_dir / "test.csv"):
+        if row["metric"] == metric and row["better"]:
+            return row["better"]
     card = CARDS.get(metric.rpartition("/")[2])
-    return card is None or card.higher_is_better
+    return card.better if card else None
 
 
 def _panels(run_dir: Path) -> Markup | None:

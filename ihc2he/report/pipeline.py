@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from ihc2he.metrics.cards import badness
 from ihc2he.report.parts import figure, macros, parsed, read_csv, shown, shrunk
 
 if TYPE_CHECKING:
@@ -40,15 +41,18 @@ def _comparison(run_dir: Path) -> Markup | None:
     cells = {(row["metric"], row["method"]): row for row in rows}
     cards = {row["metric"]: row for row in rows}
     metrics = [metric for metric in MAIN if metric in cards] or list(cards)
-    best = {metric: _best([row for row in rows if row["metric"] == metric]) for metric in metrics}
+    best = {
+        metric: min((_badness(row) for row in rows if row["metric"] == metric and _is_judged(row)), default=math.nan)
+        for metric in metrics
+    }
 
     def cell(metric: str, method: str) -> tuple[str, str]:
         row = cells.get((metric, method))
         if row is None:
             return "-", ""
-        value = parsed(row["value"])
-        text = _brief(value)
-        return macros().strong(text) if value == best[metric] else text, _interval(row["low"], row["high"])
+        text = _brief(parsed(row["value"]))
+        is_best = _is_judged(row) and _badness(row) == best[metric]
+        return macros().strong(text) if is_best else text, _interval(row["low"], row["high"])
 
     head = ["method", *((metric, _direction(cards[metric])) for metric in metrics)]
     body = [[method, *(cell(metric, method) for metric in metrics)] for method in dict.fromkeys(m for _, m in cells)]
@@ -57,11 +61,12 @@ def _comparison(run_dir: Path) -> Markup | None:
     return macros().table(head, body) + macros().note(what) + macros().bullets(notes)
 
 
-def _best(rows: Sequence[dict[str, str]]) -> float:
-    """Return the best value of a metric; NaN where there is none, or no direction to judge by."""
-    values = [value for row in rows if math.isfinite(value := parsed(row["value"]))]
-    judge = {"higher": max, "lower": min}.get(rows[0]["better"])
-    return judge(values) if judge and values else math.nan
+def _is_judged(row: dict[str, str]) -> bool:
+    return bool(row["better"]) and math.isfinite(parsed(row["value"]))
+
+
+def _badness(row: dict[str, str]) -> float:
+    return badness(parsed(row["value"]), row["better"])
 
 
 def _sizes(rows: Sequence[dict[str, str]], metric: str) -> str:

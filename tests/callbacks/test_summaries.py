@@ -35,15 +35,18 @@ def test_the_best_of_a_metric_is_that_of_its_card(toy, tiles, trainer, tmp_path,
         def validation_step(self, batch, batch_idx):
             epoch = self.current_epoch
             psnr = {"val/he/psnr": (20.0, 22.0, 22.0)[epoch], "val/he/psnr/3+": (19.0, math.nan, 18.0)[epoch]}
-            self.log_dict(psnr | {"val/other": 3.0 + epoch, "val/own": 3.0 + epoch}, batch_size=1)
+            self.log_dict(
+                psnr | {"val/other": 3.0 + epoch, "val/bias": epoch - 1.0, "val/own": 3.0 + epoch}, batch_size=1
+            )
 
     module = Scored()
-    module.cards |= {"other": SimpleNamespace(better="lower")}
+    module.cards |= {"other": SimpleNamespace(better="lower"), "bias": SimpleNamespace(better="closest to 0")}
     trainer(Summaries(), logger=Wandb(str(tmp_path))).fit(module, tiles)
     (found,) = offline_runs()
     shown = {key: value for key, value in found.summary.items() if key.startswith("val/")}
     expected = {"val/he/psnr": {"max": 22.0}, "val/he/psnr/3+": {"max": 19.0}, "val/other": {"min": 3.0}}
-    assert shown == {**expected, "val/own": 5.0}  # of the last nobody knows a direction
+    # The best value of a bias is none of the extremes, and of the last nobody knows a direction.
+    assert shown == {**expected, "val/bias": 1.0, "val/own": 5.0}
 
 
 def test_a_test_shows_its_values_and_its_worst_tiles(toy, tiles, trainer, tmp_path, offline_runs):

@@ -59,8 +59,11 @@ def test_without_a_metric_that_chooses_checkpoints_the_first_card_ranks(toy, til
     assert [file.name for file in (tmp_path / "worst").iterdir()] == ["01_b_1.png"]
 
 
-@pytest.mark.parametrize(("higher", "expected"), [(True, ["c", "a", "b"]), (False, ["d", "a", "b"])])
-def test_worst_depends_on_the_direction_and_ties_on_the_name(higher, expected):
+@pytest.mark.parametrize(
+    ("better", "expected"),
+    [("higher", ["c", "a", "b"]), ("lower", ["d", "a", "b"]), ("closest to 0.6", ["c", "d", "a"])],
+)
+def test_worst_depends_on_the_direction_and_ties_on_the_name(better, expected):
     values = {"b": "0.5", "a": "0.5", "c": "0.25", "d": "0.75", "e": "nan", "f": "", "g": "inf"}
     rows = [{"name": name, "x": value} for name, value in values.items()]
-    assert [row["name"] for row in worst(rows, "x", higher, 3)] == expected
+    assert [row["name"] for row in worst(rows, "x", better, 3)] == expected

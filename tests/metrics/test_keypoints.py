@@ -222,6 +222,7 @@ def test_every_metric_has_a_card():
     assert set(found) == set(known)
     assert all(card.name == key for key, card in known.items())
     assert {key for key, card in known.items() if not card.higher_is_better} == {"count_mae", "count_bias"}
+    assert {key: card.better for key, card in known.items() if card.best is not None} == {"count_bias": "closest to 0"}
     assert "within 0.5 um" in known["f1_0.5um"].protocol
 
 

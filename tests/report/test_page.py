@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ihc2he.callbacks import report
 from ihc2he.errors import DataError
+from ihc2he.report import page as report
 from ihc2he.report.page import write_report
 
 PROTOCOL = "data range 1, the whole tile, mean over images"
@@ -198,6 +198,19 @@ def test_where_lower_is_better_the_worst_is_the_highest(tmp_path):
     page = page_of(tmp_path)
     assert "By he/mdsi (lower is better)" in page
     assert [row[0] for row in rows_of(page)[1:]] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("better", "order", "said"),
+    [("closest to 0", "cba", "closest to 0 is better"), ("lower", "bac", "lower is better"),
+     ("", "cab", "taken as: higher is better")],
+)  # fmt: skip
+def test_the_table_of_the_test_says_in_which_direction_images_are_ranked(better, order, said, tmp_path):
+    write_csv(tmp_path / "test.csv", [{"metric": "own", "group": "", "value": 1, "n": 3, "better": better}])
+    write_csv(tmp_path / "results.csv", [{"name": n, "own": v} for n, v in (("a", 2), ("b", 2.5), ("c", -50))])
+    page = page_of(tmp_path)
+    assert f"By own ({said})" in page
+    assert [row[0] for row in rows_of(page)[-3:]] == [*order]
 
 
 def test_columns_without_a_number_are_passed_over(tmp_path):

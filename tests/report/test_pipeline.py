@@ -117,6 +117,12 @@ def test_methods_are_rows_with_intervals_and_the_best_of_each_column_is_bold(tmp
     assert "<li>count_mae: &lt;count_mae&gt; pooled over tiles (n = 180 to 181)</li>" in page
 
 
+def test_of_a_bias_the_value_closest_to_zero_is_the_best(tmp_path):
+    values = zip(METHODS, (-50, 2, -2), strict=True)
+    write_csv(tmp_path / "comparison.csv", [value_row("count_bias", m, v, v, v, "closest to 0") for m, v in values])
+    assert [row[1].split()[0] for row in flat(page_of(tmp_path))[1:]] == ["-50.00", "*2.000*", "*-2.000*"]
+
+
 def test_other_metrics_are_compared_where_none_of_the_main_ones_is_there(tmp_path):
     write_csv(tmp_path / "comparison.csv", [value_row("own", METHODS[0], -1, -2, 0, better="")])
     assert flat(page_of(tmp_path)) == [["method", "own"], [METHODS[0], "-1.000 [-2.000, 0.000]"]]

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from ihc2he.callbacks import pages
 from ihc2he.errors import ConfigError
 from ihc2he.nuclei.colours import colour_of
+from ihc2he.report import tiles as pages
 from ihc2he.report.drawing import INVENTED, LINE_PX, MATCHED, MISSED
 from ihc2he.report.tiles import CELL_PX, GAP_PX, TilePages, f1_of, page
 

@@ -1,0 +1,62 @@
+"""The name card of a metric: what a reader must know of it, and which of two values is the better one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_CLOSEST = "closest to "
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader must know about a metric before comparing two of its values.
+
+    Attributes:
+        name: its key.
+        title: for people.
+        higher_is_better: which direction is better; not of a metric with a `best` value.
+        unit: unit or range.
+        min_size: shorter side of the smallest tile it is defined for, in px.
+        protocol: how it is computed.
+        best: the best value of a metric that errs in both directions, such as 0 of a bias.
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool
+    unit: str
+    min_size: int
+    protocol: str
+    best: float | None = None
+
+    @property
+    def better(self) -> str:
+        """Return what the tables say of the direction: `higher`, `lower`, or for instance `closest to 0`.
+
+        >>> Card("bias", "Bias", False, "nuclei", 1, "found - true", best=0).better
+        'closest to 0'
+        """
+        if self.best is not None:
+            return f"{_CLOSEST}{self.best:g}"
+        return "higher" if self.higher_is_better else "lower"
+
+
+def badness(value: float, better: str) -> float:
+    """Return a number that is the lower the better a value of a metric is; NaN for NaN.
+
+    Args:
+        value: of the metric.
+        better: its direction, as `Card.better` has it.
+
+    Raises:
+        ValueError: there is no such direction.
+
+    >>> badness(-50, "closest to 0") > badness(2, "closest to 0"), badness(3, "higher"), badness(3, "lower")
+    (True, -3, 3)
+    """
+    if better.startswith(_CLOSEST):
+        return abs(value - float(better.removeprefix(_CLOSEST)))
+    if better not in ("higher", "lower"):
+        msg = f"'{better}' is no direction of a metric: expected higher, lower, or for instance {_CLOSEST}0."
+        raise ValueError(msg)
+    return -value if better == "higher" else value
