@@ -1,10 +1,10 @@
-"""Measures what prediction costs besides the networks, and whether these work while nuclei are found and written.
+"""Measures what prediction costs apart from the networks, and whether they work while nuclei are found and written.
 
     OMP_NUM_THREADS=1 python benchmarks/overlap.py [tiles=50] [ms=15] [workers=2]
 
-In place of both networks stands a device that takes so many ms for each tile of 256 px and gives maps of 120 nuclei and
-six classes at 471 px; worker processes have started before. The CPU time of the main process per tile, less that of
-compressing pictures, bounds the tiles per second that a fast GPU can reach.
+Both networks are replaced by a simulated device. It takes so many ms for each tile of 256 px and returns maps of 120
+nuclei and six classes at 471 px. The worker processes are started beforehand. The CPU time of the main process per
+tile, minus that of compressing pictures, limits the tiles per second that a fast GPU can reach.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def measure(folder: Path, tiles: int, device_ms: int, workers: int) -> dict[str,
     return {
         "wall": 1000 * found["wall"] / tiles,
         "main process": 1000 * found["cpu"] / tiles,
-        "of it feeding the device": 1000 * (feeding[-1] - feeding[0]) / (tiles - 1),
+        "feeding the device (part of it)": 1000 * (feeding[-1] - feeding[0]) / (tiles - 1),
         "overlapped": float(np.mean(busy)),
     }
 

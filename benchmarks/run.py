@@ -1,10 +1,10 @@
-"""Runs all benchmarks and joins what they found: one table of ratios, one JSON file, one picture.
+"""Runs all benchmarks and collects their results in one table of ratios, one JSON file and one picture.
 
     OMP_NUM_THREADS=1 python benchmarks/run.py [only=NAME,NAME] [--write-docs] [SCRIPT.NAME=VALUE ...]
 
-Sizes of the scripts are set so, such as `growth.tiles=100` (see their first lines). `only=` runs some, and joins them
-with the results that the others left earlier; `only=none` runs none. `--write-docs` puts the tables between the markers
-of docs/benchmarks.md and the picture beside it. benchmarks/gpu.py is joined where it was run, and never run by this.
+Set the size of a benchmark with, for example, `growth.tiles=100` (see the first lines of each script). `only=` runs
+some of them and adds earlier results of the others; `only=none` runs none. `--write-docs` updates the tables between
+the markers of docs/benchmarks.md, and the picture. It includes results of benchmarks/gpu.py, but does not run it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def all_rows(found: dict[str, Any]) -> list[Row]:
 def markdown(found: dict[str, Any]) -> str:
     """Return the tables of the documentation."""
     sections = {"prediction": _rates, "growth": _growth, "memory": _peaks, "overlap": _overlap, "gpu": _gpu}
-    heads = ["what", "against", "ratio", "least of the rounds", "theirs", "ours", "output"]
+    heads = ["case", "compared with", "ratio", "lowest ratio", "theirs", "ours", "output"]
     lines = [*_grid(heads, map(_cells, all_rows(found)))]
     for name, section in sections.items():
         if name in found:
@@ -92,7 +92,7 @@ def _rates(found: dict[str, Any]) -> Iterable[str]:
         ]
         for row in found["rates"]
     ]
-    return _grid(["prediction", "tiles/s", "mm2/s", "by the command line", *stages], rows)
+    return _grid(["prediction", "tiles/s", "mm2/s", "command line", *stages], rows)
 
 
 def _growth(found: dict[str, Any]) -> Iterable[str]:
@@ -103,18 +103,19 @@ def _growth(found: dict[str, Any]) -> Iterable[str]:
         ]
         for row in found["growth"]
     ]
-    return _grid(["growth over", "sizes", "one more costs", "fixed", "R2 of the line", "last step over the line"], rows)
+    heads = ["growth with", "sizes", "each one costs", "fixed cost", "R2 of the line", "slope at the end / of the line"]
+    return _grid(heads, rows)
 
 
 def _peaks(found: dict[str, Any]) -> Iterable[str]:
-    peaks = ", ".join(f"{entry['mb']:.0f} MB for {entry['tiles']}" for entry in found["prediction_mb"])
-    return [f"Peak memory of a prediction above that of the imports, by number of tiles of 256 px: {peaks}."]
+    peaks = ", ".join(f"{entry['mb']:.0f} MB for {entry['tiles']} tiles" for entry in found["prediction_mb"])
+    return [f"Peak memory of a prediction of 256-px tiles, above that after the imports: {peaks}."]
 
 
 def _overlap(found: dict[str, Any]) -> Iterable[str]:
     times = ", ".join(f"{what} {ms:.1f} ms" for what, ms in found["per_tile_ms"].items())
     share = f"{found['overlapped']:.0%} of the tiles began while workers were busy"
-    return [f"Prediction with a device in place of the networks, per tile: {times}; {share}."]
+    return [f"Prediction with a simulated device instead of the networks, per tile: {times}; {share}."]
 
 
 def _gpu(found: dict[str, Any]) -> Iterable[str]:

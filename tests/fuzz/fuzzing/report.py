@@ -66,16 +66,18 @@ def warm_up() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the cases, print what is wrong and the table; exit with 1 where any case is a defect."""
-    parser = argparse.ArgumentParser(description="500 malformed inputs, and what becomes of each.")
+    parser = argparse.ArgumentParser(description="600 malformed inputs, and how each of them ends.")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations")
     parser.add_argument("--only", default="", help="cases whose name contains this text")
-    parser.add_argument("--cases", type=int, default=600, help="how many are drawn; every family at least once")
-    parser.add_argument("--all", action="store_true", help="all cases, some 1,800")
+    parser.add_argument(
+        "--cases", type=int, default=600, help="how many are chosen at random; every family at least once"
+    )
+    parser.add_argument("--all", action="store_true", help="all cases, about 1,800")
     parser.add_argument("--quick", action="store_true", help="any --cases of those that need no trained model")
     parser.add_argument("--shell", type=int, default=20, help="how many also go through the real command line")
     parser.add_argument("--workers", type=int, default=2, help="children at a time")
-    parser.add_argument("--work", type=Path, help="folder for the runs; the good inputs in it are used again")
-    parser.add_argument("--write-docs", action="store_true", help=f"put the table into {DOCS.name}")
+    parser.add_argument("--work", type=Path, help="folder for the runs; correct inputs already in it are used again")
+    parser.add_argument("--write-docs", action="store_true", help=f"update the table in {DOCS.name}")
     parser.add_argument("--verbose", action="store_true", help="print every case")
     options = parser.parse_args(arguments)
     started = time.perf_counter()
@@ -105,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{'ok' if good else 'DEFECT'}, command line: {case.name}\n    {said}", flush=True)
     minutes = (time.perf_counter() - started) / 60
     line = (
-        f"{len(verdicts)} cases with seed {options.seed}, {bad} defects; {len(chosen)} of them through "
-        f"`python -m ihc2he.train` as well, {failed} defects there."
+        f"{len(verdicts)} cases with seed {options.seed}, {bad} defects; {len(chosen)} of them also run "
+        f"through `python -m ihc2he.train`, {failed} defects."
     )
     print(f"{line} {minutes:.1f} minutes. Defects are kept in {work}.")
     if options.write_docs:
