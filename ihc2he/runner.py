@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
 from ihc2he.callbacks.checkpoint import CompleteCheckpoints, next_step
-from ihc2he.callbacks.lineage import inputs, outputs
+from ihc2he.loggers.lineage import inputs, outputs
 from ihc2he.config import Stage
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.files import complete

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 USED = ("callbacks.finetuning", "callbacks.panels", "callbacks.results", "callbacks.seeding", "data.bci",
-        "data.pannuke", "models.cyclegan.module", "models.hovernet.module", "runner", "simulate.bci",
+        "data.pannuke", "models.translation.cyclegan.module", "models.segmentation.hovernet.module", "runner", "simulate.bci",
         "simulate.pannuke", "train")  # fmt: skip
 
 
