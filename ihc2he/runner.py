@@ -27,11 +27,13 @@ from ihc2he.callbacks.bundles import best_keeper
 from ihc2he.callbacks.checkpoint import CompleteCheckpoints, next_step
 from ihc2he.loggers.lineage import inputs, outputs
 from ihc2he.config import Stage
+from ihc2he.datainfo import info_of
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.files import complete
 from ihc2he.launching import alone_in, cluster_environments, own_rank, processes_of, resume_command
 from ihc2he.loggers.base import forget_rows
 from ihc2he.models.checkpoint import read_checkpoint
+from ihc2he.models.task import Task, as_task
 from ihc2he.report.page import write_report
 
 log = logging.getLogger(__name__)
@@ -90,9 +92,11 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     torch.set_float32_matmul_precision(cfg["float32_matmul_precision"])
     seed_everything(cfg["seed"], workers=True, verbose=False)
 
-    module = build(cfg["model"], LightningModule)
+    module = as_task(build(cfg["model"], LightningModule))
     log.info("%s: %.2f M parameters", type(module).__name__, sum(p.numel() for p in module.parameters()) / 1e6)
     data = build(cfg["data"], LightningDataModule) if cfg["data"] else None
+    if data is not None:
+        info_of(data)  # says its pixel size before anything is trained, or is refused
     log_config = _LogConfig(cfg, data)
     trainer = build(
         cfg["trainer"],
@@ -120,7 +124,7 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
 def _run_stage(
     stage: str,
     trainer: Trainer,
-    module: LightningModule,
+    module: Task,
     data: LightningDataModule | None,
     ckpt_path: str | None,
     fitted: bool,
@@ -133,7 +137,7 @@ def _run_stage(
             log.info("%s: %s", stage, path or "the weights of the last epoch")
     else:
         path = ckpt_path
-        if stage != Stage.fit and path is None and getattr(module, "requires_checkpoint", False):
+        if stage != Stage.fit and path is None and module.requires_checkpoint:
             msg = f"stages=[{stage}] needs ckpt_path=PATH: a {type(module).__name__} with random weights says nothing."
             raise ConfigError(msg)
     # Predictions are written as they come; keeping them all would fill the memory.
@@ -142,7 +146,7 @@ def _run_stage(
         options["verbose"] = False
     getattr(trainer, stage)(module, datamodule=data, ckpt_path=path, **options)
     for key, value in trainer.callback_metrics.items():
-        if stage == Stage.test and key.removeprefix("test/") in getattr(module, "cards", {}):  # of no single group
+        if stage == Stage.test and key.removeprefix("test/") in module.cards:  # of no single group
             log.info("%s %.4f", key, value)
 
 

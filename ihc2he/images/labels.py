@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.errors import DataError
-from ihc2he.images.decoding import read_whole
+from ihc2he.images.decoding import read_samples
 
 MAX_LABEL = 2**24 - 1  # the greatest that float32, in which OpenCV warps label maps, holds exactly
 
@@ -16,20 +15,16 @@ MAX_LABEL = 2**24 - 1  # the greatest that float32, in which OpenCV warps label 
 def read_labels(path: Path) -> NDArray[np.int32]:
     """Return the values of a single-channel PNG or TIFF file of whole numbers as HxW int32.
 
+    They are taken as stored, whatever they mean as colours: few bits are not scaled, white may be 0, and with a palette
+    they are the positions in it. The orientation that a file notes is followed.
+
     Raises:
         DataError: where the file is missing, damaged, has several channels or pages, or values that are no labels.
     """
-    data = read_whole(path)
-    if path.suffix.lower() in (".tif", ".tiff"):
-        import tifffile
-
-        pixels: NDArray[Any] | None = tifffile.imread(path)
-    else:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if data.startswith(b"\xff\xd8"):
+    samples = read_samples(path, raw=True)
+    pixels = samples.labels()
+    if samples.lossy:
         problem = "JPEG changes the values"
-    elif pixels is None:
-        problem = "the image does not decode"
     elif pixels.ndim != 2:
         problem = f"found an array of shape {pixels.shape}"
     elif not np.issubdtype(pixels.dtype, np.integer):
@@ -37,7 +32,7 @@ def read_labels(path: Path) -> NDArray[np.int32]:
     elif pixels.min() < 0 or pixels.max() > MAX_LABEL:
         problem = f"found values from {pixels.min()} to {pixels.max()}"
     else:
-        return pixels.astype(np.int32)
+        return np.ascontiguousarray(pixels, np.int32)
     msg = f"{path}: {problem}; expected one channel of whole numbers from 0 to {MAX_LABEL}. Save it as a 16-bit PNG."
     raise DataError(msg)
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,6 +28,7 @@ from ihc2he.models.bundle import load_bundle
 from ihc2he.models.segmentation.evaluation import Evaluation, Truth, paper_row, pictures, truths
 from ihc2he.models.segmentation.hovernet.networks import HoverNet, centre_crop
 from ihc2he.models.segmentation.hovernet.weights import load_reference
+from ihc2he.models.task import Export, Task, required_mpp
 from ihc2he.nuclei.postprocess import Nuclei, postprocess, submit_batch, worker_pool
 from ihc2he.tiling.augmentation import mean, predict_views
 from ihc2he.tiling.windows import predict_tiled
@@ -40,7 +40,7 @@ MAX_PENDING = 2**23  # px of tiles whose maps wait for the workers, some 0.5 GB;
 REFERENCE_LOSSES = {"np_ce": 1.0, "np_dice": 1.0, "hv_mse": 2.0, "hv_msge": 1.0, "nc_ce": 1.0, "nc_dice": 1.0}
 
 
-class HoverNetSegmenter(LightningModule):
+class HoverNetSegmenter(Task):
     """Finds nuclei on H&E and says of which type they are.
 
     Batches are dicts. Training: `image`, `inst` (N, H, W) with 0 = background, `hv` (N, 2, H, W) and, with classes,
@@ -174,7 +174,7 @@ class HoverNetSegmenter(LightningModule):
             for maps in zip(prob_bhw, hv_b2hw, types, strict=True)
         ]
 
-    def exports(self) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
+    def exports(self) -> dict[str, Export]:
         """Return what a bundle needs, by bundle name: the network and its description."""
         hp = self.hparams
         node = {
@@ -195,7 +195,7 @@ class HoverNetSegmenter(LightningModule):
             "postprocessing": "ihc2he.nuclei.postprocess.postprocess",
             "keep_unmarked": hp["keep_unmarked"],
         }
-        return {"segmenter": (self.network, description)}
+        return {"segmenter": Export(self.network, description)}
 
     # ------------------------------------------------------------------ training
 
@@ -208,13 +208,12 @@ class HoverNetSegmenter(LightningModule):
         """
         if stage == "fit":
             self._check_sync_batchnorm()
-        data = getattr(self.trainer, "datamodule", None)
-        found = list(getattr(data, "classes", self.classes))
+        found = list(self.data.classes)
         # Without classes of its own the model ignores the data's, and data without classes judges nuclei only.
         if self.classes and found != self.classes and (found or stage == "fit"):
             msg = f"model.classes={self.classes} are not those of the data, {found}. Pass model.classes={found}."
             raise ConfigError(msg)
-        self.mpp = float(getattr(data, "mpp", self.mpp))
+        self.mpp = required_mpp(self.data, "HoVer-Net")
         self.evaluation = Evaluation(self.classes if found else [], self.mpp)
         self.members = []
         weights = self.hparams["weights"]
