@@ -25,13 +25,13 @@ from omegaconf import OmegaConf
 from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
 from ihc2he.callbacks.checkpoint import CompleteCheckpoints, next_step
-from ihc2he.loggers.lineage import inputs, outputs
 from ihc2he.config import Stage
 from ihc2he.datainfo import info_of
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.files import complete
 from ihc2he.launching import alone_in, cluster_environments, own_rank, processes_of, resume_command
 from ihc2he.loggers.base import forget_rows
+from ihc2he.loggers.lineage import inputs, outputs
 from ihc2he.models.checkpoint import read_checkpoint
 from ihc2he.models.task import Task, as_task
 from ihc2he.report.page import write_report

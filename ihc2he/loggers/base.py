@@ -19,9 +19,9 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from ihc2he.loggers.lineage import outputs
 from ihc2he.errors import ConfigError
 from ihc2he.files import write_csv
+from ihc2he.loggers.lineage import outputs
 
 log = logging.getLogger(__name__)
 
