@@ -16,7 +16,8 @@ from ihc2he.callbacks.panels import plain_name
 from ihc2he.callbacks.results import Results
 from ihc2he.callbacks.worst import ranking, worst
 from ihc2he.images.decoding import read_image
-from ihc2he.loggers.base import Wandb, logged_step
+from ihc2he.internals.lightning import logged_step
+from ihc2he.loggers.base import Wandb
 from ihc2he.report.drawing import fitted
 
 THUMBNAIL_PX = 640

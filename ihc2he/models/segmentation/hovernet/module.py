@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ihc2he.build import build
 from ihc2he.errors import ConfigError
+from ihc2he.internals.lightning import shares_batch_statistics
 from ihc2he.losses.hover import check_msge_axis, check_terms, hover_losses
 from ihc2he.metrics.fidelity import Card
 from ihc2he.models.bundle import load_bundle
@@ -228,7 +229,7 @@ class HoverNetSegmenter(Task):
 
     def _check_sync_batchnorm(self) -> None:
         """Refuse what the Trainer would break: it replaces batch normalisation by class, whatever else a layer does."""
-        if getattr(self.trainer.strategy, "_layer_sync", None) is None:
+        if not shares_batch_statistics(self.trainer):
             return
         if self.trainer.strategy.root_device.type == "cpu":
             msg = "trainer.sync_batchnorm=true needs GPUs. Pass trainer=ddp_cpu, or trainer.sync_batchnorm=false."
