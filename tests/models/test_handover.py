@@ -50,9 +50,10 @@ def test_no_more_waits_than_may_and_what_is_done_is_let_go():
 
 def test_a_failure_reaches_the_caller():
     handover = Handover(0)
-    handover.add("item", [handover.submit(operator.truediv, 1, 0, nbytes=1)])
+    job = handover.submit(operator.truediv, 1, 0, nbytes=1)
     with pytest.raises(ZeroDivisionError):
-        list(handover.ready(last=True))
+        job.result()
+    with pytest.raises(ZeroDivisionError):
         handover.wait()
     handover.close()
 
