@@ -109,7 +109,7 @@ class PredictionWriter(Callback):
             return None
         return (
             f"out={self.out} was begun with other settings: {'; '.join(different)}. Images of both would not be "
-            "comparable: use the previous settings, or choose another folder."
+            "comparable: repeat the previous settings, or choose another folder."
         )
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
