@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,10 +13,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from ihc2he.config import config_dir
 from ihc2he.errors import Ihc2heError, did_you_mean
+from ihc2he.internals.torch import without_worker
 
 E = TypeVar("E", bound=BaseException)
-
-_WORKER = re.compile(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback")
 
 PLUGINS = {  # what to install for the configurations whose names begin so
     "hydra/sweeper/optuna": "ihc2he[sweep]",
@@ -34,7 +32,7 @@ def one_line(error: Exception) -> str:
     """
     own = _first_of(Ihc2heError, error)
     if own is not None:
-        return _without_traceback(str(own))
+        return without_worker(str(own))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         for start, package in PLUGINS.items():
             if str(error.missing_cfg_file).startswith(start):
@@ -63,17 +61,6 @@ def one_line(error: Exception) -> str:
     if cause is not None and cause.full_key:
         return f"{cause.full_key}: {_joined(str(cause.msg or cause))}"
     return _joined(str(error) or str(cause) or type(error).__name__)
-
-
-def _without_traceback(text: str) -> str:
-    r"""Return the message of an error that PyTorch brings from a process that loads data, without what it puts before.
-
-    >>> said = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ..."
-    >>> _without_traceback(f"{said}\nihc2he.errors.DataError: a.png: empty.")
-    'a.png: empty.'
-    """
-    match = _WORKER.match(text)
-    return re.split(rf"\n[\w.]*{match[1]}: ", text)[-1].rstrip() if match else text
 
 
 def _first_of(kind: type[E], error: BaseException | None) -> E | None:

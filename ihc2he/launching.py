@@ -23,10 +23,8 @@ from omegaconf import read_write
 
 from ihc2he.config import config_dir_arguments
 from ihc2he.errors import ConfigError, Ihc2heError
-
-LOST = (  # what gloo and NCCL say of it
-    "Connection closed by peer", "Connection reset by peer", "communicator was aborted", "remote process exited",
-)  # fmt: skip
+from ihc2he.internals.lightning import started_processes
+from ihc2he.internals.torch import process_lost
 
 
 class ProcessLostError(Ihc2heError):
@@ -84,13 +82,13 @@ def processes_of(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        started = getattr(trainer.strategy.launcher, "procs", [])
+        started = started_processes(trainer)
         others = list(started)
         started.clear()  # Lightning watches this list, and kills this process too where one of them fails
         for process in others:
             process.kill()
             process.wait()
-        if isinstance(error, RuntimeError) and trainer.world_size > 1 and any(sign in str(error) for sign in LOST):
+        if trainer.world_size > 1 and process_lost(error):
             msg = "Another process of this run has ended, so this one cannot go on. That one says why."
             raise ProcessLostError(msg) from error
         raise

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -24,14 +23,18 @@ from omegaconf import OmegaConf
 
 from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
-from ihc2he.callbacks.checkpoint import CompleteCheckpoints, next_step
+from ihc2he.callbacks.checkpoint import CompleteCheckpoints
 from ihc2he.callbacks.lineage import inputs, outputs
 from ihc2he.config import Stage
+from ihc2he.datainfo import info_of
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.files import complete
+from ihc2he.internals.lightning import CHATTY, next_step, silence
+from ihc2he.internals.torch import cpu_multiplies_bf16
 from ihc2he.launching import alone_in, cluster_environments, own_rank, processes_of, resume_command
 from ihc2he.loggers.base import forget_rows
 from ihc2he.models.checkpoint import read_checkpoint
+from ihc2he.models.task import Task, as_task
 from ihc2he.report.page import write_report
 
 log = logging.getLogger(__name__)
@@ -58,11 +61,10 @@ def _run(cfg: dict[str, Any]) -> float | None:
     folder = Path(cfg["paths"]["output_dir"])
     first = own_rank() == 0
     logging.getLogger("ihc2he").setLevel(logging.INFO if first else logging.ERROR)
-    for chatty in ("lightning.pytorch", "lightning.fabric"):
+    for chatty in CHATTY:
         logging.getLogger(chatty).handlers.clear()  # Hydra's root handlers print, once
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # of a run that is continued
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own
+    silence()
     _check_values(cfg)
     cfg["trainer"]["precision"] = _precision(cfg["trainer"])
     with alone_in(folder, cfg) if first else nullcontext():
@@ -90,9 +92,11 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     torch.set_float32_matmul_precision(cfg["float32_matmul_precision"])
     seed_everything(cfg["seed"], workers=True, verbose=False)
 
-    module = build(cfg["model"], LightningModule)
+    module = as_task(build(cfg["model"], LightningModule))
     log.info("%s: %.2f M parameters", type(module).__name__, sum(p.numel() for p in module.parameters()) / 1e6)
     data = build(cfg["data"], LightningDataModule) if cfg["data"] else None
+    if data is not None:
+        info_of(data)  # says its pixel size before anything is trained, or is refused
     log_config = _LogConfig(cfg, data)
     trainer = build(
         cfg["trainer"],
@@ -104,7 +108,8 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     with _record(folder, cfg, trainer.loggers, log_config, enabled=first) as record, processes_of(trainer):
         ckpt_path = _checkpoint(cfg, folder, module)
         if ckpt_path and first and Stage.fit in cfg["stages"]:
-            forget_rows(folder / "metrics.csv", next_step(Path(ckpt_path)))
+            content = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
+            forget_rows(folder / "metrics.csv", next_step(content))
         for stage in cfg["stages"]:
             started = time.perf_counter()
             _run_stage(stage, trainer, module, data, ckpt_path, fitted="fit" in record["seconds"])
@@ -120,7 +125,7 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
 def _run_stage(
     stage: str,
     trainer: Trainer,
-    module: LightningModule,
+    module: Task,
     data: LightningDataModule | None,
     ckpt_path: str | None,
     fitted: bool,
@@ -133,7 +138,7 @@ def _run_stage(
             log.info("%s: %s", stage, path or "the weights of the last epoch")
     else:
         path = ckpt_path
-        if stage != Stage.fit and path is None and getattr(module, "requires_checkpoint", False):
+        if stage != Stage.fit and path is None and module.requires_checkpoint:
             msg = f"stages=[{stage}] needs ckpt_path=PATH: a {type(module).__name__} with random weights says nothing."
             raise ConfigError(msg)
     # Predictions are written as they come; keeping them all would fill the memory.
@@ -142,7 +147,7 @@ def _run_stage(
         options["verbose"] = False
     getattr(trainer, stage)(module, datamodule=data, ckpt_path=path, **options)
     for key, value in trainer.callback_metrics.items():
-        if stage == Stage.test and key.removeprefix("test/") in getattr(module, "cards", {}):  # of no single group
+        if stage == Stage.test and key.removeprefix("test/") in module.cards:  # of no single group
             log.info("%s %.4f", key, value)
 
 
@@ -192,7 +197,7 @@ def _precision(trainer: Mapping[str, Any]) -> Any:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps"):
         return "32-true"
-    return "bf16-mixed" if torch.cpu._is_amx_tile_supported() else "32-true"
+    return "bf16-mixed" if cpu_multiplies_bf16() else "32-true"
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ihc2he import config, explain
 from ihc2he.errors import ConfigError, Ihc2heError
+from ihc2he.internals.optuna import no_trial_succeeded
 
 EXPECTED = (Ihc2heError, HydraException, OmegaConfBaseException, OSError)
-NO_TRIAL = ("Record does not exist.", "No trials are completed yet.")  # what Optuna says of a study without a success
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"  # the user wants tracebacks
 
 
@@ -75,9 +75,9 @@ def main() -> None:
             raise
         _exit(error)
     except Exception as error:
-        if FULL_ERROR or (_started and str(error) not in NO_TRIAL):
+        if FULL_ERROR or (_started and not no_trial_succeeded(error)):
             raise
-        if str(error) in NO_TRIAL:
+        if no_trial_succeeded(error):
             _exit(ConfigError("No trial of the study succeeded; the sweep's sweep.csv says why each failed."))
         cause = explain.unreadable_file(sys.argv) or f"{explain.one_line(error)} ({type(error).__name__}). Check it."
         given = " ".join(sys.argv[1:])[:300]

@@ -249,6 +249,7 @@ def test_a_users_own_model_and_data_train_without_an_edit_here(command, tmp_path
     (tmp_path / "lab.py").write_text(
         "import torch\n"
         "from lightning.pytorch import LightningDataModule\n"
+        "from ihc2he.datainfo import DataInfo\n"
         "class Tiny(torch.nn.Module):\n"
         "    def __init__(self, width: int):\n"
         "        super().__init__()\n"
@@ -256,7 +257,7 @@ def test_a_users_own_model_and_data_train_without_an_edit_here(command, tmp_path
         "    def forward(self, x):\n"
         "        return torch.tanh(self.net(x))\n"
         "class Noise(LightningDataModule):\n"
-        "    mpp = 0.5\n"
+        "    info = DataInfo(mpp=0.5)\n"
         "    def __init__(self, size: int):\n"
         "        super().__init__()\n"
         "        self.size = size\n"

@@ -42,8 +42,7 @@ class Bundles(Callback):
             best = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
             pl_module.load_state_dict(best["state_dict"])
             metrics, epoch = {str(keeper.monitor): float(keeper.best_model_score)}, best["epoch"]  # type: ignore[arg-type]
-        mpp = getattr(trainer.datamodule, "mpp", None)  # type: ignore[attr-defined]
-        shared = {"mpp": mpp, "epoch": epoch, "metrics": metrics}
+        shared = {"mpp": pl_module.data.mpp, "epoch": epoch, "metrics": metrics}
         for name, (network, info) in pl_module.exports().items():
             if info.get("module") is None:
                 log.warning(

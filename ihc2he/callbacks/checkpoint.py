@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ihc2he.errors import ConfigError, Ihc2heError
 from ihc2he.files import complete
+from ihc2he.internals.lightning import Saving
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +71,7 @@ def newest(paths: Iterable[Path]) -> Path | None:
     return max((path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
-def next_step(path: Path) -> int:
-    """Return the step that a run which continues from a checkpoint logs first."""
-    loops = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["loops"]["fit_loop"]
-    batches = loops["epoch_loop.batch_progress"]["current"]
-    within_an_epoch = batches["completed"] < batches["ready"]  # the step is counted when the checkpoint is written
-    return loops["epoch_loop.state_dict"]["_batches_that_stepped"] + within_an_epoch
-
-
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(Saving):
     """Keeps `last.ckpt`, from which a run continues exactly: written after each epoch, within it, and on SIGTERM.
 
     After SIGTERM, which clusters send before they take a machine away, the run ends as soon as the step (or the
@@ -134,18 +127,18 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         """Write the checkpoint where it is due, or where any process was told to end."""
         before, self._step = self._step, trainer.global_step
-        if before == self._step or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if before == self._step or trainer.is_last_batch:
             return
         due = self.every_n_steps is not None and self._step % self.every_n_steps == 0
         self._ending = trainer.strategy.reduce_boolean_decision(self._told, all=False)
-        if (due or self._ending) and not self._should_skip_saving_checkpoint(trainer) and is_finite(pl_module):
-            self._save_topk_checkpoint(trainer, {})
+        if (due or self._ending) and self.may_save(trainer) and is_finite(pl_module):
+            self.save_now(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the checkpoint where it is due, or where any process was told to end."""
         self._ending = trainer.strategy.reduce_boolean_decision(self._told, all=False)
-        if self._ending and not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, {})
+        if self._ending and self.may_save(trainer):
+            self.save_now(trainer)
         super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -166,10 +159,10 @@ class LastCheckpoint(ModelCheckpoint):
         if self._ending:
             raise SIGTERMException
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        super()._save_checkpoint(trainer, filepath)
+    def after_save(self, trainer: Trainer) -> None:
+        """Write what was said of the steps until here, which are not said again."""
         for logger in trainer.loggers:
-            logger.save()  # what is said of the steps until here is not said again
+            logger.save()
 
 
 class BestCheckpoint(ModelCheckpoint):

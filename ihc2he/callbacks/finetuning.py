@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ihc2he.errors import ConfigError
+from ihc2he.internals.lightning import epochs_done
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,7 @@ class TwoPhases(Callback):
         """Set the batch size of the phase in which the run goes on, before its loader is built."""
         if not trainer.training:
             return
-        epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        if epoch >= self.frozen_epochs:
+        if epochs_done(checkpoint) >= self.frozen_epochs:
             self._set_batch_size(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:

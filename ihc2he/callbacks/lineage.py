@@ -17,6 +17,8 @@ from typing import Any
 
 import h5py
 
+from ihc2he.datainfo import info_of
+
 WEIGHTS = ("weights", "ensemble")  # arguments of models that name what their networks are read from
 BUNDLE = ("config.json", "model.safetensors")
 
@@ -29,9 +31,9 @@ def inputs(cfg: Mapping[str, Any], data: Any) -> list[dict[str, Any]]:
         data: the DataModule, once its data is there; None without one.
     """
     found = []
-    store = getattr(data, "store_path", None)
-    if store is not None and Path(store).is_file():
-        found.append(_entry("store", Path(store), hash_store(Path(store))))
+    store = None if data is None else info_of(data).store
+    if store is not None and store.is_file():
+        found.append(_entry("store", store, hash_store(store)))
     sources = [cfg["ckpt_path"]] if cfg.get("ckpt_path") else []
     for source in [*sources, *_weights(_in_use(cfg.get("model") or {}))]:
         entry = _model_entry(source)

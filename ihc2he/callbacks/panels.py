@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ihc2he.images.writing import write_png
-from ihc2he.loggers.base import logged_step
+from ihc2he.internals.lightning import logged_step
 
 HEADER_PX = 22
 

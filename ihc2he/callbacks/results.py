@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ihc2he.files import write_csv
+from ihc2he.models.task import rows_of
 from ihc2he.ranks import from_all_ranks
 
 COLUMNS = ("metric", "group", "value", "n", "better", "protocol", "versions")
@@ -39,17 +40,17 @@ class Results(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         """Keep the rows of the batch."""
-        self._rows += outputs["rows"]
+        self._rows += rows_of(outputs)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Gather the rows of all ranks and write the tables."""
         parts = from_all_ranks(self._rows)
         if trainer.is_global_zero:
             rows = sorted((row for part in parts for row in part), key=lambda row: str(row["name"]))
             write_csv(self.dirpath / "results.csv", rows)
             values = {key: float(value) for key, value in trainer.callback_metrics.items()}
-            write_csv(self.dirpath / "test.csv", table(values, rows, getattr(pl_module, "cards", {})), COLUMNS)
-            for name, own in getattr(pl_module, "tables", {}).items():
+            write_csv(self.dirpath / "test.csv", table(values, rows, pl_module.cards), COLUMNS)
+            for name, own in pl_module.tables.items():
                 if own:
                     write_csv(self.dirpath / name, own)
 

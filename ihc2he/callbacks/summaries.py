@@ -16,7 +16,8 @@ from ihc2he.callbacks.panels import plain_name
 from ihc2he.callbacks.results import Results
 from ihc2he.callbacks.worst import ranking, worst
 from ihc2he.images.decoding import read_image
-from ihc2he.loggers.base import Wandb, logged_step
+from ihc2he.internals.lightning import logged_step
+from ihc2he.loggers.base import Wandb
 from ihc2he.nuclei.drawing import fitted
 
 THUMBNAIL_PX = 640
@@ -45,7 +46,7 @@ class Summaries(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Say which metrics are better high and which low; of one that is best between, the last value stays."""
-        better = {f"val/{key}": card.better for key, card in getattr(pl_module, "cards", {}).items()}
+        better = {f"val/{key}": card.better for key, card in pl_module.cards.items()}
         for callback in trainer.checkpoint_callbacks:
             if monitor := getattr(callback, "monitor", None):
                 better[monitor] = "higher" if callback.mode == "max" else "lower"  # type: ignore[attr-defined]
@@ -79,12 +80,11 @@ class Summaries(Callback):
             rows = list(csv.DictReader(stream))
         if not rows or (found := ranking(trainer, pl_module, rows[0])) is None:
             return
-        metric, better, method = found
         files = _pictures(folder / "images")
-        columns = list(dict.fromkeys(["picture", "name", "group", metric, *rows[0]]))
+        columns = list(dict.fromkeys(["picture", "name", "group", found.column, *rows[0]]))
         numbers = {column for column in columns[3:] if all(_is_number(row[column]) for row in rows)}
         table = []
-        for row in worst(rows, metric, better, self.n_worst, method):
+        for row in worst(rows, found.column, found.better, self.n_worst, found.group):
             file = files.get(row["name"].replace("/", "_")) or files.get(plain_name(row["name"]))
             values = [_value(row[column], column in numbers) for column in columns[1:]]
             table.append([file and _thumbnail(file), *values])

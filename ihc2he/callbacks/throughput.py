@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ihc2he.loggers.base import logged_step
+from ihc2he.internals.lightning import logged_step
 
 
 class Throughput(Callback):

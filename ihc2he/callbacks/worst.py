@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ihc2he.callbacks.panels import panel, plain_name
 from ihc2he.images.writing import write_png
 from ihc2he.metrics.cards import badness
+from ihc2he.models.task import Ranking, Task, rows_of
 from ihc2he.ranks import from_all_ranks
 from ihc2he.report.tiles import TilePages
 
@@ -43,7 +45,7 @@ class WorstPanels(Callback):
     ) -> None:
         """Note the tiles of the batch and the results that are there."""
         self._names += batch["name"]
-        self._rows += outputs["rows"]
+        self._rows += rows_of(outputs)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw the worst tiles of all ranks, each on the rank that has judged it."""
@@ -54,10 +56,9 @@ class WorstPanels(Callback):
                 old.unlink()
         from_all_ranks(None)  # nobody writes before that is done
         if found is not None:
-            metric, better, _ = found
-            for number, row in enumerate(worst(rows, metric, better, self.n_tiles), 1):
-                if row["name"] in self._names:
-                    picture = self._picture(trainer, pl_module, row["name"])
+            for number, row in enumerate(worst(rows, found.column, found.better, self.n_tiles, found.group), 1):
+                picture = self._picture(trainer, pl_module, row["name"]) if row["name"] in self._names else None
+                if picture is not None:
                     write_png(self.dirpath / "worst" / f"{number:02d}_{plain_name(row['name'])}.png", picture)
         from_all_ranks(None)  # nobody reads before all are written
 
@@ -65,7 +66,8 @@ class WorstPanels(Callback):
         loader: Any = trainer.test_dataloaders
         index = list(loader.sampler)[self._names.index(name)]
         batch = trainer.strategy.batch_to_device(loader.collate_fn([loader.dataset[index]]))
-        return panel(pl_module.panels(batch)[0], self.max_side)
+        shown = pl_module.panels(batch)
+        return panel(shown[0], self.max_side) if shown else None
 
 
 def worst(rows: Sequence[Row], metric: str, better: str, n: int, group: str | None = None) -> list[Row]:
@@ -87,23 +89,23 @@ def worst(rows: Sequence[Row], metric: str, better: str, n: int, group: str | No
     return sorted(known, key=lambda row: (-badness(float(row[metric]), better), row["name"]))[:n]
 
 
-def ranking(trainer: Trainer, pl_module: Any, columns: Collection[str]) -> tuple[str, str, str | None] | None:
-    """Return the column by which tiles are ranked, its direction, and the method of a pipeline.
+def ranking(trainer: Trainer, task: Task, columns: Collection[str]) -> Ranking | None:
+    """Return by which column tiles are ranked; None: there is no such column.
 
-    It is the metric that chooses checkpoints, or, where that has no value per tile, the first card that has one; of a
-    pipeline the F1 by which its pages are ranked. None: there is no such column.
+    It is the metric that chooses checkpoints, or, where that has no value per tile, what the model says, or else its
+    first card that has one. Pages of tiles may name another group than the model does.
 
     Args:
         trainer: of the test.
-        pl_module: with `cards`, or with the `methods` of a pipeline.
+        task: the model.
         columns: of the results per tile.
     """
-    if methods := getattr(pl_module, "methods", None):
+    for keeper in trainer.checkpoint_callbacks:
+        if isinstance(keeper, ModelCheckpoint):
+            metric = (keeper.monitor or "").removeprefix("val/")
+            if metric in columns:
+                return Ranking(metric, "higher" if keeper.mode == "max" else "lower")
+    if own := task.ranking:
         pages = [callback.worst_by for callback in trainer.callbacks if isinstance(callback, TilePages)]  # type: ignore[attr-defined]
-        return "f1", "higher", next(filter(None, pages), methods[-1])
-    for callback in trainer.checkpoint_callbacks:
-        metric = (getattr(callback, "monitor", None) or "").removeprefix("val/")
-        if metric in columns:
-            return metric, "higher" if callback.mode == "max" else "lower", None  # type: ignore[attr-defined]
-    cards = getattr(pl_module, "cards", {})
-    return next(((key, card.better, None) for key, card in cards.items() if key in columns), None)
+        return own._replace(group=next(filter(None, pages), own.group))
+    return next((Ranking(key, card.better) for key, card in task.cards.items() if key in columns), None)

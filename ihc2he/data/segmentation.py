@@ -20,6 +20,7 @@ from ihc2he.data.samplers import SampleIndex, balancing_weights, presence_weight
 from ihc2he.data.store import WHOLE, Record, TileStore
 from ihc2he.data.stored import StoreDataModule, require
 from ihc2he.data.transforms import to_tensor
+from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.labels import number_consecutively
 from ihc2he.nuclei.instances import instance_types
@@ -111,6 +112,11 @@ class SegmentationDataModule(StoreDataModule):
         self.samples_per_epoch = samples_per_epoch
         self.sampler = sampler
         self.augmentation = None if augmentation is None else build(augmentation, NucleiAugmentation)
+
+    @property
+    def info(self) -> DataInfo:
+        """What models, callbacks and the runner may know of the images."""
+        return DataInfo(self.mpp, self.classes, store=self.store_path)
 
     @abstractmethod
     def divide(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[int]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ihc2he.errors import DataError
+from ihc2he.internals.lightning import knows_progress
 
 OLDEST = 2  # version of Lightning whose checkpoints can be read
 _NEEDED: dict[str, type] = {"state_dict": Mapping, "pytorch-lightning_version": str}
@@ -87,7 +88,7 @@ def _problem(content: Any, to_continue: bool) -> str | None:
         return f"it was written by Lightning {written_by}, and {OLDEST} or later is needed"
     if to_continue and not content["optimizer_states"]:
         return "it has no state of an optimiser"
-    if to_continue and "epoch_progress" not in content["loops"].get("fit_loop", ()):
+    if to_continue and not knows_progress(content):
         return "it does not say how far training was"
     for name, value in content["state_dict"].items():
         if not isinstance(value, Tensor):

@@ -9,6 +9,7 @@ import pytest
 from lightning.pytorch import Callback, LightningDataModule
 from torch.utils.data import DataLoader
 
+from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError
 from ihc2he.models.pipeline import module as pipeline_module
 from ihc2he.models.pipeline.module import Pipeline
@@ -52,7 +53,7 @@ class Data(LightningDataModule):
     def __init__(self, tiles, batch_size=2, classes=("stroma", "epithelium")):
         super().__init__()
         self.tiles, self.batch_size = tiles, batch_size
-        self.classes, self.truth_classes = list(classes), []
+        self.info = DataInfo(mpp=None, classes=list(classes))
 
     def loader(self):
         def collate(items):

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,12 +22,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ihc2he.build import build
 from ihc2he.errors import ConfigError
+from ihc2he.internals.lightning import shares_batch_statistics
 from ihc2he.losses.hover import check_msge_axis, check_terms, hover_losses
 from ihc2he.metrics.fidelity import Card
 from ihc2he.models.bundle import load_bundle
 from ihc2he.models.segmentation.evaluation import Evaluation, Truth, paper_row, pictures, truths
 from ihc2he.models.segmentation.hovernet.networks import HoverNet, centre_crop
 from ihc2he.models.segmentation.hovernet.weights import load_reference
+from ihc2he.models.task import Export, Task, required_mpp
 from ihc2he.nuclei.postprocess import Nuclei, postprocess, submit_batch, worker_pool
 from ihc2he.tiling.augmentation import mean, predict_views
 from ihc2he.tiling.windows import predict_tiled
@@ -40,7 +41,7 @@ MAX_PENDING = 2**23  # px of tiles whose maps wait for the workers, some 0.5 GB;
 REFERENCE_LOSSES = {"np_ce": 1.0, "np_dice": 1.0, "hv_mse": 2.0, "hv_msge": 1.0, "nc_ce": 1.0, "nc_dice": 1.0}
 
 
-class HoverNetSegmenter(LightningModule):
+class HoverNetSegmenter(Task):
     """Finds nuclei on H&E and says of which type they are.
 
     Batches are dicts. Training: `image`, `inst` (N, H, W) with 0 = background, `hv` (N, 2, H, W) and, with classes,
@@ -174,7 +175,7 @@ class HoverNetSegmenter(LightningModule):
             for maps in zip(prob_bhw, hv_b2hw, types, strict=True)
         ]
 
-    def exports(self) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
+    def exports(self) -> dict[str, Export]:
         """Return what a bundle needs, by bundle name: the network and its description."""
         hp = self.hparams
         node = {
@@ -195,7 +196,7 @@ class HoverNetSegmenter(LightningModule):
             "postprocessing": "ihc2he.nuclei.postprocess.postprocess",
             "keep_unmarked": hp["keep_unmarked"],
         }
-        return {"segmenter": (self.network, description)}
+        return {"segmenter": Export(self.network, description)}
 
     # ------------------------------------------------------------------ training
 
@@ -208,13 +209,12 @@ class HoverNetSegmenter(LightningModule):
         """
         if stage == "fit":
             self._check_sync_batchnorm()
-        data = getattr(self.trainer, "datamodule", None)
-        found = list(getattr(data, "classes", self.classes))
+        found = list(self.data.classes)
         # Without classes of its own the model ignores the data's, and data without classes judges nuclei only.
         if self.classes and found != self.classes and (found or stage == "fit"):
             msg = f"model.classes={self.classes} are not those of the data, {found}. Pass model.classes={found}."
             raise ConfigError(msg)
-        self.mpp = float(getattr(data, "mpp", self.mpp))
+        self.mpp = required_mpp(self.data, "HoVer-Net")
         self.evaluation = Evaluation(self.classes if found else [], self.mpp)
         self.members = []
         weights = self.hparams["weights"]
@@ -229,7 +229,7 @@ class HoverNetSegmenter(LightningModule):
 
     def _check_sync_batchnorm(self) -> None:
         """Refuse what the Trainer would break: it replaces batch normalisation by class, whatever else a layer does."""
-        if getattr(self.trainer.strategy, "_layer_sync", None) is None:
+        if not shares_batch_statistics(self.trainer):
             return
         if self.trainer.strategy.root_device.type == "cpu":
             msg = "trainer.sync_batchnorm=true needs GPUs. Pass trainer=ddp_cpu, or trainer.sync_batchnorm=false."

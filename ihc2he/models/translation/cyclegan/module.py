@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ihc2he.build import build
 from ihc2he.errors import ConfigError
 from ihc2he.losses import adversarial as gan
+from ihc2he.models.task import Export, Task
 from ihc2he.models.translation.evaluation import Evaluation
 from ihc2he.models.translation.pool import ImagePool
 from ihc2he.ranks import from_all_ranks
@@ -30,7 +30,7 @@ Stain = Literal["ihc", "he"]
 Node = Mapping[str, Any] | nn.Module
 
 
-class CycleGAN(LightningModule):
+class CycleGAN(Task):
     """Two generators and two discriminators that translate IHC to H&E and back without pairs.
 
     Batches are dicts: `ihc` and `he`, and for evaluation `name`, `group` and `paired` besides (see
@@ -62,7 +62,10 @@ class CycleGAN(LightningModule):
         ConfigError: for an unknown loss or metric, or smoothing with a loss that has no target.
     """
 
-    requires_checkpoint = True  # evaluating random weights would only mislead
+    @property
+    def requires_checkpoint(self) -> bool:
+        """Whether evaluation without a checkpoint would judge random weights."""
+        return True
 
     def __init__(
         self,
@@ -147,12 +150,12 @@ class CycleGAN(LightningModule):
         name = {"he": "g_ihc2he", "ihc": "g_he2ihc"}[to]
         return self.g_ema[name] if name in self.g_ema else getattr(self, name)
 
-    def exports(self) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
+    def exports(self) -> dict[str, Export]:
         """Return what a bundle needs, by bundle name: the network and its description."""
         stains: dict[Stain, str] = {"ihc": "IHC", "he": "H&E"}
         directions: list[tuple[Stain, Stain]] = [("ihc", "he"), ("he", "ihc")]
         return {
-            f"g_{source}2{to}": (
+            f"g_{source}2{to}": Export(
                 self.generator(to),
                 {
                     "module": self.hparams.get("generator"),
