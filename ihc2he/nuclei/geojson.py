@@ -61,9 +61,12 @@ def _opened(path: Path) -> Iterator[IO[str]]:
         with path.open("w", encoding="utf-8") as stream:
             yield stream
         return
-    with path.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
-        with io.TextIOWrapper(packed, encoding="utf-8") as stream:
-            yield stream
+    with (
+        path.open("wb") as raw,
+        gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8") as stream,
+    ):
+        yield stream
 
 
 def _compact(content: Any) -> str:
@@ -153,15 +156,19 @@ def _polygons(feature: Mapping[str, Any], place: str) -> list[list[NDArray[np.fl
             msg = f"{place} is a {kind}; nuclei are Polygons or MultiPolygons. Delete it or export without it."
             raise DataError(msg)
         polygons = [coordinates] if kind == "Polygon" else coordinates
-        # Positions may have a third number, their height.
-        found = [[np.array(ring, np.float64)[:, :2] for ring in polygon] for polygon in polygons]
-        if not all(np.isfinite(ring).all() and ring.shape[1] == 2 for polygon in found for ring in polygon):
-            msg = "positions are two finite numbers"
-            raise ValueError(msg)
+        return [[_corners(ring) for ring in polygon] for polygon in polygons]
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         msg = f"{place} has no geometry that can be read ({type(error).__name__}: {error})."
         raise DataError(msg) from error
-    return found
+
+
+def _corners(ring: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Return the corners of a ring, (P, 2), without the third number that positions may have."""
+    corners_p2 = np.array(ring, np.float64)[:, :2]
+    if corners_p2.shape[1] != 2 or not np.isfinite(corners_p2).all():
+        msg = "a position is two finite numbers"
+        raise ValueError(msg)
+    return corners_p2
 
 
 def _names(classification: Any) -> list[str]:

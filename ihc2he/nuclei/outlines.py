@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from ihc2he.nuclei.instances import check_map
 
-
 Indices = NDArray[np.intp]
 
 # Right along the upper sides of pixels, down along their right sides, left along the lower, up along the left ones.
@@ -139,9 +138,9 @@ def _stretches(padded: NDArray[np.integer]) -> tuple[list[Indices], list[Indices
     columns, rows = np.divmod(np.sort(columns * height + rows), height)  # column by column
     before = rows * width + columns  # pixels with another id on their right
     first, last = [], []
-    for pixels, step in ((above + width, 1), (before, width), (above, 1), (before + 1, width)):
-        kinds = flat[pixels]
-        pixels, kinds = pixels[kinds != 0], kinds[kinds != 0]
+    for places, step in ((above + width, 1), (before, width), (above, 1), (before + 1, width)):
+        kinds = flat[places]
+        pixels, kinds = places[kinds != 0], kinds[kinds != 0]
         breaks = (pixels[1:] - pixels[:-1] != step) | (kinds[1:] != kinds[:-1])
         bounds = np.concatenate([[True], breaks, [True]])[: len(pixels) + 1]
         first.append(pixels[bounds[:-1]])
