@@ -22,10 +22,10 @@ from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.files import complete, write_csv
 from ihc2he.images.writing import write_instances, write_png
 from ihc2he.nuclei.counts import THRESHOLDS, Counts, check_thresholds, count_by_class, pooled
+from ihc2he.nuclei.drawing import overlay
 from ihc2he.nuclei.geojson import write_geojson
-from ihc2he.nuclei.table import IHC_STAINS, NucleiTable, nuclei_table, write_table
+from ihc2he.nuclei.table import IHC_STAINS, nuclei_table, write_table
 from ihc2he.ranks import from_all_ranks
-from ihc2he.report.drawing import draw_outlines, fitted, legend
 
 if TYPE_CHECKING:
     from ihc2he.models.pipeline.evaluation import Prediction
@@ -219,7 +219,8 @@ def write_prediction(
         write_table(out / files[-1], table, prediction.classes)
     if "overlay" in write:
         files.append(f"overlay/{name}.png")
-        write_png(out / files[-1], _overlay(image, table, prediction.classes))
+        picture = overlay(image, nuclei.inst_hw, nuclei.types_n, prediction.classes, OVERLAY_PX)
+        write_png(out / files[-1], picture)
     stat = Path(prediction.path).stat()
     counts = count_by_class(table, prediction.classes, thresholds)
     record = {
@@ -242,13 +243,6 @@ def withdraw(out: Path, name: str) -> None:
         done.unlink()
         for file in files:
             (out / file).unlink(missing_ok=True)
-
-
-def _overlay(image: NDArray[np.uint8], table: NucleiTable, classes: Sequence[str]) -> NDArray[np.uint8]:
-    picture, factor = fitted(image, *OVERLAY_PX)
-    draw_outlines(picture, table, factor)
-    counts = np.bincount(table.types_n, minlength=len(classes) + 1).tolist()
-    return np.concatenate([picture, legend(picture.shape[1], classes, counts=counts)])
 
 
 SUMMARY = (

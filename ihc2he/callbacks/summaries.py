@@ -18,7 +18,7 @@ from ihc2he.callbacks.worst import ranking, worst
 from ihc2he.images.decoding import read_image
 from ihc2he.internals.lightning import logged_step
 from ihc2he.loggers.base import Wandb
-from ihc2he.report.drawing import fitted
+from ihc2he.nuclei.drawing import fitted
 
 THUMBNAIL_PX = 640
 _EXTREME = {"higher": "max", "lower": "min"}  # W&B's word for the best value

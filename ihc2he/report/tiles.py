@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.images.writing import write_png
-from ihc2he.nuclei.table import nuclei_table
+from ihc2he.nuclei.drawing import LINE_PX, draw_matches, draw_outlines, fitted, legend, write
 from ihc2he.ranks import from_all_ranks
-from ihc2he.report.drawing import LINE_PX, draw_matches, draw_outlines, fitted, legend, write
 
 if TYPE_CHECKING:
     from ihc2he.models.pipeline.evaluation import MethodResult, ScoredTile
@@ -144,8 +143,7 @@ def _pictures(tile: ScoredTile, result: MethodResult) -> list[NDArray[np.uint8]]
     he, _ = fitted(result.he, CELL_PX, CELL_PX)
     outlined, found = he.copy(), ihc.copy()
     nuclei, score = result.nuclei, result.score
-    table = nuclei_table(nuclei.inst_hw, nuclei.types_n, nuclei.shares_n, mpp=tile.mpp)
-    draw_outlines(outlined, table, factor)
+    draw_outlines(outlined, nuclei.inst_hw, nuclei.types_n)
     keypoints_n2 = tile.points_n3[:, :2]
     draw_matches(
         found, keypoints_n2[score.true_m], keypoints_n2[score.missed], nuclei.centres_n2[score.invented], factor
