@@ -142,7 +142,9 @@ def test_differences_are_bold_where_their_interval_excludes_zero(tmp_path):
 def test_each_quantity_over_radius_has_a_figure_with_a_line_for_each_method(tmp_path):
     write_radius(tmp_path)
     page = page_of(tmp_path)
-    assert re.findall(r'alt="(.*?)"', page) == [f"{title} by matching radius" for title in ("F1", "Precision", "Recall")]
+    assert re.findall(r'alt="(.*?)"', page) == [
+        f"{title} by matching radius" for title in ("F1", "Precision", "Recall")
+    ]
     svg = base64.b64decode(re.search(r"data:image/svg\+xml;base64,([^\"]*)", page).group(1)).decode()
     assert all(method in svg for method in METHODS)
 
