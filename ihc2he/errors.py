@@ -17,7 +17,7 @@ class DataError(Ihc2heError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the nearest known name, or lists them all where none is near.
+    """Return a hint with the nearest known name, or with all of them if none is near.
 
     The hint starts with a space so that it can be appended to a finished sentence.
 

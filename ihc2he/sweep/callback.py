@@ -1,8 +1,8 @@
-"""What a sweep leaves: `sweep.csv`, a row per job, and `mean_sd.csv` over the jobs that repeat one setting.
+"""Results of a sweep: `sweep.csv` with a row per job, and `mean_sd.csv` over jobs that repeat the same setting.
 
-With an `optimized_metric` also `best.txt`, the best job's command line, `sweep.png`, all jobs in one picture, and
-`importance.png`, how much of the metric's variance goes with each setting. At the end of an Optuna search these three
-are about all trials of its study, those of earlier sweeps too.
+With an `optimized_metric` there are also `best.txt` (the best job's command line), `sweep.png` (all jobs) and
+`importance.png` (how much of the metric's variance each setting explains). At the end of an Optuna search these three
+show all trials of its study, including those of earlier sweeps.
 Imports neither torch nor Lightning, since Hydra loads it for every command line.
 """
 
@@ -31,27 +31,27 @@ from ihc2he.files import complete, write_csv
 
 log = logging.getLogger(__name__)
 
-REPETITIONS = ("data.split", "seed")  # jobs that differ in these alone repeat one setting
-OF_SWEEPS = ("hparams_search=", "launcher=", "optimized_metric=", "callbacks.pruning")  # of no use to a single run
+REPETITIONS = ("data.split", "seed")  # jobs that differ only in these repeat the same setting
+OF_SWEEPS = ("hparams_search=", "launcher=", "optimized_metric=", "callbacks.pruning")  # not useful for a single run
 
 
 class SweepTables(Callback):
-    """Notes in each job's folder what it was and how it ended, and writes what the sweep leaves after each.
+    """Records in each job's folder its settings and how it ended, and writes the results of the sweep after each job.
 
-    Not at the end alone, which a sweep with a failing job never reaches.
+    Not only at the end, which a sweep with a failing job never reaches.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make the folder that a sampler keeps its study in."""
+        """Make the folder for the sampler's study."""
         Path(config.paths.outputs).mkdir(parents=True, exist_ok=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the job, so that one that is killed has a row too."""
+        """Record the job, so that a killed job has a row too."""
         _note(config, "started")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note how the job ended, and write the tables."""
-        result = job_return._return_value  # the public property raises it where it is an error
+        """Record how the job ended, and write the tables."""
+        result = job_return._return_value  # the public property raises it if it is an error
         if job_return.status == JobStatus.COMPLETED:
             pruned = Path(config.hydra.runtime.output_dir, "pruned.txt").is_file()
             _note(config, "pruned" if pruned else "finished", result)
@@ -63,7 +63,7 @@ class SweepTables(Callback):
             log.info("%s", _so_far(folder))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write the tables once more, since jobs that ended at the same moment may not have seen each other."""
+        """Write the tables again, because jobs that ended at the same time may have missed each other."""
         folder = Path(config.hydra.sweep.dir)
         write_tables(folder)
         _judge(folder, _trials(config, _jobs(folder)), "trial", f"study {config.hydra.sweeper.get('study_name')}")
@@ -74,7 +74,7 @@ class SweepTables(Callback):
 
 def _so_far(folder: Path) -> str:
     """Return how the jobs of a sweep ended, where its table is, and which job is the best."""
-    known = ("started", "finished", "pruned")  # of a job that failed the status says why
+    known = ("started", "finished", "pruned")  # the status of a failed job says why
     counts = Counter(job["status"] if job["status"] in known else "failed" for job in _jobs(folder))
     text = f"Sweep: {', '.join(f'{n} {status}' for status, n in counts.items())}: {folder / 'sweep.csv'}"
     file = folder / "best.txt"
@@ -82,11 +82,11 @@ def _so_far(folder: Path) -> str:
 
 
 def _trials(config: DictConfig, jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the trials with a value of the study that an Optuna search has kept in a database; else none.
+    """Return the trials with a value in the database of an Optuna search; none without a database.
 
     Args:
         config: of the sweep.
-        jobs: of the sweep, which say what the values are.
+        jobs: of the sweep; they have the name of the metric.
     """
     sweeper = config.hydra.sweeper
     if not sweeper.get("storage") or not jobs:
@@ -104,7 +104,7 @@ def _trials(config: DictConfig, jobs: Sequence[Mapping[str, Any]]) -> list[dict[
 def _description(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the settings and the command line of a job with these overrides."""
     kept = [override for override in overrides if not override.lstrip("+~").startswith(OF_SWEEPS)]
-    kept.sort(key=lambda override: not override.startswith("experiment="))  # samplers put it last
+    kept.sort(key=lambda override: not override.startswith("experiment="))  # samplers add it at the end
     return {
         "overrides": dict(override.lstrip("+~").partition("=")[::2] for override in kept),
         "command": shlex.join(["python", "-m", "ihc2he.train", *config_dir_arguments(config.hydra), *kept]),
@@ -112,7 +112,7 @@ def _description(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]
 
 
 def _note(config: DictConfig, status: str, value: float | None = None) -> None:
-    """Write a sweep's job down as `job.json`, which jobs on other machines can do too."""
+    """Record a job of a sweep as `job.json`; jobs on other machines can do this too."""
     hydra = config.hydra
     if hydra.mode != RunMode.MULTIRUN:
         return
@@ -129,10 +129,10 @@ def _note(config: DictConfig, status: str, value: float | None = None) -> None:
 
 
 def write_tables(folder: Path) -> None:
-    """Write `sweep.csv`; `mean_sd.csv` where jobs repeat a setting; the best and the pictures where they have values.
+    """Write `sweep.csv`; `mean_sd.csv` if jobs repeat a setting; the best job and the pictures if they have values.
 
     Args:
-        folder: of the sweep; every job's folder below it has a `job.json`, and a `test.csv` where it was tested.
+        folder: of the sweep; every job's folder in it has a `job.json`, and a `test.csv` if it was tested.
     """
     jobs = _jobs(folder)
     rows = []
@@ -146,7 +146,7 @@ def write_tables(folder: Path) -> None:
 
 
 def _jobs(folder: Path) -> list[dict[str, Any]]:
-    """Return the jobs of a sweep in their order, as they noted themselves down, each with its `metrics` of the test."""
+    """Return the recorded jobs of a sweep in their order, each with the `metrics` of its test."""
     files = folder.rglob("job.json")
     jobs = [json.loads(file.read_text()) | {"metrics": _metrics(file.with_name("test.csv"))} for file in files]
     return sorted(jobs, key=lambda job: job["job"])
@@ -169,12 +169,12 @@ def _judge(folder: Path, jobs: Sequence[Mapping[str, Any]], kind: str = "job", o
 
 
 def best(jobs: Sequence[Mapping[str, Any]], kind: str = "job", of: str = "this sweep") -> str:
-    """Return the command line of the best job, below a comment that says how good it is.
+    """Return the command line of the best job, after a comment that says how good it is.
 
     Args:
-        jobs: mappings with `job`, `command`, `metric`, `lowest` and a finite `value`, one at least.
-        kind: what they are.
-        of: what they belong to.
+        jobs: at least one mapping with `job`, `command`, `metric`, `lowest` and a finite `value`.
+        kind: `job` or `trial`.
+        of: the sweep or study, for the comment.
 
     >>> jobs = [{"job": i, "command": f"run lr={i}", "metric": "val/f1", "lowest": False, "value": i} for i in (1, 2)]
     >>> print(best(jobs), end="")
@@ -193,7 +193,7 @@ def _counted(number: int, kind: str) -> str:
 
 
 def varied(jobs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return the settings that are not the same in all jobs, each with its text in every job.
+    """Return the settings that differ between jobs, each with its text in every job.
 
     >>> varied([{"overrides": {"lr": lr, "seed": "1"}} for lr in ("1e-3", "2e-3")])
     {'lr': ['1e-3', '2e-3']}
@@ -204,7 +204,7 @@ def varied(jobs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _numbers(texts: Sequence[str]) -> list[float]:
-    """Return texts as numbers; none where one of them is no finite number."""
+    """Return texts as numbers; none if one of them is not a finite number."""
     try:
         numbers = [float(text) for text in texts]
     except ValueError:
@@ -213,12 +213,12 @@ def _numbers(texts: Sequence[str]) -> list[float]:
 
 
 def importance(settings: Mapping[str, Sequence[str]], values: Sequence[float]) -> dict[str, tuple[float, float]]:
-    """Return for each setting the share of the values' variance between its levels, and the share by chance alone.
+    """Return for each setting the share of the values' variance between its levels, and the share expected by chance.
 
-    The share is eta squared, of each setting by itself: the sum of squares between its levels over the total. Levels
-    are its values; of numbers with more than four of them the lower, middle and upper third of the jobs. A setting that
-    is another in every job is left out, for it would explain anything. By chance alone: the share's mean over all ways
-    to deal the values out to the jobs, (levels - 1) / (jobs - 1).
+    The share is eta squared for each setting alone: the sum of squares between its levels divided by the total. Levels
+    are its values; if a number has more than four values, the lower, middle and upper third of the jobs. A setting that
+    differs in every job is omitted, because it would explain everything. The share expected by chance is the mean over
+    all ways to assign the values to the jobs, (levels - 1) / (jobs - 1).
 
     Args:
         settings: the text of each setting in every job.
@@ -240,7 +240,7 @@ def importance(settings: Mapping[str, Sequence[str]], values: Sequence[float]) -
 
 
 def _levels(texts: Sequence[str]) -> Sequence[Any]:
-    """Return values as they are, or the third that each of many numbers lies in; equal numbers lie in the same."""
+    """Return the values, or for many numbers the third that each is in; equal numbers are in the same third."""
     numbers = _numbers(texts)
     if len(set(numbers)) <= 4:
         return texts
@@ -251,7 +251,7 @@ def _levels(texts: Sequence[str]) -> Sequence[Any]:
 def _parallel_coordinates(
     file: Path, settings: Mapping[str, Sequence[str]], jobs: Sequence[Mapping[str, Any]], title: str
 ) -> None:
-    """Draw a line per job over an axis per setting, coloured by the job's value, which is the last axis."""
+    """Draw one line per job and one axis per setting; the last axis and the colour are the job's value."""
     from matplotlib import colormaps
 
     values = [job["value"] for job in jobs]
@@ -259,8 +259,8 @@ def _parallel_coordinates(
     names = [*settings, jobs[0]["metric"]]
     figure, ax = _canvas(2 + 1.9 * len(axes), 4.2)
     top = min(values) if jobs[0]["lowest"] else max(values)
-    apart = [0.06 * (len(set(heights)) <= 4) for heights, _ in axes[:-1]]  # or they would hide one another
-    order = sorted(range(len(jobs)), key=lambda i: (values[i] == top, values[i]))  # the best above all
+    apart = [0.06 * (len(set(heights)) <= 4) for heights, _ in axes[:-1]]  # otherwise they would hide each other
+    order = sorted(range(len(jobs)), key=lambda i: (values[i] == top, values[i]))  # the best in front
     for rank, i in enumerate(order):
         shift = (rank + 0.5) / len(jobs) - 0.5
         line = [heights[i] + part * shift for (heights, _), part in zip(axes, [*apart, 0], strict=True)]
@@ -273,7 +273,7 @@ def _parallel_coordinates(
             ax.text(x + 0.04, height, _short(label, 16), ha="left", va="center", fontsize=8, bbox=box)
     ax.set(xticks=range(len(axes)), xlim=(-0.3, len(axes) - 0.4), ylim=(-0.06, 1.06), yticks=[])
     ax.set_xticklabels([_folded(name) for name in names], fontsize=8)
-    ax.set_title(f"{title}, the best thick", fontsize=9)
+    ax.set_title(f"{title}, the best one is thick", fontsize=9)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     figure.savefig(file, dpi=120)
@@ -282,7 +282,7 @@ def _parallel_coordinates(
 def _axis(texts: Sequence[str]) -> tuple[list[float], dict[float, str]]:
     """Return the heights of values on an axis from 0 to 1, and its labels by height.
 
-    Numbers are where they belong, by their logarithms where they span a factor of 20; other values are evenly spaced.
+    Numbers are at their values, or at their logarithms if they span a factor of 20; other values are evenly spaced.
     """
     numbers = _numbers(texts)
     if not numbers:
@@ -298,14 +298,14 @@ def _axis(texts: Sequence[str]) -> tuple[list[float], dict[float, str]]:
 
 
 def _bars(file: Path, shares: Mapping[str, tuple[float, float]], title: str) -> None:
-    """Draw a bar per setting, the longest on top, with a line where chance alone would end it on average."""
+    """Draw a bar per setting, the longest on top, with a line at the length expected by chance."""
     ordered = sorted(shares, key=lambda key: shares[key])
     width = max(len(line) for key in ordered for line in _folded(key).splitlines())
     figure, ax = _canvas(5 + 0.08 * width, 1.4 + 0.45 * len(ordered))
     ax.barh(range(len(ordered)), [shares[key][0] for key in ordered], color="#3b6ea5", height=0.6)
     chance = [shares[key][1] for key in ordered]
     ends = ([y + d for y in range(len(ordered))] for d in (-0.4, 0.4))
-    ax.vlines(chance, *ends, color="black", linewidth=2, label="chance alone, on average")
+    ax.vlines(chance, *ends, color="black", linewidth=2, label="expected by chance")
     ax.set_xlim(0, 1)
     ax.set_xlabel("share of the variance between a setting's levels (eta squared)", fontsize=9)
     ax.tick_params(labelsize=8)
@@ -317,7 +317,7 @@ def _bars(file: Path, shares: Mapping[str, tuple[float, float]], title: str) -> 
 
 
 def _canvas(width: float, height: float) -> tuple[Any, Any]:
-    """Return a figure of a size in inches, which needs no display, and its axes."""
+    """Return a figure with a size in inches, without a display, and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -327,7 +327,7 @@ def _canvas(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _folded(name: str) -> str:
-    r"""Return a dotted name over as many lines as it needs, broken after dots, and after underscores of long parts.
+    r"""Return a dotted name on several lines if it is long, broken after dots, and after underscores in long parts.
 
     >>> _folded("model.discriminator.spectral_norm")
     'model.discriminator.\nspectral_norm'
@@ -343,7 +343,7 @@ def _folded(name: str) -> str:
 
 
 def _short(text: str, most: int) -> str:
-    """Return a text with its middle left out where it is longer than a number of characters.
+    """Return a text, without its middle if it is longer than a number of characters.
 
     >>> _short("a/long/path/to/some.ckpt", 12)
     'a/long...ckpt'
@@ -352,7 +352,7 @@ def _short(text: str, most: int) -> str:
 
 
 def _metrics(file: Path) -> dict[str, float]:
-    """Return the values of a `test.csv` by `metric` or `metric/group`; none where there is no such file."""
+    """Return the values of a `test.csv` by `metric` or `metric/group`; none if there is no such file."""
     if not file.is_file():
         return {}
     with file.open(newline="", encoding="utf-8") as stream:
@@ -361,14 +361,14 @@ def _metrics(file: Path) -> dict[str, float]:
 
 
 def mean_sd(jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return mean and standard deviation of every metric over the jobs that differ in `REPETITIONS` alone.
+    """Return mean and standard deviation of every metric over the jobs that differ only in `REPETITIONS`.
 
     Args:
         jobs: mappings with `overrides` and `metrics`.
 
     Returns:
-        A row for each setting and metric: the overrides that tell settings apart, `metric`, `mean`, `sd` (of a sample,
-        over n - 1; None for one value), and `n`, the jobs with a value. Empty where no job repeats another.
+        A row for each setting and metric: the overrides that differ, `metric`, `mean`, `sd` (of a sample, with n - 1;
+        None for one value), and `n`, the number of jobs with a value. Empty if no job repeats another.
 
     >>> jobs = [{"overrides": {"seed": str(i)}, "metrics": {"bpq": 0.5 + i}} for i in range(3)]
     >>> mean_sd(jobs)
