@@ -24,7 +24,6 @@ from omegaconf import OmegaConf
 from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
 from ihc2he.callbacks.checkpoint import CompleteCheckpoints
-from ihc2he.callbacks.lineage import inputs, outputs
 from ihc2he.config import Stage
 from ihc2he.datainfo import info_of
 from ihc2he.errors import ConfigError, did_you_mean
@@ -34,6 +33,7 @@ from ihc2he.internals.lightning import CHATTY, next_step, silence
 from ihc2he.internals.torch import cpu_multiplies_bf16
 from ihc2he.launching import cluster_environments, own_rank, processes_of, resume_command
 from ihc2he.loggers.base import forget_rows
+from ihc2he.loggers.lineage import inputs, outputs
 from ihc2he.models.checkpoint import read_checkpoint
 from ihc2he.models.task import Task, as_task
 from ihc2he.report.page import write_report

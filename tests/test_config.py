@@ -115,7 +115,7 @@ def test_no_class_of_the_configuration_swallows_unknown_arguments():
         (["experiment=cyclegan_bci", "model.adversarial=lsgn"], "Did you mean 'lsgan'?"),
         (["experiment=cyclegan_bci", "model.metrics=[psnrr]"], "Did you mean 'psnr'?"),
         (
-            ["experiment=cyclegan_bci", "model._target_=ihc2he.models.cyclgan.module.CycleGAN"],
+            ["experiment=cyclegan_bci", "model._target_=ihc2he.models.translation.cyclgan.module.CycleGAN"],
             "Did you mean 'cyclegan'?",
         ),
     ],

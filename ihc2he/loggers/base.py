@@ -21,11 +21,11 @@ from urllib.request import Request, urlopen
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ihc2he.callbacks.lineage import outputs
 from ihc2he.errors import ConfigError
 from ihc2he.files import write_csv
 from ihc2he.internals.lightning import rank_zero_experiment
 from ihc2he.internals.wandb import server
+from ihc2he.loggers.lineage import outputs
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class Wandb(WandbLogger):
 
     The id of the run follows from its folder, so that a resumed run continues its curves. What the run leaves in the
     folder becomes artifacts: bundles as they are, checkpoints as a reference to their file. Online, `inputs` among the
-    hyperparameters (see `ihc2he.callbacks.lineage.inputs`) are declared as such; offline W&B cannot.
+    hyperparameters (see `ihc2he.loggers.lineage.inputs`) are declared as such; offline W&B cannot.
 
     Args:
         save_dir: the run's folder.

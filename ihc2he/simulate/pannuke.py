@@ -1,4 +1,4 @@
-"""PanNuke look-alike: H&E of 19 tissues in three folds, with six-channel masks, 0.25 um/px."""
+"""Simulated PanNuke: H&E of 19 tissues in three folds, with six-channel masks, 0.25 um/px."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ihc2he.simulate.writing import open_simulation, read_image, run, share_out,
 
 MPP = 0.25
 FOLDS = (2656, 2523, 2722)  # published tiles per fold
-# Published tiles of each tissue over all folds.
+# Number of published tiles of each tissue, over all folds.
 TISSUES = {
     "Adrenal_gland": 437,
     "Bile-duct": 420,
@@ -60,17 +60,17 @@ class _Tile:
 
 
 def write_pannuke(out: Path | str, tiles: int, size: int = 256, seed: int = 0, *, workers: int = 1) -> Path:
-    """Return `out` after writing a tree in the public layout of PanNuke, and its truth.
+    """Return `out` after writing tiles in the public layout of PanNuke, and their truth.
 
     ``Fold <k>/{images,masks}/fold<k>/{images,types,masks}.npy``; images and masks are float64 as published, folds and
     tissues in the published ratio. Under ``truth``: image, instances, types and markers of each tile as single files.
-    A killed call continues where it stopped.
+    If a call is killed, the same call continues it.
 
     Args:
         out: folder to write to.
         tiles: number of tiles over the three folds.
         size: side of a tile in pixels.
-        seed: equal seeds give equal bytes.
+        seed: the same seed gives the same bytes.
         workers: number of processes.
 
     Raises:
@@ -100,7 +100,7 @@ def _draw(tile: _Tile) -> None:
 
 
 def _assemble(out: Path, fold: int, tiles: list[_Tile], size: int) -> None:
-    """Pack the single files of a fold into its three arrays, row by row, so that memory holds one tile."""
+    """Pack the single files of a fold into its three arrays, row by row, so that only one tile is in memory."""
     images = out / f"Fold {fold}" / "images" / f"fold{fold}" / "images.npy"
     masks = out / f"Fold {fold}" / "masks" / f"fold{fold}" / "masks.npy"
     tissues = np.array([tile.tissue for tile in tiles], dtype=np.str_)

@@ -97,7 +97,7 @@ def test_fewer_than_two_images_are_nan_and_said(n_real, n_fake, caplog):
     with caplog.at_level(logging.WARNING):
         found = distances(images(5)[:n_real], images(5)[:n_fake])
     assert all(math.isnan(found[name]) for name in ("fid", "kid", "kid_std"))
-    assert f"FID and KID need two images, found {n_real} real and {n_fake} made: NaN." in caplog.messages
+    assert f"FID and KID need two images, found {n_real} real and {n_fake} fake: NaN." in caplog.messages
 
 
 def test_the_network_stays_out_of_the_module_and_in_evaluation_mode():

@@ -129,7 +129,7 @@ IMAGE = torch.full((1, 3, 8, 8), 0.5)
     ("pred", "target", "names", "error", "message"),
     [
         (IMAGE, IMAGE, ["psnrr"], ConfigError, "'psnrr' is not a fidelity metric. Did you mean 'psnr'"),
-        (IMAGE, IMAGE[..., :7], ["psnr"], ValueError, r"one shape, found \(1, 3, 8, 8\) and \(1, 3, 8, 7\)"),
+        (IMAGE, IMAGE[..., :7], ["psnr"], ValueError, r"the same shape, found \(1, 3, 8, 8\) and \(1, 3, 8, 7\)"),
         (IMAGE[0], IMAGE[0], ["psnr"], ValueError, r"shape \(N, 3, H, W\), found torch.float32 of \(3, 8, 8\)"),
         (IMAGE[:, :1], IMAGE, ["psnr"], ValueError, r"pred_bchw must be .* found torch.float32 of \(1, 1, 8, 8\)"),
         (IMAGE.byte(), IMAGE, ["psnr"], ValueError, "must be a float tensor .* found torch.uint8"),
