@@ -50,16 +50,8 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return f"Cannot read '{error.override}'.{_quoting(error.override)}"
     cause = _first_of(OmegaConfBaseException, error)
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key == "experiment":
-        return "The file of the experiment has to begin with the line '# @package _global_'; expected keys of the root."
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key is not None:
-        parent = cause.parent_node
-        known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
-        if _takes(parent, str(cause.key)):
-            return f"There is no '{cause.full_key}' in the configuration yet; to add it, write +{cause.full_key}=VALUE."
-        if "." not in cause.full_key:
-            known += _groups()
-        return f"There is no key '{cause.full_key}'.{did_you_mean(str(cause.key), known)}"
+        return _unknown_key(cause)
     if isinstance(cause, ValidationError):
         return f"{cause.full_key}: {_joined(str(cause.msg))}"
     if cause is not None and cause.full_key:
@@ -67,11 +59,24 @@ def one_line(error: Exception) -> str:
     return _joined(str(error) or str(cause) or type(error).__name__)
 
 
+def _unknown_key(error: ConfigAttributeError | ConfigKeyError) -> str:
+    """Return what to write instead of a key that is not there."""
+    if error.full_key == "experiment":
+        return "The file of the experiment has to begin with the line '# @package _global_'; expected keys of the root."
+    parent = error.parent_node
+    if _takes(parent, str(error.key)):
+        return f"There is no '{error.full_key}' in the configuration yet; to add it, write +{error.full_key}=VALUE."
+    known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
+    if "." not in str(error.full_key):
+        known += _groups()
+    return f"There is no key '{error.full_key}'.{did_you_mean(str(error.key), known)}"
+
+
 def _quoting(override: str) -> str:
     """Return how to quote a value that Hydra's grammar cannot read, in a shell too; nothing where that is not why.
 
-    >>> _quoting("out=scan(1)")
-    ' Quote a value with special characters: "out=\'scan(1)\'"'
+    >>> print(_quoting("out=scan(1)"))
+     Quote a value with special characters: "out='scan(1)'"
     """
     key, _, value = override.partition("=")
     if not set(value) & set(SPECIAL):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ihc2he.config import moved
 from ihc2he.errors import ConfigError
@@ -42,7 +43,10 @@ class NoteFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the files."""
-        folder = Path(config.hydra.run.dir)
+        try:
+            folder = Path(config.hydra.run.dir)
+        except OmegaConfBaseException:  # which Hydra meets next, and tells
+            return
         if folder.is_dir():
             _found[folder.resolve()] = set(folder.iterdir())
 
@@ -164,8 +168,8 @@ def check_continuation(folder: Path, cfg: Mapping[str, Any], checkpoint: str, tr
     binding = [difference for difference in found if difference.binds]
     if binding and own and trains:
         msg = (
-            f"{folder}: this run was begun with {_listed(binding)}. Continue it with the values that it was begun with; "
-            f"or begin another run from its checkpoint, in another folder: ckpt_path={checkpoint}"
+            f"{folder}: this run was begun with {_listed(binding)}. Continue it with the values of its begin; or "
+            f"begin another run from its checkpoint, in another folder: ckpt_path={checkpoint}"
         )
         raise ConfigError(msg)
     if found:

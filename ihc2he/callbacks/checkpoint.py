@@ -256,7 +256,7 @@ class StopOnNaN(Callback):
         kept = f"The last good checkpoint is {good}." if good else "No checkpoint had been written yet."
         msg = (
             f"The loss became NaN or infinite in epoch {trainer.current_epoch}, by step {trainer.global_step}. "
-            f"{kept} Begin another run from it (ckpt_path=FILE) with model.gradient_clip_val=1, or from the start with a "
-            "smaller model.optimizer.lr."
+            f"{kept} Begin another run from it (ckpt_path=FILE) with model.gradient_clip_val=1, or from the start with "
+            "a smaller model.optimizer.lr."
         )
         raise TrainingDivergedError(msg)
