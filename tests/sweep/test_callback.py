@@ -11,7 +11,8 @@ import sys
 import cv2
 import pytest
 
-from ihc2he.sweep.callback import importance, mean_sd, varied, write_tables
+from ihc2he.sweep.settings import importance, varied
+from ihc2he.sweep.tables import mean_sd, write_tables
 
 
 def read(path):
@@ -23,12 +24,12 @@ def read(path):
 def sweep(tmp_path):
     """Return a folder of `sweep(jobs)`: (overrides, status, {(metric, group): value} or None, value or None) each."""
 
-    def write(jobs, metric=None, lowest=False):
+    def write(jobs, metric=None, better="higher"):
         for number, (overrides, status, metrics, *value) in enumerate(jobs):
             folder = tmp_path / str(number)
             folder.mkdir()
             note = {"job": number, "overrides": overrides, "command": f"run {number}", "status": status}
-            note |= {"metric": metric, "lowest": lowest, "value": value[0] if value else None}
+            note |= {"metric": metric, "better": better, "value": value[0] if value else None}
             (folder / "job.json").write_text(json.dumps(note))
             if metrics is not None:
                 lines = [f"{metric},{group},{value}\n" for (metric, group), value in metrics.items()]
@@ -85,11 +86,14 @@ def of_rates(*values):
     return [({"lr": f"{i + 1}e-4", "batch": str(2**i)}, "finished", None, value) for i, value in enumerate(values)]
 
 
-@pytest.mark.parametrize(("lowest", "job", "which"), [(False, 3, "highest"), (True, 0, "lowest")])
-def test_the_best_job_is_ready_to_paste(sweep, lowest, job, which):
-    folder = sweep(of_rates(0.25, float("nan"), None, 0.75), metric="val/f1", lowest=lowest)
+@pytest.mark.parametrize(
+    ("better", "job", "which"),
+    [("higher", 3, "highest"), ("lower", 0, "lowest"), ("closest to 0", 0, "one closest to 0")],
+)
+def test_the_best_job_is_ready_to_paste(sweep, better, job, which):
+    folder = sweep(of_rates(0.25, float("nan"), None, 0.75), metric="val/f1", better=better)
     comment, command = (folder / "best.txt").read_text().splitlines()
-    assert comment == f"# val/f1 {(0.25, 0.75)[not lowest]}, the {which} of 2 jobs of this sweep: job {job}"
+    assert comment == f"# val/f1 {(0.25, 0.75)[job == 3]}, the {which} of 2 jobs of this sweep: job {job}"
     assert command == f"run {job}"
     assert [row["val/f1"] for row in read(folder / "sweep.csv")] == ["0.25", "nan", "", "0.75"]
 
