@@ -79,7 +79,8 @@ def best(jobs: Sequence[Mapping[str, Any]], kind: str = "job", of: str = "this s
         kind: what they are.
         of: what they belong to.
 
-    >>> jobs = [{"job": i, "command": f"run lr={i}", "metric": "val/f1", "better": "higher", "value": i} for i in (1, 2)]
+    >>> both = {"metric": "val/f1", "better": "higher"}
+    >>> jobs = [{"job": i, "command": f"run lr={i}", "value": i, **both} for i in (1, 2)]
     >>> print(best(jobs), end="")
     # val/f1 2, the highest of 2 jobs of this sweep: job 2
     run lr=2

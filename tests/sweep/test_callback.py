@@ -10,7 +10,10 @@ import sys
 
 import cv2
 import pytest
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
+from ihc2he.sweep.callback import SweepTables
 from ihc2he.sweep.settings import importance, varied
 from ihc2he.sweep.tables import mean_sd, write_tables
 
@@ -193,12 +196,35 @@ def test_the_best_command_of_a_multirun_tests_on_other_tiles_than_it_was_chosen_
     number = values.index(max(values))
     comment, command = (folder / "best.txt").read_text().splitlines()
     assert f"the highest of 2 jobs of this sweep: job {number}" in comment
+    assert json.loads((folder / "0" / "run.json").read_text())["better"] == "higher"
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "ihc2he.train"]
     assert f"model.translators.recolour.h_gain={(0.1, 1.7)[number]}" in words
     assert not [file for file in folder.rglob("*") if file.name in ("test.csv", "results.csv")]
     assert cli(*words[3:], "stages=[test]", "hydra.run.dir=again").status == 0
     assert {row["name"] for row in read(tmp_path / "again" / "results.csv")} == {"0", "4", "5"}
+
+
+@pytest.mark.parametrize(
+    ("direction", "known", "better", "warned"),
+    [
+        (None, None, "higher", False), (None, "lower", "lower", False), ("minimize", None, "lower", False),
+        ("minimize", "lower", "lower", False), ("Direction.maximize", "lower", "lower", True),
+        ("minimize", "closest to 0", "closest to 0", True),
+    ],
+)  # fmt: skip
+def test_the_card_of_the_metric_says_which_value_is_the_best(direction, known, better, warned, tmp_path, caplog):
+    """A grid has no direction, and that of a search may be wrong."""
+    if known:
+        (tmp_path / "run.json").write_text(json.dumps({"better": known}))
+    hydra = {
+        "mode": RunMode.MULTIRUN, "sweeper": {"direction": direction} if direction else {}, "job": {"num": 0},
+        "runtime": {"output_dir": str(tmp_path), "config_sources": []}, "overrides": {"task": ["a=1"]},
+    }  # fmt: skip
+    config = OmegaConf.create({"hydra": hydra, "optimized_metric": "val/he/fid"})
+    SweepTables().on_job_start(config)
+    assert json.loads((tmp_path / "job.json").read_text())["better"] == better
+    assert ("the search goes the wrong way" in caplog.text) == warned
 
 
 SPY = """
