@@ -34,6 +34,7 @@ from ihc2he.internals.torch import cpu_multiplies_bf16
 from ihc2he.launching import cluster_environments, own_rank, processes_of, resume_command
 from ihc2he.loggers.base import forget_rows
 from ihc2he.loggers.lineage import inputs, outputs
+from ihc2he.metrics.cards import card_of
 from ihc2he.models.checkpoint import read_checkpoint
 from ihc2he.models.task import Task, as_task
 from ihc2he.report.page import write_report
@@ -120,6 +121,8 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
             record["seconds"][stage] = round(time.perf_counter() - started, 2)
             record["device"] = str(trainer.strategy.root_device)
             record["world_size"] = trainer.world_size
+            if card := card_of(cfg["optimized_metric"] or "", module.cards):
+                record["better"] = card.better  # for the sweep, which knows no cards
             _check_interrupted(trainer)
     for logger in trainer.loggers:
         logger.finalize("success")
