@@ -1,20 +1,18 @@
-"""The processes of a launch: which is the first, in which folder they meet, and how they end together."""
+"""The processes of a launch: which is the first, what they run, and how they end together."""
 
 from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Trainer
@@ -22,7 +20,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from omegaconf import read_write
 
 from ihc2he.config import config_dir_arguments
-from ihc2he.errors import ConfigError, Ihc2heError
+from ihc2he.errors import Ihc2heError
 from ihc2he.internals.lightning import started_processes
 from ihc2he.internals.torch import process_lost
 
@@ -36,33 +34,6 @@ def own_rank() -> int:
     # In this order: a session that SLURM has opened names its own process, whatever processes Lightning starts in it.
     names = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return int(next((value for value in names if value), "0"))
-
-
-@contextmanager
-def alone_in(folder: Path, cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Keep every other run out of a run's folder.
-
-    Raises:
-        ConfigError: where the folder holds a run that is not to be continued, or that is going on.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        msg = f"{folder}: another process is writing this run. Wait for its end, or choose another hydra.run.dir."
-        raise ConfigError(msg) from error
-    try:
-        if (folder / "run.json").exists() and cfg["ckpt_path"] is None:
-            msg = f"{folder} already holds a run. Continue it with ckpt_path=auto, or choose another hydra.run.dir."
-            raise ConfigError(msg)
-        for left in folder.glob("checkpoints/.*.part.ckpt"):  # of a run that was killed while it wrote
-            left.unlink()
-        yield
-    finally:
-        lock.release()
-        if all(path.name == ".lock" or path.suffix == ".log" for path in folder.iterdir()):  # it could not start
-            shutil.rmtree(folder)
 
 
 def cluster_environments() -> list[Any]:

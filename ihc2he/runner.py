@@ -28,11 +28,13 @@ from ihc2he.config import Stage
 from ihc2he.datainfo import info_of
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.files import complete
+from ihc2he.folders import alone_in, check_continuation, earlier_record, joined
 from ihc2he.internals.lightning import CHATTY, next_step, silence
 from ihc2he.internals.torch import cpu_multiplies_bf16
-from ihc2he.launching import alone_in, cluster_environments, own_rank, processes_of, resume_command
+from ihc2he.launching import cluster_environments, own_rank, processes_of, resume_command
 from ihc2he.loggers.base import forget_rows
 from ihc2he.loggers.lineage import inputs, outputs
+from ihc2he.metrics.cards import card_of
 from ihc2he.models.checkpoint import read_checkpoint
 from ihc2he.models.task import Task, as_task
 from ihc2he.report.page import write_report
@@ -105,9 +107,12 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
         logger=[build(node, Logger) for node in cfg["logger"].values() if node],
         plugins=[*cfg["trainer"].pop("plugins", ()), CompleteCheckpoints(), *cluster_environments()],
     )
-    with _record(folder, cfg, trainer.loggers, log_config, enabled=first) as record, processes_of(trainer):
-        ckpt_path = _checkpoint(cfg, folder, module)
-        if ckpt_path and first and Stage.fit in cfg["stages"]:
+    trains = Stage.fit in cfg["stages"]
+    ckpt_path = _checkpoint(cfg, folder, module)
+    changed = check_continuation(folder, cfg, ckpt_path, trains) if ckpt_path else []
+    # Until here the folder is as it was.
+    with _record(folder, cfg, trainer.loggers, log_config, changed, enabled=first) as record, processes_of(trainer):
+        if ckpt_path and first and trains:
             content = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
             forget_rows(folder / "metrics.csv", next_step(content))
         for stage in cfg["stages"]:
@@ -116,6 +121,8 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
             record["seconds"][stage] = round(time.perf_counter() - started, 2)
             record["device"] = str(trainer.strategy.root_device)
             record["world_size"] = trainer.world_size
+            if card := card_of(cfg["optimized_metric"] or "", module.cards):
+                record["better"] = card.better  # for the sweep, which knows no cards
             _check_interrupted(trainer)
     for logger in trainer.loggers:
         logger.finalize("success")
@@ -202,13 +209,29 @@ def _precision(trainer: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _record(
-    folder: Path, cfg: Mapping[str, Any], loggers: list[Logger], log_config: _LogConfig, enabled: bool
+    folder: Path,
+    cfg: Mapping[str, Any],
+    loggers: list[Logger],
+    log_config: _LogConfig,
+    changed: list[str],
+    enabled: bool,
 ) -> Iterator[dict[str, Any]]:
     """Keep `config.yaml` and `run.json` in the run's folder: what was run, with what, how long, how it ended.
 
-    However it ended, `report.html` shows what is there.
+    However it ended, `report.html` shows what is there. In the folder of an earlier run, what does not train leaves
+    `config.yaml` as it is.
+
+    Args:
+        folder: of the run.
+        cfg: the configuration.
+        loggers: to be told at the end.
+        log_config: which finds what the run reads.
+        changed: what is not as in the run that is continued or judged.
+        enabled: whether this process writes at all.
     """
     heard = _Warnings()
+    trains = Stage.fit in cfg["stages"]
+    earlier = earlier_record(folder)
     record: dict[str, Any] = {
         "status": "running",
         "command": " ".join(sys.argv),
@@ -219,15 +242,17 @@ def _record(
         "seconds": {},
         "inputs": log_config.inputs,
         "outputs": [],
+        **({"changed": changed} if changed else {}),
         "warnings": heard.lines,
     }
 
     def write() -> None:
         if enabled:
             with complete(folder / "run.json") as temporary:
-                temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+                content = joined(earlier, record, trains)
+                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    if enabled:
+    if enabled and (trains or earlier is None):
         with complete(folder / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(cfg))), encoding="utf-8")
     write()

@@ -8,7 +8,7 @@ from ihc2he.errors import ConfigError
 @pytest.mark.parametrize(
     ("env", "expected"),
     [
-        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "night"}, "slurm-7-0"),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "night"}, "slurm-7-0-"),
         ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "bash"}, None),  # one session, many runs
         ({"TORCHELASTIC_RUN_ID": "night", "SLURM_JOB_ID": "7"}, "night"),
         ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1"}, None),
@@ -20,7 +20,8 @@ def test_all_processes_of_a_launch_name_the_same_folder(monkeypatch, env, expect
 
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert stamp() == expected if expected else stamp().startswith("20")
+    assert stamp() == stamp() if expected else stamp() != stamp()
+    assert stamp().startswith(expected or "20")
 
 
 def test_torchrun_without_an_id_is_refused(monkeypatch):

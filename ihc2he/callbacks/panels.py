@@ -1,4 +1,4 @@
-"""Pictures to look at: the same few tiles after every validation, as PNG files and in every logger."""
+"""Pictures of the same few tiles after every validation, as PNG files and in every logger."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ HEADER_PX = 22
 
 
 class ImagePanels(Callback):
-    """Writes what `pl_module.panels(batch)` shows of the first tiles of a validation or test set.
+    """Writes the pictures of `pl_module.panels(batch)` for the first tiles of a validation or test set.
 
     Args:
         dirpath: pictures go to `<dirpath>/<stage>/`.
-        n_images: tiles shown.
-        every_n_epochs: epochs between two validations that are shown.
-        max_side: larger pictures are shrunk to this many px.
+        n_images: number of tiles shown.
+        every_n_epochs: epochs between two validations with pictures.
+        max_side: larger pictures are reduced to this many px.
     """
 
     def __init__(self, dirpath: str, n_images: int = 4, every_n_epochs: int = 1, max_side: int = 512) -> None:
@@ -74,11 +74,11 @@ class ImagePanels(Callback):
 
 
 def panel(row: list[tuple[str, Tensor]], max_side: int = 512, columns: int = 4) -> NDArray[np.uint8]:
-    """Return pictures side by side under their titles, as HxWx3 uint8 RGB.
+    """Return pictures next to each other with their titles above, as HxWx3 uint8 RGB.
 
     Args:
         row: titles and (3, H, W) images in [-1, 1].
-        max_side: the largest picture is shrunk to this many px, and smaller ones are enlarged to its size.
+        max_side: the largest picture is reduced to this many px, and smaller ones are enlarged to its size.
         columns: pictures per line.
     """
     side = min(max_side, max(max(image.shape[-2:]) for _, image in row))

@@ -15,14 +15,14 @@ from ihc2he.models.task import rows_of
 from ihc2he.ranks import from_all_ranks
 
 COLUMNS = ("metric", "group", "value", "n", "better", "protocol", "versions")
-NAMED = ("ihc2he", "torch", "torchmetrics", "numpy", "scikit-image", "opencv-python-headless")  # what numbers hang on
+NAMED = ("ihc2he", "torch", "torchmetrics", "numpy", "scikit-image", "opencv-python-headless")  # results depend on them
 
 
 class Results(Callback):
     """Collects the `rows` that test steps return, from all ranks, and writes both tables.
 
-    A metric's direction and protocol come from `pl_module.cards`. Where the module has `tables`, rows by file name,
-    those are written beside them.
+    A metric's direction and protocol come from `pl_module.cards`. The module's `tables`, rows by file
+    name, are also written.
 
     Args:
         dirpath: the run's folder.
@@ -33,7 +33,7 @@ class Results(Callback):
         self._rows: list[dict[str, Any]] = []
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the rows of an earlier test."""
+        """Delete the rows of an earlier test."""
         self._rows = []
 
     def on_test_batch_end(
@@ -62,7 +62,7 @@ def table(
 
     Args:
         values: logged values; keys `test/<metric>` and `test/<metric>/<group>` are used.
-        rows: per-image results, to count the images behind a value: those with a number that is not NaN.
+        rows: results per image, to count the images of a value: those with a number that is not NaN.
         cards: name cards by metric.
     """
     versions = " ".join(f"{name}={version(name)}" for name in NAMED)

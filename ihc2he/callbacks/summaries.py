@@ -1,4 +1,4 @@
-"""What W&B's table of runs shows of each: its best values, size and duration, and its worst tiles."""
+"""The summary of a run in W&B: best values, size, duration, and worst tiles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ihc2he.callbacks.worst import ranking, worst
 from ihc2he.images.decoding import read_image
 from ihc2he.internals.lightning import logged_step
 from ihc2he.loggers.base import Wandb
-from ihc2he.report.drawing import fitted
+from ihc2he.nuclei.drawing import fitted
 
 THUMBNAIL_PX = 640
 _EXTREME = {"higher": "max", "lower": "min"}  # W&B's word for the best value
@@ -27,13 +27,13 @@ _EXTREME = {"higher": "max", "lower": "min"}  # W&B's word for the best value
 class Summaries(Callback):
     """Completes the summary of a W&B run; without W&B it does nothing.
 
-    Validation metrics show their best value, in the direction that `pl_module.cards` name, instead of their last.
-    Besides: `best/<monitored metric>` and `best/epoch`, `parameters`, `device`, `seconds/<stage>`, and after a test the
-    table `worst_tiles`, ranked by the monitored metric, of a pipeline by the F1 that its pages are ranked by. A tile
-    of which the test has left a picture is shown with it.
+    Validation metrics show their best value instead of the last one; `pl_module.cards` say which direction is better.
+    The summary also has `best/<monitored metric>`, `best/epoch`, `parameters`, `device`, `seconds/<stage>`, and after a
+    test the table `worst_tiles`. It is ranked by the monitored metric; for a pipeline by the F1 of its pages of tiles.
+    If the test has made a picture of a tile, the table shows it.
 
     Args:
-        n_worst: rows of that table.
+        n_worst: number of rows of that table.
     """
 
     def __init__(self, n_worst: int = 16) -> None:

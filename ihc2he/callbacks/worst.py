@@ -1,4 +1,4 @@
-"""The tiles that a test has judged worst, to look at."""
+"""Pictures of the worst tiles of a test."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Row = TypeVar("Row", bound=Mapping[str, Any])
 
 
 class WorstPanels(Callback):
-    """Writes what `pl_module.panels(batch)` shows of the worst tiles of a test; they are read once more for it.
+    """Writes the pictures of `pl_module.panels(batch)` for the worst tiles of a test, which are read again for this.
 
     Args:
-        dirpath: pictures go to `<dirpath>/worst/`, in place of those of an earlier test.
-        n_tiles: tiles shown.
-        max_side: larger pictures are shrunk to this many px.
+        dirpath: pictures go to `<dirpath>/worst/`, which replaces those of an earlier test.
+        n_tiles: number of tiles shown.
+        max_side: larger pictures are reduced to this many px.
     """
 
     def __init__(self, dirpath: str, n_tiles: int = 8, max_side: int = 512) -> None:
@@ -37,30 +37,30 @@ class WorstPanels(Callback):
         self._rows: list[dict[str, Any]] = []
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the tiles of an earlier test."""
+        """Reset after an earlier test."""
         self._names, self._rows = [], []
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        """Note the tiles of the batch and the results that are there."""
+        """Keep the tiles of the batch and their results."""
         self._names += batch["name"]
         self._rows += rows_of(outputs)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Draw the worst tiles of all ranks, each on the rank that has judged it."""
+        """Draw the worst tiles of all ranks, each on the rank that tested it."""
         rows = [row for part in from_all_ranks(self._rows) for row in part]
         found = ranking(trainer, pl_module, rows[0]) if rows else None
         if trainer.is_global_zero:
             for old in (self.dirpath / "worst").glob("*.png"):
                 old.unlink()
-        from_all_ranks(None)  # nobody writes before that is done
+        from_all_ranks(None)  # no rank writes before this is done
         if found is not None:
             for number, row in enumerate(worst(rows, found.column, found.better, self.n_tiles, found.group), 1):
                 picture = self._picture(trainer, pl_module, row["name"]) if row["name"] in self._names else None
                 if picture is not None:
                     write_png(self.dirpath / "worst" / f"{number:02d}_{plain_name(row['name'])}.png", picture)
-        from_all_ranks(None)  # nobody reads before all are written
+        from_all_ranks(None)  # no rank reads before all are written
 
     def _picture(self, trainer: Trainer, pl_module: Any, name: str) -> Any:
         loader: Any = trainer.test_dataloaders
@@ -74,11 +74,11 @@ def worst(rows: Sequence[Row], metric: str, better: str, n: int, group: str | No
     """Return the rows with the worst values of a metric, the worst first; ties are decided by name.
 
     Args:
-        rows: results per tile, or their text as `results.csv` has it.
-        metric: a column; rows without a number in it are left out.
+        rows: results per tile, or their text as in `results.csv`.
+        metric: a column; rows without a number are ignored.
         better: its direction, as `Card.better` has it.
-        n: how many.
-        group: look at the rows of this group only.
+        n: number of rows.
+        group: only the rows of this group.
 
     >>> rows = [{"name": "a", "ssim": 0.5}, {"name": "b", "ssim": "0.2"}, {"name": "c", "ssim": "nan"}]
     >>> [row["name"] for row in worst(rows, "ssim", "higher", n=1)]

@@ -43,21 +43,35 @@ def foreground(inst_hw: NDArray[np.integer]) -> Foreground:
     >>> pixels.places_m.tolist(), pixels.of_m.tolist(), pixels.ids_n.tolist()
     ([1, 2, 3], [1, 0, 1], [5, 70])
     """
-    if inst_hw.ndim != 2 or not np.issubdtype(inst_hw.dtype, np.integer):
-        msg = f"An instance map is an HxW array of integers, found {inst_hw.dtype} of {inst_hw.shape}."
-        raise ValueError(msg)
+    check_map(inst_hw)
     flat = inst_hw.ravel()
     places_m = np.flatnonzero(flat != 0)
     values_m = flat[places_m]
-    if values_m.min(initial=1) < 0:
-        msg = f"An instance map has 0 for background and positive ids, found {values_m.min()}."
-        raise ValueError(msg)
     if values_m.max(initial=0) > _DENSE * flat.size:
         ids_n, of_m = np.unique(values_m, return_inverse=True)
     else:
         present = np.bincount(values_m) > 0
         ids_n, of_m = np.flatnonzero(present), (np.cumsum(present) - 1)[values_m]
     return Foreground(places_m, of_m, ids_n)
+
+
+def check_map(inst_hw: NDArray[np.integer]) -> None:
+    """Refuse what is no instance map.
+
+    Args:
+        inst_hw: should be HxW integers, none below 0.
+
+    Raises:
+        ValueError: saying what was found.
+
+    >>> check_map(np.array([[0, 70], [5, 70]]))
+    """
+    if inst_hw.ndim != 2 or not np.issubdtype(inst_hw.dtype, np.integer):
+        msg = f"An instance map is an HxW array of integers, found {inst_hw.dtype} of {inst_hw.shape}."
+        raise ValueError(msg)
+    if inst_hw.min(initial=0) < 0:
+        msg = f"An instance map has 0 for background and positive ids, found {inst_hw.min()}."
+        raise ValueError(msg)
 
 
 def extent(positions_m: NDArray[np.intp], of_m: NDArray[np.intp], n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -27,8 +27,8 @@ from ihc2he.metrics.panoptic import (
     panoptic_quality,
     panoptic_stats,
 )
+from ihc2he.nuclei.drawing import overlay
 from ihc2he.nuclei.instances import centroids, instance_types, overlaps
-from ihc2he.nuclei.overlay import overlay
 from ihc2he.nuclei.postprocess import Nuclei
 
 MISSED, WRONG, FOUND = (213, 94, 0), (0, 114, 178), (200, 200, 200)  # colours of the picture of errors

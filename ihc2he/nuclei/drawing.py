@@ -1,6 +1,7 @@
 """Drawing on tiles: nuclei in the colours of their types, what was matched or not, texts and legends.
 
-Shape suffixes: n = nuclei or points; 2 = (x, y). Points are in px of the tile, from the centre of its first pixel.
+Shape suffixes: h, w = height, width; m = pixels of nuclei; n = nuclei or points; 2 = (x, y). Points are in px of the
+tile, from the centre of its first pixel.
 """
 
 from __future__ import annotations
@@ -11,11 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.nuclei.colours import colour_of, name_of
-from ihc2he.nuclei.table import NucleiTable
-
-# Of the same palette as the types; the shapes tell them apart as well.
-MATCHED, MISSED, INVENTED = colour_of(2), colour_of(6), colour_of(3)
+from ihc2he.nuclei.colours import INVENTED, MATCHED, MISSED, colour_of, name_of
+from ihc2he.nuclei.instances import foreground
 
 LINE_PX = 22  # height of a line of text
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -44,19 +42,68 @@ def fitted(image: NDArray[np.uint8], least: int, most: int) -> tuple[NDArray[np.
     return cv2.resize(image, (width, height), interpolation=kind), factor  # type: ignore[return-value]
 
 
-def draw_outlines(picture: NDArray[np.uint8], table: NucleiTable, factor: float) -> None:
-    """Draw the outline of each nucleus in the colour of its type.
+def overlay(
+    image: NDArray[np.uint8],
+    inst_hw: NDArray[np.integer],
+    types_n: NDArray[np.integer],
+    classes: Sequence[str],
+    sides: tuple[int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """Return a tile with the rim of each nucleus in the colour of its type, and below it a legend with counts.
 
     Args:
-        picture: changed in place.
-        table: the nuclei of the tile.
-        factor: of the picture's size to the tile's.
+        image: HxWx3, uint8 RGB.
+        inst_hw: instance map, 0 = background.
+        types_n: type of each nucleus in ascending order of the ids, 0 = unknown.
+        classes: names of the types from 1 upwards.
+        sides: least and most px of the longer side of the picture; None: as the image.
+
+    Returns:
+        The picture and below it the legend, uint8 RGB.
+
+    Raises:
+        ValueError: image, map and types do not fit one another.
     """
-    for kind in np.unique(table.types_n).tolist():
-        outlines = [
-            _at(outline, factor) for outline, own in zip(table.outlines, table.types_n, strict=True) if own == kind
-        ]
-        cv2.polylines(picture, outlines, True, colour_of(kind), 2 if factor >= 2 else 1, cv2.LINE_AA, _SHIFT)
+    ids_n = foreground(inst_hw).ids_n
+    if image.shape[:2] != inst_hw.shape or len(types_n) != len(ids_n):
+        msg = f"Image {image.shape}, map {inst_hw.shape} of {len(ids_n)} nuclei and {len(types_n)} types do not fit."
+        raise ValueError(msg)
+    picture = image.copy() if sides is None else fitted(image, *sides)[0]
+    draw_outlines(picture, inst_hw, types_n)
+    counts = np.bincount(types_n, minlength=len(classes) + 1).tolist()
+    return np.concatenate([picture, legend(picture.shape[1], classes, counts=counts)])
+
+
+def draw_outlines(picture: NDArray[np.uint8], inst_hw: NDArray[np.integer], types_n: NDArray[np.integer]) -> None:
+    """Draw the outline of each nucleus in the colour of its type, just inside of it, so that those that touch show.
+
+    Args:
+        picture: of the tile in any size; changed in place.
+        inst_hw: instance map of the tile, 0 = background.
+        types_n: type of each nucleus in ascending order of the ids, 0 = unknown.
+    """
+    places_m, of_m, _ = foreground(inst_hw)
+    numbers_hw = np.zeros(inst_hw.shape, np.int32)
+    numbers_hw.reshape(-1)[places_m] = of_m + 1
+    for axis in (0, 1):
+        size, full = picture.shape[axis], inst_hw.shape[axis]
+        if size != full:
+            numbers_hw = numbers_hw.take(((np.arange(size) + 0.5) * full / size).astype(np.intp), axis)
+    rim_hw = _rims(numbers_hw, 2 if len(picture) >= 2 * len(inst_hw) else 1) & (numbers_hw > 0)
+    colours = np.array([colour_of(kind) for kind in range(types_n.max(initial=0) + 1)], np.uint8)
+    picture[rim_hw] = colours[types_n[numbers_hw[rim_hw] - 1]]
+
+
+def _rims(numbers_hw: NDArray[np.integer], width: int) -> NDArray[np.bool_]:
+    """Return which pixels have one of another number so many px away, in a row or column."""
+    rims_hw = np.zeros(numbers_hw.shape, bool)
+    for step in range(1, width + 1):
+        down, right = numbers_hw[step:] != numbers_hw[:-step], numbers_hw[:, step:] != numbers_hw[:, :-step]
+        rims_hw[step:] |= down
+        rims_hw[:-step] |= down
+        rims_hw[:, step:] |= right
+        rims_hw[:, :-step] |= right
+    return rims_hw
 
 
 def draw_matches(
