@@ -270,7 +270,7 @@ class PerImageMean(Metric):
         if not len(self.values):
             return {}
         rows_nk = dim_zero_cat(self.key_rows).cpu()
-        used = int(rows_nk.any(0).nonzero().max()) + 1  # short rows are compared faster
+        used = max(rows_nk.any(0).nonzero().flatten().tolist(), default=0) + 1  # short rows are compared faster
         keys_uk, index_n = torch.unique(rows_nk[:, :used], dim=0, return_inverse=True)
         values_n = dim_zero_cat(self.values).cpu().double()
         seen_n = ~values_n.isnan()
