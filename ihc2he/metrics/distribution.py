@@ -73,6 +73,14 @@ class Distribution(Metric):
     def _network(self) -> nn.Module:
         return feature_network(self._spec[0])
 
+    def prepare(self) -> None:
+        """Build the network now, if it is not there yet.
+
+        Raises:
+            FeaturesUnavailable, ConfigError: if it cannot be built, see `feature_network`.
+        """
+        _ = self._network
+
     def update(self, images_bchw: Tensor, real: bool) -> None:
         """Add a batch.
 
