@@ -1,6 +1,7 @@
 """A misspelt name of a metric ends a run before its first step."""
 
 import logging
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_a_group_of_a_metric_is_known_and_a_module_without_cards_is_not_judged(t
     trainer(CheckMonitors("val/he/psnr/3+"), max_epochs=1).fit(toy(), tiles)
 
     class Plain(toy):
-        cards = {}
+        cards = MappingProxyType({})
 
     trainer(CheckMonitors("val/anything"), max_epochs=1).fit(Plain(), tiles)
 
