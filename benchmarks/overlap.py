@@ -21,9 +21,9 @@ import torch
 from predicting import bundles, copies, pipeline, predict, simulated
 from timing import argument, finish, names_of
 
+from ihc2he.models.handover import worker_pool
 from ihc2he.models.pipeline import inference, module, segmenters
 from ihc2he.models.pipeline.finding import find_and_vote
-from ihc2he.models.handover import worker_pool
 from ihc2he.simulate.bci import MPP
 
 SIDE, MAPS_SIDE, NUCLEI, CLASSES = 256, 471, 120, 6  # px of tiles and of maps

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,7 +21,7 @@ from ihc2he.typed import parse_options
 
 E = TypeVar("E", bound=BaseException)
 
-SPECIAL = "=()[]{}'\"~,:;&|<>!?*@#$%^ "  # what a path may hold and Hydra's grammar cannot read as it is
+PLAIN = re.compile(r"[\w./+-]*", re.ASCII)  # values that Hydra's grammar reads as they are
 
 PLUGINS = {  # what to install for the configurations whose names begin so
     "hydra/sweeper/optuna": "ihc2he[sweep]",
@@ -59,6 +61,13 @@ def one_line(error: Exception) -> str:
     return _joined(str(error) or str(cause) or type(error).__name__)
 
 
+def write_what_is_possible() -> None:
+    """Let standard output and error write a code for a sign that their encoding does not have, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook or a test may have put something else there
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _unknown_key(error: ConfigAttributeError | ConfigKeyError) -> str:
     """Return what to write instead of a key that is not there."""
     if error.full_key == "experiment":
@@ -79,7 +88,7 @@ def _quoting(override: str) -> str:
      Quote a value with special characters: "out='scan(1)'"
     """
     key, _, value = override.partition("=")
-    if not set(value) & set(SPECIAL):
+    if PLAIN.fullmatch(value):
         return ""
     inner = f"{key}='{value}'" if "'" not in value else f'{key}="{value}"'
     shell = f'"{inner}"' if "'" not in value else shlex.quote(inner)

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ihc2he import config, explain, typed
 from ihc2he.errors import ConfigError, Ihc2heError
+from ihc2he.internals.matplotlib import load
 from ihc2he.internals.optuna import no_trial_succeeded
 
 EXPECTED = (Ihc2heError, HydraException, OmegaConfBaseException, OSError)
@@ -42,6 +43,7 @@ def run(cfg: DictConfig) -> float | None:
             plain = cast(
                 "dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
             )
+            load()  # before torchmetrics does
             typed.restore_texts(plain, HydraConfig.get().overrides.task)
             config.preflight(plain)
 
@@ -62,6 +64,7 @@ def main() -> None:
     """
     global _started  # noqa: PLW0603
     _started = False
+    explain.write_what_is_possible()
     folders, rest = typed.parse_options(sys.argv[1:])
     try:
         config.register()

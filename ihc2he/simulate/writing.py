@@ -66,7 +66,7 @@ def open_simulation(out: Path | str, owns: str, layout: str, tiles: int, size: i
     note = out / "truth" / "simulation.json"
     wanted = {"layout": layout, "tiles": tiles, "size": size, "seed": seed, **settings}
     if note.exists():
-        found = json.loads(note.read_text())
+        found = json.loads(note.read_text(encoding="utf-8"))
         if found != wanted:
             differing = ", ".join(f"{k}={found.get(k)}" for k in {**found, **wanted} if found.get(k) != wanted.get(k))
             msg = f"{out} holds another simulation ({differing}). Delete the folder or choose another out=."

@@ -8,6 +8,7 @@ from math import log10
 from pathlib import Path
 from typing import Any
 
+from ihc2he.internals.matplotlib import load
 from ihc2he.metrics.cards import badness
 from ihc2he.sweep.settings import numbers_of
 
@@ -16,6 +17,7 @@ def parallel_coordinates(
     file: Path, settings: Mapping[str, Sequence[str]], jobs: Sequence[Mapping[str, Any]], title: str
 ) -> None:
     """Draw a line per job over an axis per setting, coloured by the job's value, which is the last axis."""
+    load()
     from matplotlib import colormaps
 
     values = [job["value"] for job in jobs]
@@ -82,6 +84,7 @@ def bars(file: Path, shares: Mapping[str, tuple[float, float]], title: str) -> N
 
 def _canvas(width: float, height: float) -> tuple[Any, Any]:
     """Return a figure of a size in inches, which needs no display, and its axes."""
+    load()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -42,7 +42,10 @@ def write_tables(folder: Path) -> None:
 def jobs_of(folder: Path) -> list[dict[str, Any]]:
     """Return the jobs of a sweep in their order, as they noted themselves down, each with its `metrics` of the test."""
     files = folder.rglob("job.json")
-    jobs = [json.loads(file.read_text()) | {"metrics": _metrics(file.with_name("test.csv"))} for file in files]
+    jobs = [
+        json.loads(file.read_text(encoding="utf-8")) | {"metrics": _metrics(file.with_name("test.csv"))}
+        for file in files
+    ]
     return sorted(jobs, key=lambda job: job["job"])
 
 
