@@ -173,6 +173,7 @@ MOVED = {  # modules that bundles, checkpoints and configurations of earlier ver
     "ihc2he.models.hovernet.encoders": "ihc2he.models.segmentation.encoders",
     "ihc2he.models.hovernet.evaluation": "ihc2he.models.segmentation.evaluation",
     "ihc2he.models.hovernet": "ihc2he.models.segmentation.hovernet",
+    "ihc2he.models.pipeline.segmenters.Hovernet": "ihc2he.models.pipeline.segmenters.Learned",
     "ihc2he.callbacks.loggers": "ihc2he.loggers.base",
     "ihc2he.callbacks.pages": "ihc2he.report.tiles",
     "ihc2he.sweep.SweepTables": "ihc2he.sweep.callback.SweepTables",
