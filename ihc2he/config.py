@@ -6,10 +6,12 @@ import importlib
 import inspect
 import os
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
+from hashlib import sha256
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -86,9 +88,15 @@ def stamp() -> str:
     if run_id and run_id != "none":
         return run_id
     job, interactive = env.get("SLURM_JOB_ID"), env.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if job and not interactive:  # the same when it is requeued
-        return "-".join(filter(None, ("slurm", job, env.get("SLURM_STEP_ID"))))
+    if job and not interactive:  # the same when it is requeued, and another for another command of the job
+        return "-".join(filter(None, ("slurm", job, env.get("SLURM_STEP_ID"), _command_id(sys.argv[1:]))))
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+
+
+def _command_id(arguments: Sequence[str]) -> str:
+    """Return six digits that tell command lines apart, whether they continue a run or begin it."""
+    own = [argument for argument in arguments if not argument.startswith("ckpt_path=")]
+    return sha256("\0".join(own).encode()).hexdigest()[:6]
 
 
 def newest_run(folder: str | Path) -> Path | None:
@@ -165,6 +173,7 @@ MOVED = {  # modules that bundles, checkpoints and configurations of earlier ver
     "ihc2he.models.hovernet.encoders": "ihc2he.models.segmentation.encoders",
     "ihc2he.models.hovernet.evaluation": "ihc2he.models.segmentation.evaluation",
     "ihc2he.models.hovernet": "ihc2he.models.segmentation.hovernet",
+    "ihc2he.models.pipeline.segmenters.Hovernet": "ihc2he.models.pipeline.segmenters.Learned",
     "ihc2he.callbacks.loggers": "ihc2he.loggers.base",
     "ihc2he.callbacks.pages": "ihc2he.report.tiles",
     "ihc2he.sweep.SweepTables": "ihc2he.sweep.callback.SweepTables",
@@ -239,7 +248,7 @@ def preflight(cfg: Mapping[str, Any]) -> None:
         ConfigError: naming the path, the unknown argument and the nearest known one, or a text where a number belongs.
     """
     for path, node in target_nodes(cfg):
-        parameters = _signature(locate(node["_target_"], f"{path}._target_")).parameters
+        parameters = signature(locate(node["_target_"], f"{path}._target_")).parameters
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             continue
         known = [name for name in parameters if name != "self"]
@@ -255,7 +264,8 @@ def preflight(cfg: Mapping[str, Any]) -> None:
                 raise ConfigError(msg)
 
 
-def _signature(target: Callable[..., Any]) -> inspect.Signature:
+def signature(target: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a class or function, with its annotations as objects where that is possible."""
     try:
         return inspect.signature(target, eval_str=True)
     except (NameError, TypeError, AttributeError):  # annotations that exist for type checkers only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def info_of(data: Any) -> DataInfo:
     Raises:
         ConfigError: where it says nothing.
     """
-    info = getattr(data, "info", None)
+    info = None if inspect.getattr_static(data, "info", None) is None else data.info
     if not isinstance(info, DataInfo):
         msg = (
             f"{type(data).__name__} does not say what its images are. Give it a property `info` that returns "

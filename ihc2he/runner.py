@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -24,14 +23,28 @@ from omegaconf import OmegaConf
 
 from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
-from ihc2he.callbacks.checkpoint import CompleteCheckpoints, next_step
-from ihc2he.callbacks.lineage import inputs, outputs
+from ihc2he.callbacks.checkpoint import CompleteCheckpoints
+from ihc2he.callbacks.monitors import CheckMonitors
 from ihc2he.config import Stage
-from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.datainfo import info_of
+from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.files import complete
-from ihc2he.launching import alone_in, cluster_environments, own_rank, processes_of, resume_command
+from ihc2he.folders import alone_in, check_continuation, earlier_record, joined
+from ihc2he.internals.lightning import CHATTY, next_step, silence
+from ihc2he.internals.torch import cpu_multiplies_bf16, shared_memory_full
+from ihc2he.launching import (
+    cluster_environments,
+    out_of_shared_memory,
+    own_rank,
+    processes_of,
+    resume_command,
+    warn_of_little_shared_memory,
+)
 from ihc2he.loggers.base import forget_rows
+from ihc2he.loggers.lineage import inputs, outputs
+from ihc2he.metrics.cards import card_of
 from ihc2he.models.checkpoint import read_checkpoint
+from ihc2he.models.task import Task, as_task
 from ihc2he.report.page import write_report
 
 log = logging.getLogger(__name__)
@@ -47,23 +60,28 @@ def run(cfg: dict[str, Any]) -> float | None:
 
     Raises:
         ConfigError: for a stage that cannot run, a Trainer that cannot work here, or a metric that was not logged.
+        DataError: where the loading processes have no memory to hand over their batches.
     """
     try:
         return _run(cfg)
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
+    except RuntimeError as error:
+        if shared_memory_full(error):
+            raise DataError(out_of_shared_memory()) from error
+        raise
 
 
 def _run(cfg: dict[str, Any]) -> float | None:
     folder = Path(cfg["paths"]["output_dir"])
     first = own_rank() == 0
     logging.getLogger("ihc2he").setLevel(logging.INFO if first else logging.ERROR)
-    for chatty in ("lightning.pytorch", "lightning.fabric"):
+    for chatty in CHATTY:
         logging.getLogger(chatty).handlers.clear()  # Hydra's root handlers print, once
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # of a run that is continued
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own
+    silence()
     _check_values(cfg)
+    warn_of_little_shared_memory(cfg["data"].get("num_workers", 0))
     cfg["trainer"]["precision"] = _precision(cfg["trainer"])
     with alone_in(folder, cfg) if first else nullcontext():
         return _run_stages(cfg, folder, first)
@@ -80,6 +98,11 @@ def _check_values(cfg: Mapping[str, Any]) -> None:
     if not 0 <= cfg["seed"] < 2**32:
         msg = f"seed={cfg['seed']}: expected 0 to {2**32 - 1}."
         raise ConfigError(msg)
+    key, needed = cfg["optimized_metric"], {"test": (Stage.test,), "val": (Stage.fit, Stage.validate)}
+    stages = needed.get(str(key).partition("/")[0])
+    if key is not None and stages and not set(stages) & set(cfg["stages"]):
+        msg = f"optimized_metric={key}: nothing logs it in stages={cfg['stages']}. Add {' or '.join(stages)}."
+        raise ConfigError(msg)
     every = cfg["trainer"].get("check_val_every_n_epoch", 1)
     if every is not None and every < 1:
         msg = f"trainer.check_val_every_n_epoch={every}: expected 1 or more."
@@ -90,27 +113,39 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     torch.set_float32_matmul_precision(cfg["float32_matmul_precision"])
     seed_everything(cfg["seed"], workers=True, verbose=False)
 
-    module = build(cfg["model"], LightningModule)
+    module = as_task(build(cfg["model"], LightningModule))
     log.info("%s: %.2f M parameters", type(module).__name__, sum(p.numel() for p in module.parameters()) / 1e6)
     data = build(cfg["data"], LightningDataModule) if cfg["data"] else None
+    if data is not None:
+        info_of(data)  # says its pixel size before anything is trained, or is refused
     log_config = _LogConfig(cfg, data)
     trainer = build(
         cfg["trainer"],
         Trainer,
-        callbacks=[log_config, *(build(node, Callback) for node in cfg["callbacks"].values() if node)],
+        callbacks=[
+            log_config,
+            CheckMonitors(cfg["optimized_metric"]),
+            *(build(node, Callback) for node in cfg["callbacks"].values() if node),
+        ],
         logger=[build(node, Logger) for node in cfg["logger"].values() if node],
         plugins=[*cfg["trainer"].pop("plugins", ()), CompleteCheckpoints(), *cluster_environments()],
     )
-    with _record(folder, cfg, trainer.loggers, log_config, enabled=first) as record, processes_of(trainer):
-        ckpt_path = _checkpoint(cfg, folder, module)
-        if ckpt_path and first and Stage.fit in cfg["stages"]:
-            forget_rows(folder / "metrics.csv", next_step(Path(ckpt_path)))
+    trains = Stage.fit in cfg["stages"]
+    ckpt_path = _checkpoint(cfg, folder, module)
+    changed = check_continuation(folder, cfg, ckpt_path, trains) if ckpt_path else []
+    # Until here the folder is as it was.
+    with _record(folder, cfg, trainer.loggers, log_config, changed, enabled=first) as record, processes_of(trainer):
+        if ckpt_path and first and trains:
+            content = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
+            forget_rows(folder / "metrics.csv", next_step(content))
         for stage in cfg["stages"]:
             started = time.perf_counter()
             _run_stage(stage, trainer, module, data, ckpt_path, fitted="fit" in record["seconds"])
             record["seconds"][stage] = round(time.perf_counter() - started, 2)
             record["device"] = str(trainer.strategy.root_device)
             record["world_size"] = trainer.world_size
+            if card := card_of(cfg["optimized_metric"] or "", module.cards):
+                record["better"] = card.better  # for the sweep, which knows no cards
             _check_interrupted(trainer)
     for logger in trainer.loggers:
         logger.finalize("success")
@@ -120,7 +155,7 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
 def _run_stage(
     stage: str,
     trainer: Trainer,
-    module: LightningModule,
+    module: Task,
     data: LightningDataModule | None,
     ckpt_path: str | None,
     fitted: bool,
@@ -133,7 +168,7 @@ def _run_stage(
             log.info("%s: %s", stage, path or "the weights of the last epoch")
     else:
         path = ckpt_path
-        if stage != Stage.fit and path is None and getattr(module, "requires_checkpoint", False):
+        if stage != Stage.fit and path is None and module.requires_checkpoint:
             msg = f"stages=[{stage}] needs ckpt_path=PATH: a {type(module).__name__} with random weights says nothing."
             raise ConfigError(msg)
     # Predictions are written as they come; keeping them all would fill the memory.
@@ -142,7 +177,7 @@ def _run_stage(
         options["verbose"] = False
     getattr(trainer, stage)(module, datamodule=data, ckpt_path=path, **options)
     for key, value in trainer.callback_metrics.items():
-        if stage == Stage.test and key.removeprefix("test/") in getattr(module, "cards", {}):  # of no single group
+        if stage == Stage.test and key.removeprefix("test/") in module.cards:  # of no single group
             log.info("%s %.4f", key, value)
 
 
@@ -192,18 +227,34 @@ def _precision(trainer: Mapping[str, Any]) -> Any:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps"):
         return "32-true"
-    return "bf16-mixed" if torch.cpu._is_amx_tile_supported() else "32-true"
+    return "bf16-mixed" if cpu_multiplies_bf16() else "32-true"
 
 
 @contextmanager
 def _record(
-    folder: Path, cfg: Mapping[str, Any], loggers: list[Logger], log_config: _LogConfig, enabled: bool
+    folder: Path,
+    cfg: Mapping[str, Any],
+    loggers: list[Logger],
+    log_config: _LogConfig,
+    changed: list[str],
+    enabled: bool,
 ) -> Iterator[dict[str, Any]]:
     """Keep `config.yaml` and `run.json` in the run's folder: what was run, with what, how long, how it ended.
 
-    However it ended, `report.html` shows what is there.
+    However it ended, `report.html` shows what is there. In the folder of an earlier run, what does not train leaves
+    `config.yaml` as it is.
+
+    Args:
+        folder: of the run.
+        cfg: the configuration.
+        loggers: to be told at the end.
+        log_config: which finds what the run reads.
+        changed: what is not as in the run that is continued or judged.
+        enabled: whether this process writes at all.
     """
     heard = _Warnings()
+    trains = Stage.fit in cfg["stages"]
+    earlier = earlier_record(folder)
     record: dict[str, Any] = {
         "status": "running",
         "command": " ".join(sys.argv),
@@ -214,15 +265,17 @@ def _record(
         "seconds": {},
         "inputs": log_config.inputs,
         "outputs": [],
+        **({"changed": changed} if changed else {}),
         "warnings": heard.lines,
     }
 
     def write() -> None:
         if enabled:
             with complete(folder / "run.json") as temporary:
-                temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+                content = joined(earlier, record, trains)
+                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    if enabled:
+    if enabled and (trains or earlier is None):
         with complete(folder / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(cfg))), encoding="utf-8")
     write()

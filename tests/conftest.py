@@ -18,10 +18,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+
+from ihc2he.datainfo import DataInfo
+from ihc2he.models.task import Export, Task
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
@@ -173,7 +176,7 @@ def _records(path: Path) -> Iterator[Any]:
 NODE = {"_target_": "torch.nn.PReLU", "num_parameters": 3}
 
 
-class Toy(LightningModule):
+class Toy(Task):
     """Each step lowers its three weights by 1; `val/score` is what `scores` says of the epoch."""
 
     def __init__(self, scores: tuple[float, ...] = ()) -> None:
@@ -182,8 +185,12 @@ class Toy(LightningModule):
         self.net = nn.PReLU(3)
         self.node: dict[str, Any] | None = NODE
         self.scores = scores
-        self.cards = {"he/psnr": SimpleNamespace(better="higher", protocol="whole tile")}
+        self.known = {"he/psnr": SimpleNamespace(better="higher", protocol="whole tile")}
         nn.init.zeros_(self.net.weight)
+
+    @property
+    def cards(self) -> dict[str, Any]:
+        return self.known
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
@@ -220,13 +227,13 @@ class Toy(LightningModule):
         return [[("IHC", image), ("made H&E", -image)] for image in batch["ihc"]]
 
     def exports(self) -> dict[str, Any]:
-        return {"net": (self.net, {"module": self.node, "role": "translator"})}
+        return {"net": Export(self.net, {"module": self.node, "role": "translator"})}
 
 
 class FourTiles(LightningDataModule):
     """Tiles of 16 px in batches of 2, two of them with the same file name in two folders."""
 
-    mpp = 0.46
+    info = DataInfo(mpp=0.46)
 
     def loader(self) -> DataLoader[Any]:
         names, groups = ("b/1.png", "a/1.png", "a/2.png", "a/3.png"), ("", "3+", "3+", "3+")

@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each room may use the rooms before it; rooms of one tuple do not use each other.
 ROOMS = [
-    ("errors", "files"), ("config",), ("build", "explain", "ranks"), ("stain", "tiling"), ("nuclei",),
-    ("losses", "metrics", "simulate"), ("data",), ("models",), ("callbacks", "launching"),
-    ("runner", "sweep", "dashboard"), ("train",),
+    ("errors", "files"), ("config", "datainfo", "internals"), ("build", "explain", "ranks"), ("stain", "tiling"),
+    ("images",), ("nuclei",), ("losses", "metrics", "simulate"), ("data",), ("models",), ("report",), ("loggers",),
+    ("callbacks", "launching"), ("runner", "sweep", "dashboard"), ("train",),
 ]  # fmt: skip
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 

@@ -152,7 +152,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does_not_pass_for_done(number,
         (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt: there is no such file", 2),
         (
             ["optimized_metric=val/he/sim", "stages=[fit]"],
-            "'val/he/sim' was not logged. Did you mean 'val/he/ssim'?",
+            "'val/he/sim' is not logged. Did you mean 'val/he/ssim'?",
             2,
         ),
     ],
@@ -249,6 +249,7 @@ def test_a_users_own_model_and_data_train_without_an_edit_here(command, tmp_path
     (tmp_path / "lab.py").write_text(
         "import torch\n"
         "from lightning.pytorch import LightningDataModule\n"
+        "from ihc2he.datainfo import DataInfo\n"
         "class Tiny(torch.nn.Module):\n"
         "    def __init__(self, width: int):\n"
         "        super().__init__()\n"
@@ -256,7 +257,7 @@ def test_a_users_own_model_and_data_train_without_an_edit_here(command, tmp_path
         "    def forward(self, x):\n"
         "        return torch.tanh(self.net(x))\n"
         "class Noise(LightningDataModule):\n"
-        "    mpp = 0.5\n"
+        "    info = DataInfo(mpp=0.5)\n"
         "    def __init__(self, size: int):\n"
         "        super().__init__()\n"
         "        self.size = size\n"
@@ -323,7 +324,7 @@ def test_without_a_feature_network_kid_is_left_out_with_a_line(cli, tmp_path, mo
     run = the_run(tmp_path)
     warned = " ".join(json.loads((run / "run.json").read_text())["warnings"])
     assert "FID and KID are left out" in warned
-    assert "'val/he/kid' is not logged, so no best checkpoint is kept" in warned
+    assert "'val/he/kid' is not logged, so only the last checkpoint is kept, not the best" in warned
     assert not list((run / "checkpoints").glob("best*"))
     assert json.loads((run / "bundles" / "g_ihc2he" / "config.json").read_text())["epoch"] == 2
 

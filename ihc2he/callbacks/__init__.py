@@ -1,1 +1,1 @@
-"""Lightning callbacks and loggers: what a run leaves behind."""
+"""Lightning callbacks: what a run writes."""

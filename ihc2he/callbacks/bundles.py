@@ -1,4 +1,4 @@
-"""Model bundles at the end of training: what the pipeline, the hub and other programs read."""
+"""Writes model bundles at the end of training, for the pipeline, the hub and other programs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 class Bundles(Callback):
-    """Writes a bundle for each network that `pl_module.exports()` names, with the weights of the best checkpoint.
+    """Writes a bundle for each network in `pl_module.exports()`, with the weights of the best checkpoint.
 
-    Where there is no best checkpoint the final weights are taken. The pixel size is the DataModule's.
+    Without a best checkpoint it uses the final weights. The pixel size is that of the DataModule.
 
     Args:
         dirpath: bundles go to `<dirpath>/<name>/`.
@@ -42,12 +42,11 @@ class Bundles(Callback):
             best = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
             pl_module.load_state_dict(best["state_dict"])
             metrics, epoch = {str(keeper.monitor): float(keeper.best_model_score)}, best["epoch"]  # type: ignore[arg-type]
-        mpp = getattr(trainer.datamodule, "mpp", None)  # type: ignore[attr-defined]
-        shared = {"mpp": mpp, "epoch": epoch, "metrics": metrics}
+        shared = {"mpp": pl_module.data.mpp, "epoch": epoch, "metrics": metrics}
         for name, (network, info) in pl_module.exports().items():
             if info.get("module") is None:
                 log.warning(
-                    "No bundle '%s': its network was given as an object, so nothing says how to build it.", name
+                    "No bundle '%s': its network was passed as an object, so it is not known how to build it.", name
                 )
                 continue
             log.info("Bundle: %s", save_bundle(network, self.dirpath / name, {**info, **shared}))
@@ -56,7 +55,7 @@ class Bundles(Callback):
 
 
 def best_keeper(trainer: Trainer) -> ModelCheckpoint | None:
-    """Return the callback that keeps the best checkpoint by a metric, or None where there is no such checkpoint."""
+    """Return the callback with the best checkpoint by a metric, or None if there is no such checkpoint."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and Path(callback.best_model_path).is_file():
             return callback

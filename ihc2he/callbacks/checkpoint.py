@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps and how they are written, and the end of a run whose losses are no longer numbers."""
+"""Which checkpoints a run keeps, how they are written, and stopping when losses become NaN."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ihc2he.errors import ConfigError, Ihc2heError
 from ihc2he.files import complete
+from ihc2he.internals.lightning import Saving
 
 log = logging.getLogger(__name__)
 
@@ -30,17 +31,17 @@ class CheckpointError(Ihc2heError):
 
 
 class CompleteCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint under a temporary name first, so that what bears its name is whole; loads no code.
+    """Writes checkpoints under a temporary name first, so that they are complete under their own name; loads no code.
 
-    Lightning's own holds the file in memory, and moves it from the system's temporary folder, which may be on another
-    disk, so that a kill can leave half of it.
+    Lightning's own class keeps the file in memory and moves it from the system's temporary folder. That folder may be
+    on another disk, so a killed run can leave an incomplete file.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint.
 
         Raises:
-            CheckpointError: where it cannot be written, for instance since the disk is full; an older one is kept.
+            CheckpointError: if it cannot be written, for instance because the disk is full; an older one is kept.
         """
         path = Path(path)
         try:
@@ -61,34 +62,26 @@ class CompleteCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Return the content of a checkpoint; executes no code from it."""
+        """Return the content of a checkpoint without executing code from it."""
         return super().load_checkpoint(path, map_location, weights_only=True)
 
 
 def newest(paths: Iterable[Path]) -> Path | None:
-    """Return the file among some paths that was written last, or None."""
+    """Return the path whose file was written last, or None."""
     return max((path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
-def next_step(path: Path) -> int:
-    """Return the step that a run which continues from a checkpoint logs first."""
-    loops = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["loops"]["fit_loop"]
-    batches = loops["epoch_loop.batch_progress"]["current"]
-    within_an_epoch = batches["completed"] < batches["ready"]  # the step is counted when the checkpoint is written
-    return loops["epoch_loop.state_dict"]["_batches_that_stepped"] + within_an_epoch
+class LastCheckpoint(Saving):
+    """Keeps `last.ckpt`, from which a run continues exactly; written after and within each epoch, and on SIGTERM.
 
-
-class LastCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`, from which a run continues exactly: written after each epoch, within it, and on SIGTERM.
-
-    After SIGTERM, which clusters send before they take a machine away, the run ends as soon as the step (or the
-    validation) at hand is done and the checkpoint is written. It is never written before the accumulated batches of a
-    step are complete, nor after the last step of an epoch, whose validation belongs to the epoch.
+    After SIGTERM, which clusters send before they stop a job, the run finishes the current step (or validation), writes
+    the checkpoint and ends. The checkpoint is never written while batches of a step are being accumulated, or between
+    the last step of an epoch and its validation.
 
     Args:
         dirpath: folder of the checkpoints.
         every_n_epochs: how often it is written.
-        every_n_steps: how often within an epoch; None: not at all.
+        every_n_steps: how often within an epoch; None = never.
     """
 
     def __init__(self, dirpath: str, every_n_epochs: int = 1, every_n_steps: int | None = None) -> None:
@@ -105,12 +98,12 @@ class LastCheckpoint(ModelCheckpoint):
             raise ConfigError(msg)
         self.every_n_steps = every_n_steps
         self._step = 0
-        self._told = False  # this process to end
-        self._ending = False  # all processes, and the checkpoint is written
+        self._told = False  # this process got SIGTERM
+        self._ending = False  # all processes agreed to stop, and the checkpoint is written
         self._handler: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for SIGTERM, in place of Lightning, which ends a step of one rank while others wait for it."""
+        """Handle SIGTERM instead of Lightning, which would stop one rank in a step while others wait for it."""
         super().on_train_start(trainer, pl_module)
         self._step = trainer.global_step
         self._told = self._ending = False
@@ -134,18 +127,18 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         """Write the checkpoint where it is due, or where any process was told to end."""
         before, self._step = self._step, trainer.global_step
-        if before == self._step or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if before == self._step or trainer.is_last_batch:
             return
         due = self.every_n_steps is not None and self._step % self.every_n_steps == 0
         self._ending = trainer.strategy.reduce_boolean_decision(self._told, all=False)
-        if (due or self._ending) and not self._should_skip_saving_checkpoint(trainer) and is_finite(pl_module):
-            self._save_topk_checkpoint(trainer, {})
+        if (due or self._ending) and self.may_save(trainer) and is_finite(pl_module):
+            self.save_now(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the checkpoint where it is due, or where any process was told to end."""
         self._ending = trainer.strategy.reduce_boolean_decision(self._told, all=False)
-        if self._ending and not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, {})
+        if self._ending and self.may_save(trainer):
+            self.save_now(trainer)
         super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -153,27 +146,27 @@ class LastCheckpoint(ModelCheckpoint):
         self._end()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop listening; end the run where that was asked for while its last epoch ended."""
+        """Stop handling SIGTERM; end the run if SIGTERM came while the last epoch ended."""
         super().on_train_end(trainer, pl_module)
         self._unhear()
         self._end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop listening."""
+        """Stop handling SIGTERM."""
         self._unhear()
 
     def _end(self) -> None:
         if self._ending:
             raise SIGTERMException
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        super()._save_checkpoint(trainer, filepath)
+    def after_save(self, trainer: Trainer) -> None:
+        """Write the log rows of the steps so far; they are not logged again."""
         for logger in trainer.loggers:
-            logger.save()  # what is said of the steps until here is not said again
+            logger.save()
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the checkpoint with the best validation metric; where that metric is not logged, says so and keeps none.
+    """Keeps the checkpoint with the best validation metric; if the metric is not logged, warns and keeps none.
 
     Args:
         dirpath: folder of the checkpoints.
@@ -185,7 +178,7 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, dirpath: str, monitor: str, mode: str, save_top_k: int = 1) -> None:
         super().__init__(
             dirpath,
-            filename="best_epoch{epoch:03d}",  # no '=', which the command line cannot take
+            filename="best_epoch{epoch:03d}",  # no '=', which the command line does not accept
             monitor=monitor,
             mode=mode,
             save_top_k=save_top_k,
@@ -196,7 +189,7 @@ class BestCheckpoint(ModelCheckpoint):
         self._said = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save where the metric is among the best."""
+        """Save if the metric is among the best."""
         if trainer.sanity_checking:
             return
         if self.monitor in trainer.callback_metrics:
@@ -204,12 +197,12 @@ class BestCheckpoint(ModelCheckpoint):
         elif not self._said:
             self._said = True
             known = sorted(key for key in trainer.callback_metrics if key.startswith("val/"))
-            log.warning("'%s' is not logged, so no best checkpoint is kept, only the last. Logged: %s.",
+            log.warning("'%s' is not logged, so only the last checkpoint is kept, not the best. Logged: %s.",
                         self.monitor, ", ".join(known) or "nothing")  # fmt: skip
 
 
 def is_finite(module: nn.Module) -> bool:
-    """Return whether no weight is NaN or infinite."""
+    """Return whether all weights are finite."""
     return all(bool(weight.isfinite().all()) for weight in module.parameters())
 
 
@@ -218,13 +211,13 @@ class TrainingDivergedError(Ihc2heError):
 
 
 class StopOnNaN(Callback):
-    """Ends a run whose loss or weights are no longer finite, before a checkpoint can be made of it.
+    """Stops a run when its loss or weights are not finite, before they can be saved in a checkpoint.
 
-    Steps only remember on the device whether the loss was finite; the answer is fetched every `every_n_steps` batches
-    and before checkpoints. The weights are looked at there too, for the last step may have spoilt them.
+    Each step stores on the device whether its loss was finite. This is read every `every_n_steps` batches and before
+    checkpoints. The weights are checked then as well, because the last step may have damaged them.
 
     Args:
-        every_n_steps: batches between two looks.
+        every_n_steps: batches between two checks.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
@@ -247,12 +240,12 @@ class StopOnNaN(Callback):
             self._look(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look before images of broken weights are judged, and the best checkpoint chosen."""
+        """Check before the validation, which chooses the best checkpoint."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._look(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look before the epoch's checkpoint is written."""
+        """Check before the checkpoint of the epoch is written."""
         self._look(trainer, pl_module)
 
     def _look(self, trainer: Trainer, pl_module: LightningModule | None = None) -> None:
@@ -263,6 +256,7 @@ class StopOnNaN(Callback):
         kept = f"The last good checkpoint is {good}." if good else "No checkpoint had been written yet."
         msg = (
             f"The loss became NaN or infinite in epoch {trainer.current_epoch}, by step {trainer.global_step}. "
-            f"{kept} Continue from it with a smaller model.optimizer.lr, or with model.gradient_clip_val=1."
+            f"{kept} Begin another run from it (ckpt_path=FILE) with model.gradient_clip_val=1, or from the start with "
+            "a smaller model.optimizer.lr."
         )
         raise TrainingDivergedError(msg)

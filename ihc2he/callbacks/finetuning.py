@@ -1,4 +1,4 @@
-"""Training in two phases: first around a frozen encoder, then all of it."""
+"""Training in two phases: first with a frozen encoder, then the whole network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ihc2he.errors import ConfigError
+from ihc2he.internals.lightning import epochs_done
 
 log = logging.getLogger(__name__)
 
@@ -15,14 +16,14 @@ log = logging.getLogger(__name__)
 class TwoPhases(Callback):
     """Keeps `pl_module.encoder` frozen for the first epochs, then trains the whole network.
 
-    Frozen means all of it: no weight has a gradient, and batch normalisation neither uses nor updates statistics of
-    the batch (in the reference implementation six weights and all running statistics go on moving). An encoder with
-    random weights (`pl_module.pretrained` is False) is not frozen, and a log line says so. What is done follows from
-    the epoch alone, so a resumed run does the same.
+    Frozen means that no weight has a gradient, and batch normalisation does not use or update statistics of the batch
+    (in the reference implementation six weights and all running statistics still change). An encoder with random
+    weights (`pl_module.pretrained` is False) is not frozen, and a log line says so. The phase depends only on the
+    epoch, so a resumed run does the same.
 
     Args:
-        frozen_epochs: length of the first phase; 0 leaves only the second.
-        batch_size: of the second phase; None keeps that of the DataModule.
+        frozen_epochs: length of the first phase; 0 = only the second phase.
+        batch_size: of the second phase; None = that of the DataModule.
         restart: begin the second phase with a new optimiser and schedule, as the reference does.
     """
 
@@ -32,7 +33,7 @@ class TwoPhases(Callback):
         self.restart = restart
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Begin with the second phase's batch size where there is no first, and say so where nothing can be frozen."""
+        """Without a first phase, begin with the batch size of the second; say so if nothing can be frozen."""
         if not self.frozen_epochs:
             self._set_batch_size(trainer)
         elif not pl_module.pretrained:
@@ -43,28 +44,27 @@ class TwoPhases(Callback):
             )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Set the batch size of the phase in which the run goes on, before its loader is built."""
+        """Set the batch size of the phase in which the run continues, before its loader is built."""
         if not trainer.training:
             return
-        epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        if epoch >= self.frozen_epochs:
+        if epochs_done(checkpoint) >= self.frozen_epochs:
             self._set_batch_size(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Freeze or not: after the network was handed to the strategy, which has to know all weights."""
+        """Freeze or not; after the strategy has got the network, because it must know all weights."""
         self._freeze(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Freeze or not, and start the second phase when its time has come."""
+        """Freeze or not, and start the second phase at its epoch."""
         self._freeze(trainer, pl_module)
         if trainer.current_epoch == self.frozen_epochs > 0:
             trainer.reload_dataloaders_every_n_epochs = 0  # type: ignore[attr-defined]
             if self.restart:
                 trainer.strategy.setup_optimizers(trainer)
-            log.info("Epoch %d: the second phase, which trains the encoder too.", trainer.current_epoch)
+            log.info("Epoch %d: the second phase begins; the encoder is trained too.", trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have the loader built anew, with the second phase's batch size, before that phase."""
+        """Before the second phase, have the loader rebuilt with its batch size."""
         if trainer.current_epoch + 1 == self.frozen_epochs and self.batch_size is not None:
             self._set_batch_size(trainer)
             trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]

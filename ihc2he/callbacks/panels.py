@@ -1,4 +1,4 @@
-"""Pictures to look at: the same few tiles after every validation, as PNG files and in every logger."""
+"""Pictures of the same few tiles after every validation, as PNG files and in every logger."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ihc2he.images.writing import write_png
-from ihc2he.loggers.base import logged_step
+from ihc2he.internals.lightning import logged_step
+from ihc2he.nuclei.drawing import LINE_PX, write
 
-HEADER_PX = 22
+HEADER_PX = LINE_PX
 
 
 class ImagePanels(Callback):
-    """Writes what `pl_module.panels(batch)` shows of the first tiles of a validation or test set.
+    """Writes the pictures of `pl_module.panels(batch)` for the first tiles of a validation or test set.
 
     Args:
         dirpath: pictures go to `<dirpath>/<stage>/`.
-        n_images: tiles shown.
-        every_n_epochs: epochs between two validations that are shown.
-        max_side: larger pictures are shrunk to this many px.
+        n_images: number of tiles shown.
+        every_n_epochs: epochs between two validations with pictures.
+        max_side: larger pictures are reduced to this many px.
     """
 
     def __init__(self, dirpath: str, n_images: int = 4, every_n_epochs: int = 1, max_side: int = 512) -> None:
@@ -74,11 +75,11 @@ class ImagePanels(Callback):
 
 
 def panel(row: list[tuple[str, Tensor]], max_side: int = 512, columns: int = 4) -> NDArray[np.uint8]:
-    """Return pictures side by side under their titles, as HxWx3 uint8 RGB.
+    """Return pictures next to each other with their titles above, as HxWx3 uint8 RGB.
 
     Args:
         row: titles and (3, H, W) images in [-1, 1].
-        max_side: the largest picture is shrunk to this many px, and smaller ones are enlarged to its size.
+        max_side: the largest picture is reduced to this many px, and smaller ones are enlarged to its size.
         columns: pictures per line.
     """
     side = min(max_side, max(max(image.shape[-2:]) for _, image in row))
@@ -100,7 +101,7 @@ def _cell(title: str, image_chw: Tensor, side: int) -> NDArray[np.uint8]:
         picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=kind)
     cell = np.full((picture.shape[0] + HEADER_PX + 2, max(picture.shape[1], 96) + 4, 3), 255, np.uint8)
     cell[HEADER_PX : HEADER_PX + picture.shape[0], 2 : 2 + picture.shape[1]] = picture
-    cv2.putText(cell, title, (3, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    write(cell, title, 3, 0)
     return cell
 
 

@@ -1,4 +1,4 @@
-"""What a prediction leaves behind: files for every image, and the counts of all of them."""
+"""The results of a prediction: files for every image, and a table of counts for all images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.files import complete, write_csv
 from ihc2he.images.writing import write_instances, write_png
 from ihc2he.nuclei.counts import THRESHOLDS, Counts, check_thresholds, count_by_class, pooled
+from ihc2he.nuclei.drawing import overlay
 from ihc2he.nuclei.geojson import write_geojson
-from ihc2he.nuclei.table import IHC_STAINS, NucleiTable, nuclei_table, write_table
+from ihc2he.nuclei.table import IHC_STAINS, nuclei_table, write_table
 from ihc2he.ranks import from_all_ranks
-from ihc2he.report.drawing import draw_outlines, fitted, legend
 
 if TYPE_CHECKING:
     from ihc2he.models.pipeline.evaluation import Prediction
@@ -33,25 +33,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KINDS = ("he", "instances", "geojson", "nuclei", "overlay")
-OVERLAY_PX = (400, 4096)  # least and most of an overlay's longer side
-MAX_PENDING_PX = 1 << 25  # of images that wait to be written; more would fill the memory
+OVERLAY_PX = (400, 4096)  # smallest and largest size of an overlay's longer side
+MAX_PENDING_PX = 1 << 25  # of images that wait to be written; more would use too much memory
 
 
 class PredictionWriter(Callback):
     """Writes the files of each image as it is predicted, and at the end the tables of all images.
 
-    Of each image there are `he/NAME.png`, `instances/NAME.png` (16 bits; a 32-bit `.tif` above 65,535 nuclei),
-    `geojson/NAME.geojson`, `nuclei/NAME.csv`, `overlay/NAME.png`, and last of all `done/NAME.json`. Of the run there
-    are `settings.json`, `summary.csv`, made of all that is done in the folder, and `failed.csv` where images could not
-    be read. A later run continues in the folder; other settings, or a second run at the same time, are refused.
+    The files of an image are `he/NAME.png`, `instances/NAME.png` (16 bits; a 32-bit `.tif` above 65,535 nuclei),
+    `geojson/NAME.geojson`, `nuclei/NAME.csv`, `overlay/NAME.png` and, written last, `done/NAME.json`. The files of
+    the run are `settings.json`, `summary.csv` with all finished images in the folder, and `failed.csv` if images could
+    not be read. A later run continues in the folder. Other settings, or a second run at the same time, are refused.
 
     Args:
         out: the folder.
-        thresholds: from which mean DAB optical density a nucleus is weak (and positive), moderate, strong.
+        thresholds: mean DAB optical density above which a nucleus is weak (and positive), moderate, strong.
         write: which of the five kinds of files.
 
     Raises:
-        ConfigError: for thresholds that do not rise, or a kind that is not there.
+        ConfigError: for thresholds that do not increase, or an unknown kind.
     """
 
     def __init__(self, out: str, thresholds: Sequence[float] = THRESHOLDS, write: Sequence[str] = KINDS) -> None:
@@ -71,31 +71,31 @@ class PredictionWriter(Callback):
         self._failed: list[dict[str, str]] = []
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Take the folder, on the first rank.
+        """Lock the folder, on the first rank.
 
         Raises:
-            ConfigError: where another run has it, or another one with other settings has begun it.
+            ConfigError: if another run is using it, or it was begun with other settings.
         """
         if stage != "predict":
             return
         mpp = getattr(trainer.datamodule, "mpp", None)  # type: ignore[attr-defined]
         settings = {**pl_module.fingerprint, "mpp": mpp, "thresholds": self.thresholds, "write": sorted(self.write)}
-        self._settings = json.loads(json.dumps(settings))  # as it will be read again
+        self._settings = json.loads(json.dumps(settings))  # as it will be when read from the file
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
         self._pending.clear()
         self._written, self._failed = 0, []
         problem = self._claim() if trainer.is_global_zero else None
-        problem = trainer.strategy.broadcast(problem)  # so that no rank waits for one that has given up
+        problem = trainer.strategy.broadcast(problem)  # so that no rank waits for one that has stopped
         if problem:
             raise ConfigError(problem)
 
     def _claim(self) -> str | None:
-        """Take the lock; return what is against writing into the folder, or None."""
+        """Take the lock; return why the folder must not be used, or None."""
         self.out.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            return f"out={self.out}: another run is writing there. Wait for its end, or choose another folder."
+            return f"out={self.out}: another run is writing there. Wait until it ends, or choose another folder."
         path = self.out / "settings.json"
         if not path.is_file():
             return None
@@ -109,18 +109,18 @@ class PredictionWriter(Callback):
             return None
         return (
             f"out={self.out} was begun with other settings: {'; '.join(different)}. Images of both would not be "
-            "comparable: repeat the former settings, or choose another folder."
+            "comparable: repeat the previous settings, or choose another folder."
         )
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write down the settings, before the first image."""
+        """Write the settings, before the first image."""
         if trainer.is_global_zero:
             _write_json(self.out / "settings.json", self._settings)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        """Have what is predicted written, by threads."""
+        """Write the results of the batch, in threads."""
         predictions: Iterable[Prediction] = outputs
         for prediction in predictions:
             if prediction.error is not None:
@@ -137,15 +137,15 @@ class PredictionWriter(Callback):
             self._written += 1
 
     def _wait(self, most_px: int) -> None:
-        """Wait until no more than this many pixels are still to be written; raise what went wrong with the others."""
+        """Wait until at most this many pixels are waiting to be written; raise errors of the others."""
         while self._pending and (self._pending[0][0].done() or sum(n for _, n in self._pending) > most_px):
             self._pending.popleft()[0].result()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the tables of all images, on the first rank: here, since a run that finds all done comes only here.
+        """Write the tables of all images, on the first rank; here, because a run without new images only comes here.
 
         Raises:
-            DataError: where images could not be read.
+            DataError: if images could not be read.
         """
         if stage != "predict":
             return
@@ -169,7 +169,7 @@ class PredictionWriter(Callback):
             raise DataError(msg)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Finish the images that are being written, and give the folder back."""
+        """Finish the images that are being written, and unlock the folder."""
         self._close()
         self._lock.release()
 
@@ -182,7 +182,7 @@ class PredictionWriter(Callback):
 def write_prediction(
     out: Path, prediction: Prediction, write: Sequence[str], thresholds: Sequence[float], fingerprint: str
 ) -> None:
-    """Write the files of an image, the one that says that they are complete last.
+    """Write the files of an image; the one that marks it as complete is written last.
 
     Args:
         out: the folder of the run.
@@ -219,7 +219,8 @@ def write_prediction(
         write_table(out / files[-1], table, prediction.classes)
     if "overlay" in write:
         files.append(f"overlay/{name}.png")
-        write_png(out / files[-1], _overlay(image, table, prediction.classes))
+        picture = overlay(image, nuclei.inst_hw, nuclei.types_n, prediction.classes, OVERLAY_PX)
+        write_png(out / files[-1], picture)
     stat = Path(prediction.path).stat()
     counts = count_by_class(table, prediction.classes, thresholds)
     record = {
@@ -235,7 +236,7 @@ def write_prediction(
 
 
 def withdraw(out: Path, name: str) -> None:
-    """Delete what an earlier version of an image has left, so that nothing of it passes for the present one."""
+    """Delete the results of an earlier version of an image, so that they are not taken for those of this one."""
     done = _done(out, name)
     if done.is_file():
         files = _read_json(done)["files"]
@@ -244,25 +245,18 @@ def withdraw(out: Path, name: str) -> None:
             (out / file).unlink(missing_ok=True)
 
 
-def _overlay(image: NDArray[np.uint8], table: NucleiTable, classes: Sequence[str]) -> NDArray[np.uint8]:
-    picture, factor = fitted(image, *OVERLAY_PX)
-    draw_outlines(picture, table, factor)
-    counts = np.bincount(table.types_n, minlength=len(classes) + 1).tolist()
-    return np.concatenate([picture, legend(picture.shape[1], classes, counts=counts)])
-
-
 SUMMARY = (
     "image", "class", "nuclei", "positive", "percent_positive", "h_score", "area_mm2", "nuclei_per_mm2",
 )  # fmt: skip
 
 
 def summary(out: Path) -> list[dict[str, Any]]:
-    """Return a row for each image and class, and at the end those of all images together.
+    """Return a row for each image and class, and at the end rows for all images together.
 
-    Percentages and H-scores of no nuclei are left empty.
+    Percentages and H-scores are empty if there are no nuclei.
 
     Args:
-        out: the folder of the run; what is in its `done/` counts, whichever run has written it.
+        out: the folder of the run; all images in its `done/` count, whichever run wrote them.
     """
     rows, images, areas = [], [], []
     for path in sorted(out.glob("done/**/*.json")):

@@ -1,4 +1,4 @@
-"""Ends a trial of an Optuna search early whose validation lags behind that of the others."""
+"""Ends a trial of an Optuna search early if it is worse than the others."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ log = logging.getLogger(__name__)
 
 
 class Pruning(Callback):
-    """Reports each validation to the study of a search, and ends a training that lags behind the study's other trials.
+    """Reports each validation to the study of a search, and ends a training that is worse than the other trials.
 
-    It lags behind where its best value so far is worse than the median of the finished trials' values at the same epoch
-    (Optuna's `MedianPruner`). It then ends as if that were its last epoch, so that the trial counts with the value it
+    It is worse if its best value so far is worse than the median of the finished trials' values at the same epoch
+    (Optuna's `MedianPruner`). The training then ends as after its last epoch, the trial counts with the value that it
     has reached, and `pruned.txt` in its folder says so.
 
-    Hydra's Optuna plugin gives a job no trial to report to. The job therefore opens the study itself, and its trial is
-    the newest running one whose parameters are all among the job's overrides. Only the first rank asks, and all stop
-    together. Whatever happens to the study, the training goes on.
+    Hydra's Optuna plugin gives a job no trial to report to. Therefore the job opens the study itself; its trial is the
+    newest running one whose parameters are all among the job's overrides. Only the first rank asks the study, and all
+    ranks stop together. If the study cannot be used, training continues.
 
     Args:
-        storage: URL of the study's database; None: there is none.
+        storage: URL of the study's database; None = there is none.
         study_name: name of the study in it.
         overrides: of this job, `key=value` each.
         monitor: a logged key; the study knows which direction is better.
         dirpath: the run's folder.
-        n_startup_trials: finished trials before any is ended.
+        n_startup_trials: finished trials before the first one can be ended.
         n_warmup_epochs: epochs of a trial before it can be ended.
     """
 
@@ -63,11 +63,11 @@ class Pruning(Callback):
             return
         try:
             self._find_trial()
-        except Exception as error:  # of any library below; none is worth a training
-            log.info("No pruning: this job has no trial in a study to compare itself with (%s).", _first_line(error))
+        except Exception as error:  # from any library; no such error should stop a training
+            log.info("No pruning: this job has no trial in a study (%s).", _first_line(error))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the value, and have all ranks stop where the study says so."""
+        """Report the value, and stop all ranks if the study says so."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         lags = self._trial is not None and self.monitor in trainer.callback_metrics and self._lags_behind(trainer)
@@ -76,7 +76,7 @@ class Pruning(Callback):
 
     def _find_trial(self) -> None:
         if self.storage is None:
-            msg = "hydra.sweeper.storage=null: its study is in the memory of another process"
+            msg = "hydra.sweeper.storage=null: the study is in the memory of another process"
             raise LookupError(msg)
         import optuna
 
@@ -98,11 +98,11 @@ class Pruning(Callback):
             self._storage.set_trial_intermediate_value(self._trial, epoch, value)
             lags = self._study.pruner.prune(self._study, self._storage.get_trial(self._trial))
         except Exception as error:  # as above: a locked database for instance
-            log.warning("The study did not take this epoch's value; training goes on (%s).", _first_line(error))
+            log.warning("The study did not accept this epoch's value; training continues (%s).", _first_line(error))
             return False
         if not lags or epoch + 1 == trainer.max_epochs:  # it is done anyway
             return False
-        text = f"Pruned after epoch {epoch}: {self.monitor} never was as good as the study's median trial is there."
+        text = f"Pruned after epoch {epoch}: {self.monitor} was never as good as the median trial of the study."
         with complete(self.dirpath / "pruned.txt") as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
         log.info("%s", text)

@@ -11,17 +11,18 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ihc2he.files import write_csv
+from ihc2he.models.task import rows_of
 from ihc2he.ranks import from_all_ranks
 
 COLUMNS = ("metric", "group", "value", "n", "better", "protocol", "versions")
-NAMED = ("ihc2he", "torch", "torchmetrics", "numpy", "scikit-image", "opencv-python-headless")  # what numbers hang on
+NAMED = ("ihc2he", "torch", "torchmetrics", "numpy", "scikit-image", "opencv-python-headless")  # results depend on them
 
 
 class Results(Callback):
     """Collects the `rows` that test steps return, from all ranks, and writes both tables.
 
-    A metric's direction and protocol come from `pl_module.cards`. Where the module has `tables`, rows by file name,
-    those are written beside them.
+    A metric's direction and protocol come from `pl_module.cards`. The module's `tables`, rows by file
+    name, are also written.
 
     Args:
         dirpath: the run's folder.
@@ -32,24 +33,24 @@ class Results(Callback):
         self._rows: list[dict[str, Any]] = []
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the rows of an earlier test."""
+        """Delete the rows of an earlier test."""
         self._rows = []
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         """Keep the rows of the batch."""
-        self._rows += outputs["rows"]
+        self._rows += rows_of(outputs)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Gather the rows of all ranks and write the tables."""
         parts = from_all_ranks(self._rows)
         if trainer.is_global_zero:
             rows = sorted((row for part in parts for row in part), key=lambda row: str(row["name"]))
             write_csv(self.dirpath / "results.csv", rows)
             values = {key: float(value) for key, value in trainer.callback_metrics.items()}
-            write_csv(self.dirpath / "test.csv", table(values, rows, getattr(pl_module, "cards", {})), COLUMNS)
-            for name, own in getattr(pl_module, "tables", {}).items():
+            write_csv(self.dirpath / "test.csv", table(values, rows, pl_module.cards), COLUMNS)
+            for name, own in pl_module.tables.items():
                 if own:
                     write_csv(self.dirpath / name, own)
 
@@ -61,7 +62,7 @@ def table(
 
     Args:
         values: logged values; keys `test/<metric>` and `test/<metric>/<group>` are used.
-        rows: per-image results, to count the images behind a value: those with a number that is not NaN.
+        rows: results per image, to count the images of a value: those with a number that is not NaN.
         cards: name cards by metric.
     """
     versions = " ".join(f"{name}={version(name)}" for name in NAMED)

@@ -1,4 +1,4 @@
-"""Random numbers of a training step that follow from the step alone."""
+"""Random numbers of a training step that depend only on the step."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class SeedSteps(Callback):
     """Seeds torch's global generator before every training step, by (seed, step, rank).
 
-    Dropout, gradient penalties and whatever else draws from it are so the same in a run that was continued in the
-    middle of an epoch, and differ between ranks.
+    So dropout, gradient penalties and so on are the same in a run that was continued in the middle of an epoch, and
+    they differ between ranks.
 
     Args:
         seed: of the run, below 2^32.
@@ -24,4 +24,4 @@ class SeedSteps(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed for this step."""
         step = trainer.fit_loop.total_batch_idx * trainer.world_size + trainer.global_rank
-        torch.manual_seed(self.seed << 32 | step % 2**32)  # steps of neighbouring seeds never meet
+        torch.manual_seed(self.seed << 32 | step % 2**32)  # runs with neighbouring seeds never share a seed

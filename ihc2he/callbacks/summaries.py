@@ -1,4 +1,4 @@
-"""What W&B's table of runs shows of each: its best values, size and duration, and its worst tiles."""
+"""The summary of a run in W&B: best values, size, duration, and worst tiles."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from ihc2he.callbacks.panels import plain_name
 from ihc2he.callbacks.results import Results
 from ihc2he.callbacks.worst import ranking, worst
 from ihc2he.images.decoding import read_image
-from ihc2he.loggers.base import Wandb, logged_step
-from ihc2he.report.drawing import fitted
+from ihc2he.internals.lightning import logged_step
+from ihc2he.loggers.base import Wandb
+from ihc2he.nuclei.drawing import fitted
 
 THUMBNAIL_PX = 640
 _EXTREME = {"higher": "max", "lower": "min"}  # W&B's word for the best value
@@ -26,13 +27,13 @@ _EXTREME = {"higher": "max", "lower": "min"}  # W&B's word for the best value
 class Summaries(Callback):
     """Completes the summary of a W&B run; without W&B it does nothing.
 
-    Validation metrics show their best value, in the direction that `pl_module.cards` name, instead of their last.
-    Besides: `best/<monitored metric>` and `best/epoch`, `parameters`, `device`, `seconds/<stage>`, and after a test the
-    table `worst_tiles`, ranked by the monitored metric, of a pipeline by the F1 that its pages are ranked by. A tile
-    of which the test has left a picture is shown with it.
+    Validation metrics show their best value instead of the last one; `pl_module.cards` say which direction is better.
+    The summary also has `best/<monitored metric>`, `best/epoch`, `parameters`, `device`, `seconds/<stage>`, and after a
+    test the table `worst_tiles`. It is ranked by the monitored metric; for a pipeline by the F1 of its pages of tiles.
+    If the test has made a picture of a tile, the table shows it.
 
     Args:
-        n_worst: rows of that table.
+        n_worst: number of rows of that table.
     """
 
     def __init__(self, n_worst: int = 16) -> None:
@@ -45,7 +46,7 @@ class Summaries(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Say which metrics are better high and which low; of one that is best between, the last value stays."""
-        better = {f"val/{key}": card.better for key, card in getattr(pl_module, "cards", {}).items()}
+        better = {f"val/{key}": card.better for key, card in pl_module.cards.items()}
         for callback in trainer.checkpoint_callbacks:
             if monitor := getattr(callback, "monitor", None):
                 better[monitor] = "higher" if callback.mode == "max" else "lower"  # type: ignore[attr-defined]
@@ -79,12 +80,11 @@ class Summaries(Callback):
             rows = list(csv.DictReader(stream))
         if not rows or (found := ranking(trainer, pl_module, rows[0])) is None:
             return
-        metric, better, method = found
         files = _pictures(folder / "images")
-        columns = list(dict.fromkeys(["picture", "name", "group", metric, *rows[0]]))
+        columns = list(dict.fromkeys(["picture", "name", "group", found.column, *rows[0]]))
         numbers = {column for column in columns[3:] if all(_is_number(row[column]) for row in rows)}
         table = []
-        for row in worst(rows, metric, better, self.n_worst, method):
+        for row in worst(rows, found.column, found.better, self.n_worst, found.group):
             file = files.get(row["name"].replace("/", "_")) or files.get(plain_name(row["name"]))
             values = [_value(row[column], column in numbers) for column in columns[1:]]
             table.append([file and _thumbnail(file), *values])

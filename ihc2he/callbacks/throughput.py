@@ -1,4 +1,4 @@
-"""How fast a training runs, and whether it waits for its data."""
+"""The speed of a training, and whether it waits for data."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ihc2he.loggers.base import logged_step
+from ihc2he.internals.lightning import logged_step
 
 
 class Throughput(Callback):
-    """Logs images per second, the share of the time that passes between steps, and the memory of a GPU.
+    """Logs images per second, the share of time between steps, and the memory of a GPU.
 
-    Each row, one per `log_every_n_steps` of the Trainer, stands for the steps since the one before; those up to the
-    first, in which kernels are chosen and processes start, are left out, and so are validation, checkpoints and the
-    turn of an epoch. Only the clock is read: the loggers' own look at the losses makes the CPU wait for a GPU, once
-    per row, so a row begins and ends with nothing left to compute.
+    There is one row per `log_every_n_steps` of the Trainer, for the steps since the last row. Not counted are the steps
+    up to the first row, in which kernels are chosen and processes start, and validation, checkpoints and the change of
+    epochs. The callback only reads the clock. Once per row the loggers read the losses, which makes the CPU wait for
+    the GPU, so the GPU is idle at the beginning and end of a row.
 
-    Logged keys: `throughput/images_per_second`, of all ranks together, a pair of crops counting once;
-    `throughput/data_wait`, 0 to 1, of a GPU an upper bound, since it may be busy while the CPU waits; and on a GPU
-    `throughput/gpu_memory_gb`, the most that tensors have occupied so far on the first one, 1e9 bytes.
+    Logged keys: `throughput/images_per_second`, of all ranks together; a pair of crops counts once.
+    `throughput/data_wait`, 0 to 1; on a GPU an upper bound, because it may be busy while the CPU waits. On a GPU also
+    `throughput/gpu_memory_gb`, the peak memory of tensors on the first GPU so far, in 1e9 bytes.
     """
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
-        self._row: int | None = None  # the step at which the present row began
+        self._row: int | None = None  # the first step of the current row
         self._images = 0
         self._seconds = self._waiting = 0.0
-        self._started = 0.0  # the present step
-        self._ended: float | None = None  # the step before; None where something else has come between
+        self._started = 0.0  # the current step
+        self._ended: float | None = None  # the previous step; None if something else happened in between
         self._warm = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier training."""
+        """Reset after an earlier training."""
         self._reset()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Close the row of the steps before, where it is complete, and count the images of this one."""
+        """Log the row of the previous steps if it is complete, and count the images of this step."""
         now = time.perf_counter()
         if self._ended is not None:
             self._seconds += now - self._ended
@@ -70,11 +70,11 @@ class Throughput(Callback):
         self._ended = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the last row, where it is complete."""
+        """Log the last row if it is complete."""
         self._close(trainer)
 
     def _close(self, trainer: Trainer) -> None:
-        """Log the present row and begin the next where the loggers have just had a step."""
+        """Log the current row and begin the next one, if the loggers have just logged a step."""
         step, every = logged_step(trainer), trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or step % every or step == self._row:
             return

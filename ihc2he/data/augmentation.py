@@ -1,4 +1,4 @@
-"""Augmentation of H&E crops with nuclei: geometry for image and labels alike, colour for the image alone."""
+"""Augmentation of H&E crops with nuclei: geometry for image and labels, colour only for the image."""
 
 import os
 import random
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ihc2he.errors import ConfigError
 from ihc2he.stain.deconvolution import DAB, EOSIN, HEMATOXYLIN, optical_density, unmixing_matrix
 
-_ELASTIC_REACH = 12.0  # px, over which neighbouring displacements agree: about a nucleus at 0.25 um/px
+_ELASTIC_REACH = 12.0  # px, distance over which displacements are similar: about a nucleus at 0.25 um/px
 _UNMIX_cs = unmixing_matrix((HEMATOXYLIN, EOSIN, DAB))
 _MIX_sc = np.linalg.inv(_UNMIX_cs)
 
@@ -19,21 +19,21 @@ Labels = NDArray[np.int32]
 
 
 class NucleiAugmentation:
-    """Random changes of a crop and its label maps, by albumentations; each argument is a greatest change, 0 = off.
+    """Random changes of a crop and its label maps, with albumentations; each argument is the largest change, 0 = off.
 
-    Geometry moves image and labels together (labels by the nearest pixel); what it uncovers at the border is filled by
-    reflection. Colour and sharpness change the image alone. Scale, HSV and HED change half of the crops; elastic, blur
-    and noise a quarter.
+    Geometric changes move image and labels together (labels by nearest neighbour), and fill the border by reflection.
+    Colour and sharpness change only the image. Scale, HSV and HED are applied to half of the crops; elastic, blur and
+    noise to a quarter.
 
     Args:
-        dihedral: one of the eight turns and reflections of a square, equally likely; not a change with a size.
-        scale: relative change of size: 0.2 = by 0.8 to 1.2.
+        dihedral: rotations by multiples of 90 degrees and flips, all eight equally likely; true or false.
+        scale: relative change of size: 0.2 = factors of 0.8 to 1.2.
         elastic: standard deviation of the displacements, px.
         blur: sigma of a Gaussian, px.
         noise: standard deviation of Gaussian noise, as a fraction of white.
         hed: change of the hematoxylin, eosin and residual stain: factors of 1 - hed to 1 + hed, and shifts of -hed to
             +hed in optical density (Tellez et al., Med Image Anal 2019: 0.05 = light, 0.2 = strong).
-        hsv: change of saturation and value, as a fraction of their range; of hue by a quarter of that.
+        hsv: change of saturation and value, as a fraction of their range; hue changes by a quarter of that.
 
     Raises:
         ConfigError: for a value outside its range.
@@ -52,16 +52,16 @@ class NucleiAugmentation:
     ) -> None:
         for name, value, limit in (
             ("scale", scale, 0.9),
-            ("elastic", elastic, _ELASTIC_REACH / 2),  # beyond it, the tissue folds
+            ("elastic", elastic, _ELASTIC_REACH / 2),  # above this, the tissue folds
             ("blur", blur, 10),
             ("noise", noise, 1),
             ("hed", hed, 1),
             ("hsv", hsv, 1),
         ):
             if not 0 <= value <= limit:
-                msg = f"data.augmentation.{name}={value}: expected from 0 to {limit}."
+                msg = f"data.augmentation.{name}={value}: expected 0 to {limit}."
                 raise ConfigError(msg)
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks a server for news otherwise
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise its import asks a server for updates
         import albumentations as A
 
         reflect = cv2.BORDER_REFLECT_101
@@ -71,8 +71,8 @@ class NucleiAugmentation:
         if scale:
             steps.append(A.Affine(scale=(1 - scale, 1 + scale), border_mode=reflect, p=0.5))
         if elastic:
-            # The displacements are noise in [-1, 1], of standard deviation 1 / sqrt(3); smoothing it by a Gaussian
-            # leaves 1 / (2 sqrt(pi) sigma) of that.
+            # The displacements are noise in [-1, 1] with standard deviation 1 / sqrt(3). Smoothing with a Gaussian
+            # multiplies this by 1 / (2 sqrt(pi) sigma).
             alpha = elastic * np.sqrt(3) * 2 * np.sqrt(np.pi) * _ELASTIC_REACH
             steps.append(
                 A.ElasticTransform(
@@ -105,9 +105,9 @@ class NucleiAugmentation:
         if self.hed and rng.random() < 0.5:
             factors_s, shifts_s = rng.uniform(-self.hed, self.hed, (2, 3))
             image = change_stains(image, 1 + factors_s, shifts_s)
-        # Not Compose.set_random_seed, which gives every step its own copy of one random stream.
+        # Not Compose.set_random_seed, which gives every step its own copy of the same random stream.
         self.steps.set_random_state(rng, random.Random(seed))
-        # OpenCV warps no int32, and moves all maps at once; float32 holds these values exactly.
+        # OpenCV cannot warp int32. All maps are moved at once; float32 is exact for these values.
         done = self.steps(image=image, mask=np.stack(labels, -1).astype(np.float32))
         maps_hwn = done["mask"].reshape(*done["image"].shape[:2], len(labels))
         return done["image"], [np.ascontiguousarray(maps_hwn[..., i], np.int32) for i in range(len(labels))]
@@ -118,8 +118,8 @@ def change_stains(image: NDArray[np.uint8], factors_s: NDArray, shifts_s: NDArra
 
     Args:
         image: HxWx3, uint8 RGB.
-        factors_s: three, on the concentrations of hematoxylin, eosin and DAB.
-        shifts_s: three, added to them, in optical density.
+        factors_s: three factors for the concentrations of hematoxylin, eosin and DAB.
+        shifts_s: three shifts that are added to them, in optical density.
 
     >>> pixel = np.array([[[150, 80, 160]]], np.uint8)
     >>> change_stains(pixel, np.ones(3), np.zeros(3)).tolist()

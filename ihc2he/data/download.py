@@ -1,4 +1,4 @@
-"""Downloads that continue where they stopped, and unpacking that leaves no half file."""
+"""Downloads that continue where they stopped, and unpacking without incomplete files."""
 
 import logging
 import shutil
@@ -19,25 +19,25 @@ from ihc2he.files import complete
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 5
-WAIT = 2.0  # s before the second attempt; doubled each time
+WAIT = 2.0  # s before the second attempt; doubles each time
 TIMEOUT = 60.0  # s without a byte
 BLOCK = 1 << 20  # bytes
 
 
 def download(url: str, path: Path) -> str:
-    """Return the SHA-256 of a file after fetching it, unless it is there already.
+    """Download a file, unless it is already there, and return its SHA-256.
 
-    The bytes gather in ``<path>.part``; a call after a broken one asks the server for the rest, which it sends only if
-    its file is still the same (``If-Range``). The checksum is kept in ``<path>.sha256``, as ``sha256sum -c`` reads it,
-    and a later download of other content is refused.
+    Incomplete downloads are kept in ``<path>.part``, and the next call asks the server for the rest. The server sends
+    it only if its file is still the same (``If-Range``). The checksum is written to ``<path>.sha256`` in the format of
+    ``sha256sum -c``. A later download with other content is refused.
 
     Args:
         url: http or https.
-        path: of the file; its folder is made.
+        path: of the file; its folder is created.
 
     Raises:
-        DataError: where the server refuses, the connection keeps breaking, the disk is too small, or the content is
-            not that of an earlier download.
+        DataError: if the server refuses, the connection keeps breaking, the disk is too small, or the content differs
+            from an earlier download.
     """
     record = _beside(path, ".sha256")
     if path.is_file() and record.is_file():
@@ -59,14 +59,14 @@ def download(url: str, path: Path) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip file; a file that is there with its full size is left alone.
+    """Unpack a zip file; files that are already there with their full size are skipped.
 
     Args:
         archive: the zip file.
-        folder: receives its content.
+        folder: destination.
 
     Raises:
-        DataError: for a damaged archive, a name that leads out of the folder, and a disk that is too small.
+        DataError: for a damaged archive, an entry outside the folder, or a disk that is too small.
     """
     try:
         with zipfile.ZipFile(archive) as content:
@@ -113,14 +113,14 @@ def _fetch_persistently(url: str, part: Path) -> None:
             time.sleep(WAIT * 2**attempt)
     have = part.stat().st_size if part.is_file() else 0
     msg = (
-        f"{url}: the download failed {ATTEMPTS} times, at last with: {problem}. "
+        f"{url}: the download failed {ATTEMPTS} times, the last time with: {problem}. "
         f"{have / 1e6:.1f} MB are kept in {part}; run again to continue."
     )
     raise DataError(msg) from problem
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Fetch what is missing of a file, or all of it where the server has another version by now."""
+    """Download the missing part of a file, or all of it if the server now has another version."""
     note = _beside(part, ".version")
     start = part.stat().st_size if part.is_file() and note.is_file() else 0
     headers = {"User-Agent": "ihc2he"}
@@ -158,8 +158,8 @@ def _copy(source: BinaryIO, sink: BinaryIO, start: int, total: int | None, name:
 
 
 def _note_version(etag: str | None, last_modified: str | None, note: Path) -> None:
-    """Keep what names the server's version of the file; without it a broken download starts again."""
-    version = last_modified if etag is None or etag.startswith("W/") else etag  # a weak tag cannot vouch for bytes
+    """Save the server's tag for this version of the file; without a tag a broken download starts again."""
+    version = last_modified if etag is None or etag.startswith("W/") else etag  # weak tags do not guarantee equal bytes
     if version is None:
         note.unlink(missing_ok=True)
     else:
@@ -178,7 +178,7 @@ def _check_record(url: str, record: Path, checksum: str) -> None:
 def _require_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
-        msg = f"{folder}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. Name another folder."
+        msg = f"{folder}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. Choose another folder."
         raise DataError(msg)
 
 

@@ -22,6 +22,7 @@ from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
 from ihc2he.data.points import POLICIES, Faults, Point, PointTile, image_size, keep_good, read_point_tile
 from ihc2he.data.stored import require
 from ihc2he.data.tables import by_name
+from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.files import exclusive
 from ihc2he.images.finding import find_images, regular_files
@@ -121,6 +122,11 @@ class EndoNukeDataModule(WholeTilesDataModule):
         self.classes = list(CLASSES)
         self.truth_classes: list[str] = []
         self.tiles: dict[str, list[PointTile]] = {}
+
+    @property
+    def info(self) -> DataInfo:
+        """What models, callbacks and the runner may know of the images."""
+        return DataInfo(self.mpp, self.classes, self.truth_classes)
 
     def prepare_data(self) -> None:
         """Simulate or download the dataset, where that is asked for."""

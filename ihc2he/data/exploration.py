@@ -1,4 +1,4 @@
-"""What `prepare_data` leaves beside a store for people to look at: index.csv, skipped.csv, exploration.png."""
+"""Reports that `prepare_data` writes next to a store: index.csv, skipped.csv, exploration.png."""
 
 import logging
 from collections import Counter
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ihc2he.data.store import TileStore
 from ihc2he.files import complete, write_csv
+from ihc2he.internals.matplotlib import load
 from ihc2he.stain.deconvolution import HE, IHC, optical_density, separate
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ TISSUE_OD = 0.06
 def stain_statistics(image: NDArray[np.uint8], stain: str) -> dict[str, float]:
     """Return the tissue fraction of an image, the mean concentration of its stains, and the share of blue.
 
-    Concentrations are in optical density. The share of blue is the mean optical density of the blue channel over that
-    of all three: about 0.4 for DAB brown, 0.26 for H&E. Large images are measured on a grid of some 256 x 256 pixels.
+    Concentrations are in optical density. The share of blue is the mean optical density of the blue channel divided by
+    that of all three: about 0.4 for brown DAB, 0.26 for H&E. Large images are measured on about 256 x 256 pixels.
 
     Args:
         image: HxWx3, uint8 RGB.
@@ -53,9 +54,9 @@ def write_index(path: Path, store: TileStore) -> None:
 
 
 def write_nuclei_index(path: Path, store: TileStore) -> None:
-    """Write one line per tile with nuclei: name, split, tissue, size, nuclei in all and of each class, what was lost.
+    """Write one line per tile with nuclei: name, split, tissue, size, number of nuclei in total and per class, losses.
 
-    ``vanished``: nuclei smaller than a pixel after resampling; ``overlap_px``: pixels that two nuclei claimed.
+    ``vanished``: nuclei smaller than a pixel after resampling; ``overlap_px``: pixels with two nuclei.
     """
     rows = [
         {"tile": row["name"], "split": row["split"], "tissue": row["group"]}
@@ -70,6 +71,7 @@ def write_nuclei_index(path: Path, store: TileStore) -> None:
 
 def draw_exploration(path: Path, store: TileStore) -> None:
     """Draw the level distribution, the histograms of the stains and example tiles of both stains."""
+    load()
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
     examples = _examples(store)
@@ -115,7 +117,7 @@ def _draw_histograms(axis: "Axes", store: TileStore, quantity: str) -> None:
 
 
 def _examples(store: TileStore, n: int = 6) -> dict[str, list[int]]:
-    """Return record numbers per stain, spread over the groups and, within them, over the store."""
+    """Return record numbers per stain, from all groups and evenly spaced within each."""
     chosen = {}
     for stain in UNMIXING:
         numbers = [i for i, row in enumerate(store.rows) if stain in row["shapes"]]
@@ -125,10 +127,10 @@ def _examples(store: TileStore, n: int = 6) -> dict[str, list[int]]:
 
 
 def warn_if_swapped(store: TileStore) -> None:
-    """Log a warning where the IHC images are less brown than the H&E images, as if the two were exchanged."""
+    """Log a warning if the IHC images are less brown than the H&E images, which means that they may be swapped."""
     shares = [
         [row["stains"][f"{stain}_blue_share"] for row in store.rows if stain in row["shapes"]]
         for stain in ("ihc", "he")
     ]
     if all(shares) and np.median(shares[0]) < np.median(shares[1]):
-        log.warning("The IHC images are less brown than the H&E images. Are the two stains exchanged?")
+        log.warning("The IHC images are less brown than the H&E images. Are the two stains swapped?")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
 from ihc2he.data.stored import require
 from ihc2he.data.tables import by_name, pixel_size, read_table
+from ihc2he.datainfo import DataInfo
 from ihc2he.errors import DataError, did_you_mean
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import find_images, regular_files
@@ -193,6 +194,11 @@ class PointsDataModule(WholeTilesDataModule):
         self.classes = list(classes or [])
         self.truth_classes: list[str] = []
         self.mpp = mpp
+
+    @property
+    def info(self) -> DataInfo:
+        """What models, callbacks and the runner may know of the images."""
+        return DataInfo(mpp=None, classes=self.classes)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check all points; reads no pixel of PNG files."""

@@ -11,14 +11,14 @@ from ihc2he.errors import ConfigError
 
 
 class EpochLoader(DataLoader):
-    """A DataLoader that can go on in the middle of an epoch; its sampler has to be one of this module's.
+    """A DataLoader that can continue in the middle of an epoch; its sampler must be one of this module.
 
-    Its workers start at the first batch, not when an iterator is asked for: the Trainer of a resumed run asks for one
-    before it tells the sampler the epoch.
+    Its workers start at the first batch, not when the iterator is made, because the Trainer of a resumed run makes the
+    iterator before it tells the sampler the epoch.
     """
 
-    _batches = 0  # of this epoch that have been handed out
-    _done = 0  # of the next epoch to be iterated that another process has handed out
+    _batches = 0  # batches of this epoch that were already used
+    _done = 0  # batches of the next iterated epoch that were used before the checkpoint
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self._batches, self._done = self._done, 0
@@ -28,29 +28,29 @@ class EpochLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return where in the epoch the loader is, for the Trainer's checkpoint."""
+        """Return the loader's position in the epoch, for the Trainer's checkpoint."""
         return {"batches": self._batches, "batch_size": self.batch_size or 1, "samples": len(self.sampler)}  # type: ignore[arg-type]
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batches that the checkpoint has seen; the Trainer asks for it in the middle of an epoch only.
+        """Continue after the batches before the checkpoint; the Trainer calls this only in the middle of an epoch.
 
         Raises:
-            ConfigError: where this run's epoch is cut into other batches.
+            ConfigError: if this run divides the epoch into other batches.
         """
         own = self.state_dict() | {"batches": state["batches"]}
         if own != state:
             msg = (
-                "ckpt_path: the checkpoint is from the middle of an epoch, and this run would cut the rest of it into "
-                f"other batches: {state['samples']} samples per process in batches of {state['batch_size']} then, "
-                f"{own['samples']} in batches of {own['batch_size']} now. Continue with the data, the data.batch_size "
-                "and the number of devices of then."
+                "ckpt_path: the checkpoint is from the middle of an epoch, and this run would divide the rest into "
+                f"other batches: {state['samples']} samples per process in batches of {state['batch_size']} before, "
+                f"{own['samples']} in batches of {own['batch_size']} now. Continue with the same data, data.batch_size "
+                "and number of devices."
             )
             raise ConfigError(msg)
         self._done = state["batches"]
 
 
 class SampleIndex(NamedTuple):
-    """An index that carries its epoch, so that a dataset in a worker process knows it without shared memory."""
+    """An index with its epoch, so that a dataset in a worker process knows the epoch without shared memory."""
 
     epoch: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
@@ -59,8 +59,8 @@ class SampleIndex(NamedTuple):
 class EpochSampler(Sampler[SampleIndex]):
     """Yields this process's share of a new order in each epoch.
 
-    Indices run over [0, num_samples) or beyond ``size``; a dataset takes them modulo ``size``, and draws its
-    random numbers from the full index, so that a tile seen twice in an epoch is cropped differently.
+    Indices are in [0, num_samples) and may exceed ``size``. A dataset uses them modulo ``size``, and takes the seed of
+    its random numbers from the full index, so that a tile used twice in an epoch is cropped differently.
     Every process gets the same number of samples: the remainder is dropped. Lightning calls ``set_epoch``.
 
     Args:
@@ -114,7 +114,7 @@ class EpochSampler(Sampler[SampleIndex]):
 
 
 class ShardSampler(Sampler[int]):
-    """Yields every world_size-th index in order: each tile once over all processes, none padded.
+    """Yields every world_size-th index in order: each tile once over all processes, without padding.
 
     >>> list(ShardSampler(size=5, rank=1, world_size=2))
     [1, 3]
@@ -142,13 +142,13 @@ def balancing_weights(groups: Sequence[str]) -> list[float]:
 
 
 def presence_weights(present: Sequence[Sequence[str]]) -> list[float]:
-    """Return a weight per tile that makes every class the reason for equally many draws.
+    """Return a weight per tile that balances the classes that tiles contain.
 
-    A tile is drawn for the sake of any class that it holds, or, where it holds none, for the emptiness of it. A rare
-    class is so seen often, though never without the classes around it.
+    The weight of a tile is a sum over its classes: 1 / the number of tiles with that class. Tiles without any class are
+    a class of their own. So rare classes are drawn often, though always together with the classes around them.
 
     Args:
-        present: the classes in each tile, each named once.
+        present: the classes in each tile, without repetition.
 
     >>> presence_weights([["a"], ["a", "b"], ["a"], []])
     [0.3333333333333333, 1.3333333333333333, 0.3333333333333333, 1.0]

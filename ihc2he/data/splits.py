@@ -1,19 +1,20 @@
-"""Deterministic, stratified division of tiles into training, validation and test."""
+"""Deterministic, stratified splits of tiles into training, validation and test."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ihc2he.stain import STAINS
+
 SPLITS = ("train", "val", "test")
-STAINS = ("ihc", "he")
 
 
 def stratified_sample(groups: Sequence[str], fraction: float, seed: int) -> list[int]:
     """Return sorted positions of a random subset in which every group keeps its share.
 
-    The subset has ``round(fraction * len(groups))`` members, at least one unless the fraction is 0; the seats that
-    whole numbers leave open go to the groups with the largest remainders.
+    The subset has ``round(fraction * len(groups))`` members, at least one unless the fraction is 0; after
+    rounding down, the remaining members come from the groups with the largest remainders.
 
     Args:
         groups: the group of each item, for instance its HER2 level.
@@ -48,15 +49,15 @@ def split_records(
 ) -> tuple[dict[tuple[str, str], list[int]], list[int]]:
     """Return record numbers by (split, stain), and the training records that are too small for the crop.
 
-    The division on disk stands; a fraction of the training tiles makes up for a split that it lacks. Every step is
-    stratified by group. Records of both stains fall into the same split for both.
+    Splits on disk are kept. A missing split is made from a fraction of the training tiles. Every step is stratified by
+    group. A record with both stains is in the same split for both.
 
     Args:
         rows: of a `TileStore`, with ``split``, ``group`` and ``shapes``.
-        crop_size: least side in px of a training tile.
+        crop_size: smallest side of a training tile in px.
         val_fraction: of the training tiles (after the test tiles are taken) for validation.
         test_fraction: of the training tiles for testing.
-        fraction: of the training tiles that are left, to be kept.
+        fraction: of the remaining training tiles that is used.
         seed: of the choices.
     """
     records: dict[tuple[str, str], list[int]] = {}

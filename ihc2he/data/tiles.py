@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
 from ihc2he.data.stored import require
 from ihc2he.data.tables import by_name, pixel_size, read_table
+from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import SUFFIXES, find_images, regular_files
@@ -61,6 +62,11 @@ class TilesDataModule(WholeTilesDataModule):
         self.path = str(path)
         self.mpp = mpp
         self.done = None if done is None else Path(done).expanduser()
+
+    @property
+    def info(self) -> DataInfo:
+        """What models, callbacks and the runner may know of the images."""
+        return DataInfo(mpp=None)
 
     def setup(self, stage: str | None = None) -> None:
         """Find the images that are still to do; reads none."""

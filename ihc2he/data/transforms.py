@@ -1,4 +1,4 @@
-"""Augmentation of crops and the step from uint8 images to float tensors."""
+"""Augmentation of crops, and conversion of uint8 images to float tensors."""
 
 import os
 import random
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def training_transform(*, flip: bool, rotate90: bool, brightness_contrast: float) -> "albumentations.Compose":
-    """Return the augmentation of a training crop; it gives float32 in [-1, 1].
+    """Return the augmentation of a training crop; its output is float32 in [-1, 1].
 
     Args:
         flip: left-right and up-down, each with probability 1/2.
         rotate90: by 0, 90, 180 or 270 degrees, each with probability 1/4.
-        brightness_contrast: greatest relative change; 0 switches it off.
+        brightness_contrast: largest relative change; 0 = off.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks a server for news otherwise
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise its import asks a server for updates
     import albumentations
 
     steps: list[albumentations.BasicTransform] = []
@@ -38,8 +38,8 @@ def training_transform(*, flip: bool, rotate90: bool, brightness_contrast: float
 def augment(transform: "albumentations.Compose", image: NDArray[np.uint8], seed: int) -> torch.Tensor:
     """Return an augmented image as a (3, H, W) tensor; the same seed gives the same change.
 
-    Differs from ``Compose.set_random_seed``, which gives every step its own copy of one random stream:
-    the two flips then always happen together (and costs six times as much).
+    Unlike ``Compose.set_random_seed``, which gives every step its own copy of the same random stream, so that the two
+    flips always happen together (and which takes six times as long).
     """
     transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
     return to_tensor(transform(image=image)["image"])

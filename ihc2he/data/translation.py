@@ -18,6 +18,7 @@ from ihc2he.data.splits import STAINS, split_records
 from ihc2he.data.store import Record, Skipped, TileStore
 from ihc2he.data.stored import StoreDataModule, require
 from ihc2he.data.transforms import augment, normalise, training_transform
+from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.files import write_csv
 
@@ -234,6 +235,11 @@ class TranslationDataModule(StoreDataModule):
         self.rotate90 = rotate90
         self.brightness_contrast = brightness_contrast
         self.on_bad_file = on_bad_file
+
+    @property
+    def info(self) -> DataInfo:
+        """What models, callbacks and the runner may know of the images."""
+        return DataInfo(self.mpp, store=self.store_path)
 
     @abstractmethod
     def find_tiles(self) -> list[RawTile] | None:

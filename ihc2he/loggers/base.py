@@ -9,44 +9,28 @@ import logging
 import math
 import os
 import re
+import ssl
+import threading
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ihc2he.callbacks.lineage import outputs
 from ihc2he.errors import ConfigError
 from ihc2he.files import write_csv
+from ihc2he.internals.lightning import rank_zero_experiment
+from ihc2he.internals.wandb import server
+from ihc2he.loggers.lineage import outputs
 
 log = logging.getLogger(__name__)
 
 STEP = "trainer/global_step"  # what Lightning calls W&B's x axis; the same number as in the column step of metrics.csv
-
-
-def logged_step(trainer: Trainer) -> int:
-    """Return the step at which the Trainer logs scalars at present.
-
-    That is batches of one process so far, or optimiser steps where the Trainer accumulates; `trainer.global_step` is
-    ahead of it by one during a validation, and counts otherwise where a module accumulates by itself.
-    """
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
-class _AppendingWriter(ExperimentWriter):
-    """Lightning's writer, which deletes the `metrics.csv` of a run that is resumed; this one goes on in it."""
-
-    def _check_log_dir_exists(self) -> None:
-        file = Path(self.metrics_file_path)
-        if file.is_file():
-            content = file.read_bytes()
-            os.truncate(file, content.rfind(b"\n") + 1)  # a killed run may have left half a line
-            with file.open(newline="", encoding="utf-8") as stream:
-                self.metrics_keys = next(csv.reader(stream), [])
+_PATIENCE_S = 5  # with W&B's server
 
 
 def forget_rows(file: Path, step: int) -> None:
@@ -59,7 +43,7 @@ def forget_rows(file: Path, step: int) -> None:
         write_csv(file, rows, reader.fieldnames)
 
 
-class Csv(CSVLogger):
+class Csv(Logger):
     """Scalars as `metrics.csv` in the run's folder; a resumed run goes on in the same file.
 
     Args:
@@ -68,19 +52,74 @@ class Csv(CSVLogger):
     """
 
     def __init__(self, save_dir: str, flush_logs_every_n_steps: int = 100) -> None:
-        super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
+        super().__init__()
+        self._file = Path(save_dir) / "metrics.csv"
+        self._every = flush_logs_every_n_steps
+        self._rows: list[dict[str, Any]] = []  # that are not in the file yet
+        self._columns: list[str] | None = None  # of the file; None: not looked at yet
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """The writer behind this logger."""
-        if self._experiment is None:
-            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
-            self._experiment = _AppendingWriter(log_dir=self.log_dir)
-        return self._experiment  # type: ignore[return-value]
+    def name(self) -> str:
+        """No name: the folder has one."""
+        return ""
 
-    def log_hyperparams(self, params: Any = None) -> None:
+    @property
+    def version(self) -> str:
+        """No version: the folder has one."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self._file.parent)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: `config.yaml` of the run holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Note a row of values."""
+        step = len(self._rows) if step is None else step
+        self._rows.append({**{key: getattr(value, "item", lambda v=value: v)() for key, value in metrics.items()},
+                           "step": step})  # fmt: skip
+        if (step + 1) % self._every == 0:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what was noted since the last time; new columns are added to the file."""
+        if not self._rows:
+            return
+        if self._columns is None:
+            self._columns = _repair(self._file)
+        columns = self._columns
+        if new := {key for row in self._rows for key in row}.difference(columns):
+            self._columns = sorted({*columns, *new})
+            earlier = _read(self._file) if columns else []
+            write_csv(self._file, [*earlier, *self._rows], self._columns)
+        else:
+            with self._file.open("a", newline="", encoding="utf-8") as stream:
+                csv.DictWriter(stream, columns).writerows(self._rows)
+        self._rows = []
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        self.save()
+
+
+def _repair(file: Path) -> list[str]:
+    """Return the columns of a CSV file, none without one; half a line, which a killed run may have left, is dropped."""
+    if not file.is_file():
+        return []
+    os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
+    with file.open(newline="", encoding="utf-8") as stream:
+        return next(csv.reader(stream), [])
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
 
 
 class Wandb(WandbLogger):
@@ -88,7 +127,7 @@ class Wandb(WandbLogger):
 
     The id of the run follows from its folder, so that a resumed run continues its curves. What the run leaves in the
     folder becomes artifacts: bundles as they are, checkpoints as a reference to their file. Online, `inputs` among the
-    hyperparameters (see `ihc2he.callbacks.lineage.inputs`) are declared as such; offline W&B cannot.
+    hyperparameters (see `ihc2he.loggers.lineage.inputs`) are declared as such; offline W&B cannot.
 
     Args:
         save_dir: the run's folder.
@@ -102,6 +141,7 @@ class Wandb(WandbLogger):
         log_checkpoints: send the checkpoints too, which are large.
 
     Attributes:
+        arguments: with which W&B opens the run.
         summaries: what the run's summary keeps of a key, or of those below it, instead of the last value: `min`, `max`
             or `mean`.
     """
@@ -122,20 +162,20 @@ class Wandb(WandbLogger):
     ) -> None:
         if offline is None:
             offline = _offline_by_environment()
-        super().__init__(
-            name=name or Path(save_dir).name,
-            save_dir=save_dir,
-            id=run_id(save_dir),
-            project=project,
-            group=group,
-            tags=tags,
-            entity=entity,
-            notes=notes,
-            mode="offline" if offline else os.environ.get("WANDB_MODE", "online"),  # which may be `disabled`
-            resume=None if offline else "allow",
-        )
-        self._wandb_init.pop("anonymous", None)  # Lightning still gives it, and W&B then warns that it means nothing
-        self._can_declare = not offline
+        super().__init__(name=name or Path(save_dir).name, save_dir=save_dir, id=run_id(save_dir), project=project)
+        self.arguments: dict[str, Any] = {
+            "name": name or Path(save_dir).name,
+            "project": project,
+            "dir": save_dir,
+            "id": run_id(save_dir),
+            "group": group,
+            "tags": tags,
+            "entity": entity,
+            "notes": notes,
+            "mode": "offline" if offline else os.environ.get("WANDB_MODE", "online"),  # which may be `disabled`
+            "resume": None if offline else "allow",
+        }
+        self._run: Any = None
         self._log_checkpoints = log_checkpoints
         self._known: set[str] = set()  # hashes of the artifacts of this run
         self._defined: set[str] = set()
@@ -145,17 +185,31 @@ class Wandb(WandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The run behind this logger; one that an earlier job of this process has left open is ended first."""
-        if self._experiment is None:
+        if self._run is None:
             if Wandb._open is not None:
                 Wandb._open.finish()
-            Wandb._open = super().experiment
-        return self._experiment
+            Wandb._open = self._run = self._start()
+        return self._run
+
+    def _start(self) -> Any:
+        """Open the run: offline where W&B does not let it in, for a training is worth more than its curves."""
+        import wandb
+
+        try:
+            run = wandb.init(**self.arguments)
+        except wandb.Error as error:
+            log.warning("W&B: %s", _OFFLINE.format(" ".join(str(error).split())[:200].rstrip(".")))
+            self.arguments |= {"mode": "offline", "resume": None}
+            run = wandb.init(**self.arguments)
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP, step_sync=True)
+        return run
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
         """Log the configuration, and declare the run's inputs where W&B is online."""
         super().log_hyperparams(params)
-        if self._can_declare:
+        if self.arguments["mode"] != "offline":
             for found in params.get("inputs", []):
                 self._add(found, self.experiment.use_artifact)
 
@@ -175,10 +229,10 @@ class Wandb(WandbLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Log what the run has left as artifacts; end a failed run as failed."""
-        if self._experiment is None:
+        if self._run is None:
             return
         if status != "success":
-            self._experiment.finish(exit_code=1)
+            self._run.finish(exit_code=1)
             return
         for found in outputs(str(self.save_dir)):
             self._add(found, self.experiment.log_artifact)
@@ -242,6 +296,9 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w.-]", "_", name)
 
 
+_OFFLINE = "{}, so the run is kept offline; send it later with `wandb sync`."
+
+
 def _offline_by_environment() -> bool:
     """Return whether W&B has to work offline, and say so once where that was nobody's choice."""
     mode = os.environ.get("WANDB_MODE")
@@ -249,11 +306,32 @@ def _offline_by_environment() -> bool:
         return mode == "offline"
     import wandb
 
-    if wandb.login(prompt=False, verify=False):
-        return False
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        log.info("W&B: nobody is logged in, so the run is kept offline; send it later with `wandb sync`.")
-    return True
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    why = "" if wandb.login(prompt=False, verify=False) else "nobody is logged in"
+    if not why and first and not _answers(server()):
+        why = f"{server()} does not answer within {_PATIENCE_S} s"
+    if why and first:
+        log.info("W&B: %s", _OFFLINE.format(why))
+    return bool(why)
+
+
+def _answers(url: str) -> bool:
+    """Return whether anything answers at a URL: with an error too, which is then W&B's to tell."""
+    heard: list[bool] = []
+
+    def ask() -> None:
+        try:
+            with urlopen(Request(url, method="HEAD"), timeout=_PATIENCE_S):
+                heard.append(True)
+        except HTTPError:
+            heard.append(True)
+        except (OSError, HTTPException, ValueError) as error:  # certificates are checked in another way by W&B itself
+            heard.append(isinstance(getattr(error, "reason", None), ssl.SSLError))
+
+    thread = threading.Thread(target=ask, daemon=True)  # looking up a name knows no timeout
+    thread.start()
+    thread.join(_PATIENCE_S)
+    return any(heard)
 
 
 class TensorBoard(TensorBoardLogger):

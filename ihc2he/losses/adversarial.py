@@ -29,7 +29,7 @@ def check_mode(mode: str) -> str:
 
 
 def generator_loss(fake_logits: Tensor, mode: str) -> Tensor:
-    """Return the loss of a generator whose images got these logits; scalar.
+    """Return the loss of a generator, given the logits for its images; scalar.
 
     Args:
         fake_logits: the discriminator's logits for generated images, any shape.
@@ -50,7 +50,7 @@ def generator_loss(fake_logits: Tensor, mode: str) -> Tensor:
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, mode: str, smoothing: float = 0.0) -> Tensor:
     """Return the loss of a discriminator, the mean of its loss on real and on generated images; scalar.
 
-    The halving is the reference CycleGAN's for `lsgan`; it is kept for the others.
+    The reference CycleGAN takes half of the sum for `lsgan`; here all modes do.
 
     Args:
         real_logits: logits for real images, any shape.
@@ -87,7 +87,7 @@ def gradient_penalty(
         discriminator: maps (N, 3, H, W) to logits.
         real_bchw: (N, 3, H, W).
         fake_bchw: (N, 3, H, W), detached here.
-        generator: a CPU generator for the mixing weights; the global one where None.
+        generator: a CPU generator for the mixing weights; None = the global one.
     """
     n = len(real_bchw)
     mix = torch.rand(n, 1, 1, 1, generator=generator).to(real_bchw)

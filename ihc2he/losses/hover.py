@@ -48,8 +48,8 @@ def hover_losses(
     Args:
         maps: `np` (N, 2, H, W) and `tp` (N, C, H, W) logits, `hv` (N, 2, H, W).
         targets: `inst` (N, H, W) integers, 0 = background; `hv` (N, 2, H, W); `type` (N, H, W) integers, 0 =
-            background. Where `tp` or `type` is missing, the terms `nc_*` are left out.
-        weights: by name from `TERMS`; those that are missing or 0 are not computed.
+            background. If `tp` or `type` is missing, there are no terms `nc_*`.
+        weights: by name from `TERMS`; a term without a weight, or with 0, is not computed.
         msge_axis: `aligned` or `cross`, see `msge_loss`.
 
     >>> maps = {"np": torch.zeros(1, 2, 4, 4), "hv": torch.zeros(1, 2, 4, 4)}
@@ -84,7 +84,7 @@ def dice_loss(logits_bchw: Tensor, target_bhw: Tensor, smooth: float = 1e-3) -> 
     Args:
         logits_bchw: before the softmax.
         target_bhw: integers from 0 to C - 1.
-        smooth: keeps the quotient defined where a class is absent.
+        smooth: avoids dividing by 0 if a class is absent.
 
     >>> round(dice_loss(torch.tensor([[9.0], [-9.0]]).view(1, 2, 1, 1), torch.zeros(1, 1, 1).long()).item(), 3)
     0.0
@@ -108,10 +108,10 @@ def focal_tversky_loss(
     Args:
         logits_bchw: before the softmax.
         target_bhw: integers from 0 to C - 1.
-        alpha: weight of what was missed.
-        beta: weight of what was found wrongly.
-        gamma: 1 / gamma is the exponent that turns attention to classes that are hard.
-        smooth: keeps the quotient defined where a class is absent.
+        alpha: weight of false negatives.
+        beta: weight of false positives.
+        gamma: 1 / gamma is the exponent, which gives more weight to difficult classes.
+        smooth: avoids dividing by 0 if a class is absent.
 
     >>> round(focal_tversky_loss(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1).long()).item(), 3)
     1.509
@@ -121,7 +121,7 @@ def focal_tversky_loss(
     missed_c = ((1 - probability_bchw) * truth_bchw).sum((0, 2, 3))
     wrong_c = (probability_bchw * (1 - truth_bchw)).sum((0, 2, 3))
     tversky_c = (both_c + smooth) / (both_c + alpha * missed_c + beta * wrong_c + smooth)
-    # Where a class is perfect, the slope of a root would be infinite; rounding may even make its loss negative.
+    # For a perfect class the slope of the root would be infinite, and rounding could even make its loss negative.
     return (1 - tversky_c).clamp(min=1e-7).pow(1 / gamma).sum()
 
 
@@ -139,7 +139,7 @@ def msge_loss(hv_b2hw: Tensor, hv_true_b2hw: Tensor, nucleus_bhw: Tensor, axis: 
         hv_true_b2hw: true.
         nucleus_bhw: 1 where there is a nucleus, else 0.
         axis: `aligned` differentiates the horizontal map along x and the vertical along y, as the paper describes it;
-            `cross` the other way round, as the reference implementation does and its published weights have learnt.
+            `cross` is the other way round, as in the reference implementation and its published weights.
 
     Raises:
         ConfigError: for an unknown axis.
@@ -153,7 +153,7 @@ def msge_loss(hv_b2hw: Tensor, hv_true_b2hw: Tensor, nucleus_bhw: Tensor, axis: 
     """
     kernel = _gradient_kernel(hv_b2hw)
     kernels = [kernel, kernel.T] if check_msge_axis(axis) == "aligned" else [kernel.T, kernel]
-    # A gradient is linear: that of the difference is the difference of the gradients, at half the cost.
+    # Gradients are linear, so one gradient of the difference is enough, at half the cost.
     gradient_b2hw = F.conv2d(hv_b2hw - hv_true_b2hw, torch.stack(kernels)[:, None], padding=2, groups=2)
     nucleus_b1hw = nucleus_bhw[:, None].to(hv_b2hw.dtype)
     return (gradient_b2hw.square() * nucleus_b1hw).sum() / (2 * nucleus_b1hw.sum() + 1e-8)

@@ -1,1 +1,1 @@
-"""Metrics: how near the made images are to the real ones, one by one and as a distribution."""
+"""Metrics of translated images (pairs and distributions), stains, and nuclei."""

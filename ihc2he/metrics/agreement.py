@@ -1,17 +1,16 @@
-"""Agreement between annotators of the same tiles: the level a method can be expected to reach."""
+"""Agreement between annotators of the same tiles: the best that can be expected of a method."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, permutations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.metrics.cards import Card
-from ihc2he.metrics.keypoints import RADIUS_UM, cards, score_tile, scores
+from ihc2he.metrics.keypoints import RADIUS_UM, score_tile, scores
 
 ReaderCounts = dict[tuple[str, str], dict[str, NDArray[np.int64]]]
 _OF_A_READER = ("f1", "precision", "recall")
@@ -20,7 +19,7 @@ _OF_A_READER = ("f1", "precision", "recall")
 def score_readers(
     readers: Mapping[str, NDArray[np.integer]], *, mpp: float, n_classes: int, radius_um: float = RADIUS_UM
 ) -> ReaderCounts:
-    """Return the counts of a tile for each two of its annotators, the first as the truth and the second as a method.
+    """Return the counts of a tile for each pair of annotators: the first is the truth, the second the method.
 
     Args:
         readers: by annotator (N, 3) points: x and y in px, class from 0.
@@ -47,8 +46,8 @@ class Agreement:
 
     Attributes:
         n_tiles: number of tiles with at least two annotators.
-        pairs: values of `scores` for each two annotators, over the tiles of both.
-        readers: the same for each annotator judged as a method by every other one, over their tiles together.
+        pairs: values of `scores` for each pair of annotators, over the tiles that both have labelled.
+        readers: the same for each annotator, compared with all others, over all tiles that they share.
     """
 
     n_tiles: int
@@ -68,12 +67,12 @@ class Agreement:
 
 
 def agreement(tiles: Iterable[ReaderCounts], classes: Sequence[str]) -> Agreement:
-    """Return how well annotators agree, with the metrics that methods are judged by.
+    """Return how well annotators agree, with the same metrics as for methods.
 
-    Counts are pooled over tiles before anything is divided.
+    Counts are summed over tiles before dividing.
 
     Args:
-        tiles: `score_readers` of each; those with fewer than two annotators say nothing.
+        tiles: `score_readers` of each; those with fewer than two annotators do not count.
         classes: names of the classes.
 
     >>> readers = {"a": np.array([[5, 5, 0]]), "b": np.array([[6, 5, 0], [50, 50, 0]])}
@@ -95,18 +94,6 @@ def agreement(tiles: Iterable[ReaderCounts], classes: Sequence[str]) -> Agreemen
 def _pooled(counts: Sequence[Mapping[str, NDArray]], classes: Sequence[str]) -> dict[str, float]:
     sums = {key: np.sum([each[key] for each in counts], 0) for key in counts[0]}
     return {key: float(value) for key, value in scores(sums, classes, ()).items()}
-
-
-def agreement_cards(classes: Sequence[str], radius_um: float = RADIUS_UM) -> dict[str, Card]:
-    """Return the name cards of `Agreement.summary`.
-
-    >>> agreement_cards(["stroma"])["human_f1/stroma"].title
-    'F1, stroma, between annotators'
-    """
-    known = cards(classes, (), radius_um, ())
-    shown = {f"human_{key}": (card, "between annotators") for key, card in known.items() if _is_shown(key)}
-    shown |= {f"reader_{key}": (known[key], "of an annotator judged by the others") for key in _OF_A_READER}
-    return {key: replace(card, name=key, title=f"{card.title}, {what}") for key, (card, what) in shown.items()}
 
 
 def _is_shown(key: str) -> bool:

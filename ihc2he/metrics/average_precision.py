@@ -1,4 +1,4 @@
-"""Average precision of nuclei found, by the keypoint similarity of EndoNet.
+"""Average precision of detected nuclei, with the keypoint similarity of EndoNet.
 
 Shape suffixes: p = predicted nuclei; c = classes; k = classes of average precision.
 """
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from ihc2he.nuclei.matching import Pairs
 
-# Where a similarity exp(-d^2 / 2 s^2) falls to 0.5. EndoNet has s = 15.24 px in tiles of 100 um and 512 px.
+# Distance at which the similarity exp(-d^2 / 2 s^2) is 0.5. EndoNet uses s = 15.24 px in tiles of 100 um and 512 px.
 SIMILAR_UM = 2.98 * float(np.sqrt(2 * np.log(2)))
 
 
 class Ranked(NamedTuple):
-    """What average precision needs to know of a tile.
+    """What average precision needs to know about a tile.
 
     Attributes:
         scores_p: of each predicted nucleus.
         types_p: its class, -1 = none.
         hits_p: whether it found a true nucleus.
-        typed_hits_p: whether it found one of its class, when classes are looked at one by one.
+        typed_hits_p: whether it found one of its own class, if each class is matched separately.
         true_k: number of true nuclei of each class.
     """
 
@@ -42,17 +42,17 @@ def rank(
     scores_p: NDArray[np.floating],
     kinds_c: NDArray[np.integer],
 ) -> Ranked:
-    """Return which nuclei of a tile find something when each by falling score takes the closest that is left.
+    """Return which nuclei of a tile are hits: in order of falling score, each takes the closest keypoint left.
 
     Args:
         pairs: of keypoints and nuclei no further apart than `SIMILAR_UM`.
         true_types_t: class of each keypoint, from 0.
         pred_types_p: class of each nucleus, -1 = none.
         scores_p: confidence of each nucleus.
-        kinds_c: for each class the one it counts as, from 0.
+        kinds_c: for each class the class that it counts as, from 0.
 
     Raises:
-        ValueError: there is not one finite score for each nucleus.
+        ValueError: if there is not exactly one finite score for each nucleus.
 
     >>> pairs = Pairs(np.array([0, 0]), np.array([0, 1]), np.array([1.0, 2.0]))
     >>> rank(pairs, np.array([2]), np.array([1, 0]), np.array([0.9, 0.8]), np.array([0, 1, 0]))[2:4]
@@ -69,15 +69,15 @@ def rank(
 
 
 def average_precision(scores_p: NDArray[np.floating], hits_p: NDArray[np.bool_], n_true: int) -> float:
-    """Return the area under the interpolated curve of precision over recall; NaN where nothing is true.
+    """Return the area under the interpolated curve of precision over recall; NaN if there are no true nuclei.
 
-    At each recall stands the best precision at this or a higher recall, and the area is exact ("all points", as in
+    The precision at each recall is the best one at this or a higher recall, and the area is exact ("all points", as in
     PASCAL VOC since 2010), not sampled at 101 recalls as in COCO. Equal scores are one point of the curve.
 
     Args:
         scores_p: of each prediction.
-        hits_p: whether it found something true that no other has found.
-        n_true: how many there were to find.
+        hits_p: whether it found a true nucleus that no other has found.
+        n_true: number of true nuclei.
 
     >>> average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]), 2)
     0.8333333333333333
@@ -93,19 +93,19 @@ def average_precision(scores_p: NDArray[np.floating], hits_p: NDArray[np.bool_],
 
 
 def average_precisions(tiles: Sequence[Ranked], classes: Sequence[str]) -> dict[str, float]:
-    """Return average precision of all tiles pooled: of all nuclei, of each class, and the mean of these.
+    """Return average precision over all tiles: for all nuclei, for each class, and the mean over classes.
 
     The protocol of EndoNet: a nucleus finds a keypoint at a similarity exp(-d^2 / 2 s^2) of at least 0.5 with s = 2.98
-    um, that is within 3.5 um; by falling score, each takes the most similar one that is left. Differs from their code,
-    which takes the least similar one and ranks by rising score.
+    um, that is within 3.5 um. In order of falling score, each takes the most similar keypoint left. Their code differs:
+    it takes the least similar keypoint and sorts by rising score.
 
     Args:
         tiles: at least one.
         classes: names of the classes of average precision.
 
     Returns:
-        `ap`; and where any nucleus has a class `ap/<class>`, NaN for one without keypoints, and `map`, the mean of the
-        others.
+        `ap`. If any nucleus has a class, also `ap/<class>`, which is NaN without keypoints, and `map`, the mean over
+        the other classes.
 
     >>> tile = Ranked(np.array([0.9]), np.array([0]), np.array([True]), np.array([True]), np.array([1, 1]))
     >>> average_precisions([tile], ["stroma", "epithelium"])

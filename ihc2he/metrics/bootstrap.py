@@ -1,7 +1,7 @@
 """95 % bootstrap intervals of any function of counts that add up over tiles, and of paired differences of methods.
 
-Tiles are drawn anew with replacement; how often each was drawn are weights, and every resample of every count is one
-product of matrices. Metrics that need values per tile, such as a mean absolute error, add up too.
+Tiles are drawn with replacement. The weight of a tile is how often it was drawn, so all resamples of a count are one
+matrix product. Metrics with values per tile, such as a mean absolute error, are also sums over tiles.
 
 Shape suffixes: n = tiles; b = resamples; u = units that are drawn.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 _PERCENTILES = (2.5, 97.5)
 
-# From sums, each of shape (..., what one tile has), to values by name, each of shape (...).
+# From sums, each of shape (..., shape per tile), to values by name, each of shape (...).
 Function = Callable[[Mapping[str, NDArray]], Mapping[str, NDArray]]
 
 
@@ -46,7 +46,7 @@ class Resampling:
     Attributes:
         names: of the N tiles.
         weights_bn: (B, N) float64.
-        n_units: number of units; where it is 1, there are no intervals.
+        n_units: number of units; with 1 there are no intervals.
     """
 
     names: tuple[str, ...]
@@ -55,7 +55,7 @@ class Resampling:
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % interval, NaN where there is none."""
+    """A value and its 95 % interval, NaN if there is none."""
 
     value: float
     low: float
@@ -65,17 +65,16 @@ class Interval(NamedTuple):
 def draw(units: Mapping[str, str], resamples: int = RESAMPLES, seed: int = 0) -> Resampling:
     """Return resamples of tiles, drawn with replacement in whole units; the order of the tiles does not matter.
 
-    Neighbouring tiles resemble each other, so that intervals over tiles are too narrow; those over blocks of tiles
-    from one slide or patient are the honest ones where blocks are known.
+    Neighbouring tiles are alike, so intervals over tiles are too narrow. If the slide or patient of each tile is known,
+    use blocks of tiles.
 
     Args:
-        units: for each tile by name the unit it belongs to: its own name to draw tiles, the name of its block to draw
-            blocks.
-        resamples: how many, B.
+        units: the unit of each tile, by its name: its own name to draw tiles, the name of its block to draw blocks.
+        resamples: their number, B.
         seed: of the random generator.
 
     Raises:
-        ValueError: there are no tiles.
+        ValueError: if there are no tiles.
 
     >>> drawn = draw({"a": "left", "b": "left", "c": "right"}, resamples=100)
     >>> drawn.names, drawn.n_units, np.unique(drawn.weights_bn, axis=0).tolist()
@@ -94,8 +93,8 @@ def draw(units: Mapping[str, str], resamples: int = RESAMPLES, seed: int = 0) ->
 def intervals(counts: Counts, function: Function, resampling: Resampling) -> dict[str, Interval]:
     """Return each value of the function over all tiles, with its percentile interval.
 
-    Resamples in which a value is not defined, such as the recall of a class that none of their tiles has, are left
-    out of its interval. With a single unit all resamples are alike, and there is no interval.
+    Resamples without a defined value (such as the recall of a class that is on none of their tiles) do not count for
+    its interval. With a single unit all resamples are the same, so there is no interval.
 
     Args:
         counts: of one method.
@@ -116,9 +115,9 @@ def intervals(counts: Counts, function: Function, resampling: Resampling) -> dic
 
 
 def differences(counts: Counts, baseline: Counts, function: Function, resampling: Resampling) -> dict[str, Interval]:
-    """Return by how much a method exceeds another in each value that both have, with paired intervals.
+    """Return the difference of two methods in each value that both have, with paired intervals.
 
-    Both are seen on the same resamples, so that what makes a tile hard for both cancels out.
+    Both use the same resamples, so tiles that are difficult for both do not widen the intervals.
 
     Args:
         counts: of the method.

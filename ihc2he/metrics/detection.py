@@ -1,6 +1,6 @@
-"""Detection and classification of nuclei by their centres, by the protocol of HoVer-Net.
+"""Detection and classification of nuclei by their centres, with the protocol of HoVer-Net.
 
-Shape suffixes: t, p = true and predicted nuclei; m = matches; 2 = (x, y); c = 0 for nobody, classes, and last the
+Shape suffixes: t, p = true and predicted nuclei; m = matches; 2 = (x, y); c = 0 for no match, then classes, then
 unknown type.
 """
 
@@ -14,16 +14,17 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ihc2he.metrics.cards import Card
+from ihc2he.metrics.ratios import detection_ratios, hovernet_f1, ratio
 from ihc2he.nuclei.matching import match_points
 
 RADIUS_UM = 3.0  # 12 px at 0.25 um/px
 
 _TEXT = "centres one-to-one within 3 um, counts pooled over tiles"
 _ALL = (
-    Card("f1", "Detection F1", True, "0 to 1", 1, f"{_TEXT}; of a class: wrong type counts twice (HoVer-Net)"),
+    Card("f1", "Detection F1", True, "0 to 1", 1, f"{_TEXT}; per class: a wrong type counts twice (HoVer-Net)"),
     Card("precision", "Detection precision", True, "0 to 1", 1, _TEXT),
     Card("recall", "Detection recall", True, "0 to 1", 1, _TEXT),
-    Card("type_accuracy", "Type accuracy", True, "0 to 1", 1, f"share of right types among matches; {_TEXT}"),
+    Card("type_accuracy", "Type accuracy", True, "0 to 1", 1, f"share of correct types among matches; {_TEXT}"),
 )
 CARDS: dict[str, Card] = {card.name: card for card in _ALL}
 
@@ -38,22 +39,22 @@ def confusion(
 ) -> NDArray[np.int64]:
     """Return the confusion matrix of a tile's nuclei, matched one-to-one within 3 um.
 
-    The matching is the largest there is, see `ihc2he.nuclei.matching.match_points`.
+    The number of matches is as large as possible, see `ihc2he.nuclei.matching.match_points`.
 
     Args:
         true_t2: (T, 2) centres in px.
         pred_p2: (P, 2) centres in px.
         mpp: pixel size, um/px.
-        true_types_t: type of each true nucleus, from 1, 0 = unknown; all 1 where None.
+        true_types_t: type of each true nucleus, from 1, 0 = unknown; None = all 1.
         pred_types_p: type of each predicted nucleus, likewise.
         n_classes: number of classes.
 
     Returns:
         (C + 2, C + 2): row = true type, column = predicted type; row 0 counts predictions without a match, column 0
-        true nuclei without one, the last row and column those of unknown type.
+        true nuclei without a match, the last row and column nuclei of unknown type.
 
     Raises:
-        ValueError: there is not one type in [0, C] for each nucleus.
+        ValueError: if there is not exactly one type in [0, C] for each nucleus.
 
     >>> confusion(np.array([[10, 10], [40, 40]]), np.array([[10, 19]]), mpp=0.25).tolist()
     [[0, 0, 0], [1, 1, 0], [0, 0, 0]]
@@ -83,16 +84,16 @@ def _checked_types(types_n: NDArray[np.integer] | None, n: int, n_classes: int) 
 def detection_scores(matrix_cc: NDArray[np.integer], classes: Sequence[str]) -> dict[str, float]:
     """Return precision, recall and F1 of detection, the accuracy of types among matches, and F1 of each class.
 
-    The F1 of a class is HoVer-Net's (Graham et al. 2019, section 4.1.2): among matches a wrong type counts twice,
-    as false positive of one class and miss of the other; nuclei without a match count once. A true nucleus of unknown
-    type counts for detection only, a predicted one of unknown type as wrong.
+    The F1 of a class is HoVer-Net's (Graham et al. 2019, section 4.1.2): a match with the wrong type counts twice, as a
+    false positive of one class and a miss of the other. Nuclei without a match count once. A true nucleus of unknown
+    type counts only for detection; a predicted nucleus of unknown type counts as wrong.
 
     Args:
         matrix_cc: sum of `confusion` over tiles.
         classes: names of the C classes.
 
     Returns:
-        `precision`, `recall`, `f1`, `type_accuracy`, `f1/<class>`; NaN where a ratio is 0/0.
+        `precision`, `recall`, `f1`, `type_accuracy`, `f1/<class>`; NaN for 0/0.
 
     >>> scores = detection_scores(np.array([[0, 1, 0, 0], [1, 2, 1, 0], [0, 0, 3, 0], [0, 0, 0, 0]]), ["a", "b"])
     >>> {key: round(value, 3) for key, value in scores.items()}
@@ -103,22 +104,14 @@ def detection_scores(matrix_cc: NDArray[np.integer], classes: Sequence[str]) -> 
     right_c = np.diag(typed_cc)
     wrong_c = typed_cc.sum(0)[:-1] + typed_cc.sum(1) - 2 * right_c
     alone_c = matrix_cc[0, 1:-1] + matrix_cc[1:-1, 0]
-    scores = {
-        "precision": _ratio(tp, tp + fp),
-        "recall": _ratio(tp, tp + fn),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
-        "type_accuracy": _ratio(right_c.sum(), typed_cc.sum()),
-    }
-    per_class = zip(classes, right_c, wrong_c, alone_c, strict=True)
-    return scores | {f"f1/{name}": _ratio(2 * tp, 2 * tp + 2 * wrong + alone) for name, tp, wrong, alone in per_class}
-
-
-def _ratio(part: np.integer, whole: np.integer) -> float:
-    return float(part / whole) if whole else float("nan")
+    scores = detection_ratios(tp, tp + fp, tp + fn)
+    scores["type_accuracy"] = ratio(right_c.sum(), typed_cc.sum())
+    scores |= {f"f1/{name}": f1 for name, f1 in zip(classes, hovernet_f1(right_c, wrong_c, alone_c), strict=True)}
+    return {key: float(value) for key, value in scores.items()}
 
 
 class Detection(Metric):
-    """`detection_scores` over all tiles of all devices.
+    """`detection_scores` over all tiles on all devices.
 
     Args:
         classes: names of the classes, from type 1 upwards.

@@ -1,14 +1,13 @@
-"""FID and KID between the real and the made images of one stain, on any feature network.
+"""FID and KID between the real and the generated images of one stain, with any feature network.
 
-Papers' values are not comparable with one another: they depend on the number of images, their size and the feature
-network. `Distribution` therefore returns the numbers of images with every value.
+Values in papers cannot be compared with each other, because they depend on the number of images, their size and the
+feature network. Therefore `Distribution` also returns the numbers of images.
 
 Shape suffixes: b = batch, c = colour (3), h, w = height, width, n = images of a set, d = features.
 """
 
 import hashlib
 import logging
-import os
 import shutil
 from functools import cached_property
 from http.client import HTTPException
@@ -22,12 +21,13 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from ihc2he.errors import ConfigError, Ihc2heError
+from ihc2he.files import complete
 from ihc2he.metrics.fidelity import Card, checked_images, full_float32
 
 log = logging.getLogger(__name__)
 
 _ALL = (
-    Card("fid", "FID", False, "0 upwards", 1, "Heusel 2017; biased upwards below 2048 images, so state their number"),
+    Card("fid", "FID", False, "0 upwards", 1, "Heusel 2017; biased upwards below 2048 images, so state the number"),
     Card("kid", "KID", False, "about 0 upwards", 1, "Binkowski 2018, unscaled; mean over 100 subsets of at most 1000"),
 )
 CARDS: dict[str, Card] = {card.name: card for card in _ALL}
@@ -39,17 +39,17 @@ _TIMEOUT_S = 10
 
 
 class FeaturesUnavailable(Ihc2heError):  # noqa: N818
-    """The Inception network of FID and KID cannot be had on this machine."""
+    """The Inception network of FID and KID is not available on this machine."""
 
 
 class Distribution(Metric):
-    """FID and KID between the real and the made images of one stain.
+    """FID and KID between the real and the generated images of one stain.
 
-    The network is built on the first batch and is no submodule: it stays out of checkpoints and optimisers, and follows
-    the device of the images. All features are kept, 8 KB per image with Inception.
+    The network is built on the first batch. It is not a submodule, so it is not in checkpoints and optimisers; it moves
+    to the device of the images. All features are kept, 8 KB per image with Inception.
 
     Args:
-        features: what `feature_network` takes.
+        features: see `feature_network`.
 
     >>> metric = Distribution(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     >>> images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -67,22 +67,30 @@ class Distribution(Metric):
         super().__init__(**kwargs)
         self.add_state("real_features", [], dist_reduce_fx="cat")  # (N, D) float32
         self.add_state("fake_features", [], dist_reduce_fx="cat")
-        self._spec = (features,)  # a module that is assigned as it is becomes a submodule
+        self._spec = (features,)  # a module that is assigned directly would become a submodule
 
     @cached_property
     def _network(self) -> nn.Module:
         return feature_network(self._spec[0])
+
+    def prepare(self) -> None:
+        """Build the network now, if it is not there yet.
+
+        Raises:
+            FeaturesUnavailable, ConfigError: if it cannot be built, see `feature_network`.
+        """
+        _ = self._network
 
     def update(self, images_bchw: Tensor, real: bool) -> None:
         """Add a batch.
 
         Args:
             images_bchw: (N, 3, H, W) floats in [0, 1].
-            real: whether these are the real images or the made ones.
+            real: whether these are real or generated images.
 
         Raises:
-            FeaturesUnavailable, ConfigError: the network cannot be built, see `feature_network`.
-            ValueError: the images are not of this shape or range.
+            FeaturesUnavailable, ConfigError: if the network cannot be built, see `feature_network`.
+            ValueError: if the images have another shape or range.
         """
         images_bchw = checked_images("images_bchw", images_bchw)
         with torch.no_grad(), full_float32(images_bchw.device):
@@ -92,7 +100,7 @@ class Distribution(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return ``fid``, ``kid``, ``kid_std`` (over subsets), ``n_real``, ``n_fake`` and ``kid_subset``.
 
-        Below two images of either kind the first three are NaN, and a log line says so.
+        With fewer than two images of either kind the first three are NaN, and a warning says so.
         """
         real_nd, fake_nd = (
             dim_zero_cat(features).cpu() if len(features) else torch.empty(0, 1)
@@ -101,7 +109,7 @@ class Distribution(Metric):
         subset = min(_SUBSET_SIZE, len(real_nd), len(fake_nd))
         result = {"fid": torch.tensor(torch.nan), "kid": torch.tensor(torch.nan), "kid_std": torch.tensor(torch.nan)}
         if subset < 2:
-            log.warning("FID and KID need two images, found %d real and %d made: NaN.", len(real_nd), len(fake_nd))
+            log.warning("FID and KID need two images, found %d real and %d fake: NaN.", len(real_nd), len(fake_nd))
         else:
             result["fid"] = frechet_distance(real_nd, fake_nd)
             result["kid"], result["kid_std"] = _kernel_distance(real_nd, fake_nd, subset)
@@ -110,11 +118,11 @@ class Distribution(Metric):
         return {name: value.to(self.device) for name, value in result.items()}
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the features of all devices; one that has seen nothing gives no rows."""
+        """Gather the features of all devices; a device without images adds no rows."""
         for name in ("real_features", "fake_features"):
             features = getattr(self, name)
             if isinstance(features, list) and not features:
-                # In their place torchmetrics would send a vector, and the gathering of a matrix would fail.
+                # Without these rows torchmetrics would send a vector, and gathering matrices would fail.
                 setattr(self, name, [torch.empty(0, _width(self._network), device=self.device)])
         super().sync(*args, **kwargs)
 
@@ -123,7 +131,7 @@ def frechet_distance(real_nd: Tensor, fake_nd: Tensor) -> Tensor:
     """Return the float32 Frechet distance between the Gaussians fitted to two sets of features (Heusel 2017, eq. 6).
 
     The covariances are products A'A of centred features A, so the trace of the root of their product is the sum of the
-    singular values of ``A_real A_fake'``: faster than the eigenvalues torchmetrics takes, and never below zero.
+    singular values of ``A_real A_fake'``: faster than the eigenvalues in torchmetrics, and never below zero.
 
     Args:
         real_nd: (N, D), at least two rows.
@@ -146,17 +154,26 @@ def frechet_distance(real_nd: Tensor, fake_nd: Tensor) -> Tensor:
 
 def _kernel_distance(real_nd: Tensor, fake_nd: Tensor, subset: int) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of KID over random subsets, the same ones every time."""
-    from torchmetrics.image.kid import poly_mmd
-
-    # Where a subset is the whole of both sets, all subsets are equal.
+    # If a subset is all of both sets, all subsets are equal.
     subsets = 1 if len(real_nd) == len(fake_nd) == subset else _SUBSETS
     generator = torch.Generator().manual_seed(0)
 
     def draw(x_nd: Tensor) -> Tensor:
         return x_nd[torch.randperm(len(x_nd), generator=generator)[:subset]]
 
-    scores = torch.stack([poly_mmd(draw(real_nd), draw(fake_nd)) for _ in range(subsets)])
+    scores = torch.stack([_squared_mmd(draw(real_nd), draw(fake_nd)) for _ in range(subsets)])
     return scores.mean(), scores.std(unbiased=False)
+
+
+def _squared_mmd(x_nd: Tensor, y_nd: Tensor) -> Tensor:
+    """Return the unbiased squared maximum mean discrepancy of two sets of equal size (Binkowski 2018, eq. 4).
+
+    The kernel is ``(x.y / D + 1)^3``.
+    """
+    n, d = x_nd.shape
+    kernels = [(a_nd @ b_nd.T / d + 1) ** 3 for a_nd, b_nd in ((x_nd, x_nd), (y_nd, y_nd), (x_nd, y_nd))]
+    within = [(kernel.sum() - kernel.diagonal().sum()) / (n * (n - 1)) for kernel in kernels[:2]]
+    return within[0] + within[1] - 2 * kernels[2].sum() / n**2
 
 
 def feature_network(spec: str | nn.Module) -> nn.Module:
@@ -165,11 +182,11 @@ def feature_network(spec: str | nn.Module) -> nn.Module:
     Args:
         spec: ``inception`` for the network of the FID papers (torch-fidelity; 2048 features of images rounded to uint8
             and resized to 299 px as TensorFlow 1 did, without antialiasing), downloaded once to the folder of
-            ``torch.hub``; or a module that keeps the contract above, which a dry run on two images of 64 px checks.
+            ``torch.hub``; or a module that does what is described above; a dry run on two images of 64 px checks this.
 
     Raises:
-        FeaturesUnavailable: torch-fidelity is not installed, or its weights are neither here nor to be downloaded.
-        ConfigError: the module breaks the contract, or the name is unknown.
+        FeaturesUnavailable: if torch-fidelity is not installed, or its weights cannot be found or downloaded.
+        ConfigError: if the module does something else, or the name is unknown.
     """
     if isinstance(spec, str):
         if spec != "inception":
@@ -181,7 +198,7 @@ def feature_network(spec: str | nn.Module) -> nn.Module:
 
 
 def _width(network: nn.Module) -> int:
-    """Return D, once a dry run has shown that the network maps (N, 3, H, W) to (N, D)."""
+    """Return D, after a dry run that checks that the network maps (N, 3, H, W) to (N, D)."""
     parameter = next(network.parameters(), torch.empty(0))
     expected = "a feature network must map (N, 3, H, W) floats in [0, 1] to (N, D)"
     try:
@@ -198,7 +215,7 @@ def _width(network: nn.Module) -> int:
 
 
 class _Inception(nn.Module):
-    """torch-fidelity's Inception, which takes uint8, behind the contract of `feature_network`."""
+    """torch-fidelity's Inception, which takes uint8, as a network of `feature_network`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,7 +229,7 @@ class _Inception(nn.Module):
 
 
 def _inception_weights() -> Path:
-    """Return the verified file of weights, downloaded unless it is there."""
+    """Return the verified file of weights; download it if it is missing."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     except ImportError as error:
@@ -226,11 +243,11 @@ def _inception_weights() -> Path:
     return path
 
 
-_OWN_NETWORK = "or set model.features to a network of your own"
+_OWN_NETWORK = "or set model.features to your own network"
 
 
 def _verify(path: Path) -> None:
-    """Raise unless the file is the published one: torch-fidelity unpickles it, so it must be trusted."""
+    """Raise if the file is not the published one: torch-fidelity unpickles it, so it must be trusted."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != _WEIGHTS_SHA256:
@@ -239,20 +256,16 @@ def _verify(path: Path) -> None:
 
 
 def _download(url: str, path: Path) -> None:
-    """Download to a temporary name beside the path, verify, rename; give up when the network is silent for 10 s."""
+    """Download to a temporary name, verify, rename; give up after 10 s without a response."""
     from rich.progress import wrap_file
 
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with urlopen(url, timeout=_TIMEOUT_S) as response, part.open("wb") as target:
-            size = int(response.headers["Content-Length"] or 0)
-            with wrap_file(response, size, description="Inception weights") as source:
-                shutil.copyfileobj(source, target)
-        _verify(part)
-        part.replace(path)
+        with complete(path) as temporary:
+            with urlopen(url, timeout=_TIMEOUT_S) as response, temporary.open("wb") as target:
+                size = int(response.headers["Content-Length"] or 0)
+                with wrap_file(response, size, description="Inception weights") as source:
+                    shutil.copyfileobj(source, target)
+            _verify(temporary)
     except (OSError, HTTPException) as error:
         msg = f"FID and KID need {path}, and downloading it failed ({error}): put {url} there by hand, {_OWN_NETWORK}."
         raise FeaturesUnavailable(msg) from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Fidelity of made images to their real pairs: one value per image, a card that explains each metric, and their means.
+"""How well generated images match their real pairs: one value per image, a card for each metric, and means.
 
-Protocol of all metrics: RGB in [0, 1], the whole tile as it is (no crop, no resizing), float32 and never autocast,
-one value per image. A table of results averages over images, not over pixels or batches.
+Protocol of all metrics: RGB in [0, 1], the whole tile without cropping or resizing, float32 and never autocast, one
+value per image. A table of results averages over images, not over pixels or batches.
 
 Shape suffixes: b = batch, c = colour (3), h, w = height, width, n = values, u = distinct keys, k = bytes of a key.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.metrics.cards import Card
 
 log = logging.getLogger(__name__)
@@ -43,16 +43,16 @@ CARDS: dict[str, Card] = {card.name: card for card in _ALL}
 def fidelity(pred_bchw: Tensor, target_bchw: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
     """Return the named metrics of every image against its target, each a float32 tensor of shape (N,).
 
-    A metric that is not defined for tiles of this size is NaN, and a log line says once which size it needs.
+    A metric that is not defined for tiles of this size is NaN, and one warning says which size it needs.
 
     Args:
-        pred_bchw: (N, 3, H, W) floats of any precision in [0, 1], the made images.
-        target_bchw: the same shape and range, the real ones.
+        pred_bchw: (N, 3, H, W) floats of any precision in [0, 1], the generated images.
+        target_bchw: real images of the same shape and range.
         names: keys of `CARDS`.
 
     Raises:
-        ConfigError: a name is unknown.
-        ValueError: the shapes differ or are not (N, 3, H, W), or values lie outside [0, 1] or are not finite.
+        ConfigError: if a name is unknown.
+        ValueError: if the shapes differ or are not (N, 3, H, W), or values are outside [0, 1] or not finite.
 
     >>> image = torch.full((1, 3, 8, 8), 0.5)
     >>> {name: round(value.item(), 3) for name, value in fidelity(image, image + 0.1, ["psnr", "ssim"]).items()}
@@ -61,7 +61,7 @@ def fidelity(pred_bchw: Tensor, target_bchw: Tensor, names: Iterable[str]) -> di
     names = check_names(names)
     pred_bchw, target_bchw = checked_images("pred_bchw", pred_bchw), checked_images("target_bchw", target_bchw)
     if pred_bchw.shape != target_bchw.shape:
-        msg = f"fidelity compares images of one shape, found {_shape(pred_bchw)} and {_shape(target_bchw)}."
+        msg = f"fidelity compares images of the same shape, found {_shape(pred_bchw)} and {_shape(target_bchw)}."
         raise ValueError(msg)
     size = min(pred_bchw.shape[-2:])
     values = {}
@@ -76,10 +76,10 @@ def fidelity(pred_bchw: Tensor, target_bchw: Tensor, names: Iterable[str]) -> di
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names as a tuple once all of them are known to `CARDS`.
+    """Return the names as a tuple after checking that all of them are in `CARDS`.
 
     Raises:
-        ConfigError: a name is unknown.
+        ConfigError: if a name is unknown.
 
     >>> check_names(["psnr", "ssim"])
     ('psnr', 'ssim')
@@ -93,14 +93,14 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def checked_images(argument: str, x_bchw: Tensor) -> Tensor:
-    """Return the images in float32, clamped by what rounding in half precision may add.
+    """Return the images in float32, clamped to correct rounding of half precision.
 
     Args:
-        argument: what the caller's parameter is called, for the message.
+        argument: name of the caller's parameter, for the message.
         x_bchw: (N, 3, H, W) floats of any precision in [0, 1].
 
     Raises:
-        ValueError: the shape or the range is another one, or a value is not finite.
+        ValueError: if the shape or range is different, or a value is not finite.
     """
     if x_bchw.ndim != 4 or x_bchw.shape[1] != 3 or not x_bchw.is_floating_point() or not x_bchw.numel():
         msg = f"{argument} must be a float tensor of shape (N, 3, H, W), found {x_bchw.dtype} of {_shape(x_bchw)}."
@@ -108,7 +108,7 @@ def checked_images(argument: str, x_bchw: Tensor) -> Tensor:
     x_bchw = x_bchw.detach().float()
     low, high = (value.item() for value in x_bchw.aminmax())
     if not (low >= -1e-3 and high <= 1 + 1e-3):
-        msg = f"{argument} must lie in [0, 1], found {low:.4g} to {high:.4g}: rescale it, or look why it is not finite."
+        msg = f"{argument} must lie in [0, 1], found {low:.4g} to {high:.4g}: rescale it, or find why it is not finite."
         raise ValueError(msg)
     return x_bchw.clamp(0, 1)
 
@@ -119,7 +119,7 @@ def _shape(x_bchw: Tensor) -> tuple[int, ...]:
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Switch autocast off, and TF32, whose 10 bits of mantissa drown the variances in SSIM."""
+    """Turn off autocast, and TF32, whose 10 bits of mantissa are not enough for the variances in SSIM."""
     with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
@@ -134,7 +134,7 @@ def _psnr(pred_bchw: Tensor, target_bchw: Tensor) -> Tensor:
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     psnr_b = peak_signal_noise_ratio(pred_bchw, target_bchw, data_range=1.0, reduction="none", dim=(1, 2, 3))
-    # One pair of equal images, a blank tile say, would otherwise make the mean of the whole test set infinite.
+    # Otherwise one pair of equal images, such as blank tiles, would make the mean of the whole test set infinite.
     return psnr_b.clamp(max=100)
 
 
@@ -144,7 +144,7 @@ def _ssim(pred_bchw: Tensor, target_bchw: Tensor) -> Tensor:
     _, map_bchw = structural_similarity_index_measure(
         pred_bchw, target_bchw, data_range=1.0, reduction="none", return_full_image=True
     )
-    # torchmetrics averages over the mirrored border too; Wang 2004 and scikit-image do not.
+    # torchmetrics includes the mirrored border in the mean; Wang 2004 and scikit-image do not.
     return map_bchw[..., 5:-5, 5:-5].mean((1, 2, 3))
 
 
@@ -170,12 +170,12 @@ def _haarpsi(pred_bchw: Tensor, target_bchw: Tensor) -> Tensor:
     from piq import haarpsi
 
     score_b = haarpsi(pred_bchw, target_bchw, data_range=1.0, reduction="none")
-    # Its weights are all zero, and the score 0/0, only where both images are black, hence equal.
+    # Its weights are all zero, and the score 0/0, only if both images are black, and therefore equal.
     return torch.where(score_b.isfinite(), score_b, 1.0)
 
 
 def _to_bytes(x_bchw: Tensor) -> Tensor:
-    """Return the image as a PNG would hold it: whole numbers from 0 to 255, still in float32."""
+    """Return the image as in a PNG: whole numbers from 0 to 255, still in float32."""
     return (x_bchw * 255).round()
 
 
@@ -191,7 +191,7 @@ def _bci_ssim(pred_bchw: Tensor, target_bchw: Tensor) -> Tensor:
     """Return scikit-image's ``structural_similarity(channel_axis=2, data_range=255)`` of uint8 images.
 
     Differs from the SSIM of torchmetrics and piq in the window and in the covariance, which divides by n - 1. Sums of
-    49 products of bytes stay below 2**24, so float32 holds them exactly; their differences are taken in integers.
+    49 products of bytes stay below 2**24, so float32 is exact for them; their differences are computed with integers.
     """
     n = 7 * 7
     x, y = _to_bytes(pred_bchw), _to_bytes(target_bchw)
@@ -223,12 +223,12 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class PerImageMean(Metric):
-    """Means of per-image values, over all images and over each group, exact on any number of devices.
+    """Means of values per image, over all images and over each group, exact on any number of devices.
 
-    NaN stands for "not defined" and does not enter a mean; `counts` says how many images did.
+    NaN means "not defined" and is not part of a mean; `counts` has the number of images that are.
 
     Attributes:
-        counts: after `compute`, the number of images behind each of its values, over all devices.
+        counts: after `compute`, the number of images for each of its values, over all devices.
 
     >>> mean = PerImageMean()
     >>> mean.update({"psnr": torch.tensor([20.0, 24.0])}, ["1+", "3+"])
@@ -254,13 +254,14 @@ class PerImageMean(Metric):
             groups: the group of each image, an empty string for none.
 
         Raises:
-            ValueError: values and groups differ in length, or a metric and a group together exceed 63 bytes.
+            ValueError: values and groups differ in length.
+            DataError: a metric and a group together exceed 511 bytes.
         """
         for name, value_b in values.items():
             if value_b.shape != (len(groups),):
                 msg = f"'{name}' has shape {tuple(value_b.shape)}, expected one value for each of {len(groups)} groups."
                 raise ValueError(msg)
-            rows = [_encode(name, group) for group in groups]
+            rows = [encode_key(name, group) for group in groups]
             self.key_rows.append(torch.tensor(rows, dtype=torch.uint8, device=value_b.device).view(-1, _KEY_BYTES))
             self.values.append(value_b.detach().float())
 
@@ -268,7 +269,9 @@ class PerImageMean(Metric):
         """Return float32 means by key: ``psnr`` over all images, ``psnr/3+`` over a group."""
         if not len(self.values):
             return {}
-        keys_uk, index_n = torch.unique(dim_zero_cat(self.key_rows).cpu(), dim=0, return_inverse=True)
+        rows_nk = dim_zero_cat(self.key_rows).cpu()
+        used = max(rows_nk.any(0).nonzero().flatten().tolist(), default=0) + 1  # short rows are compared faster
+        keys_uk, index_n = torch.unique(rows_nk[:, :used], dim=0, return_inverse=True)
         values_n = dim_zero_cat(self.values).cpu().double()
         seen_n = ~values_n.isnan()
         zeros_u = torch.zeros(len(keys_uk), dtype=torch.float64)
@@ -278,7 +281,7 @@ class PerImageMean(Metric):
         totals: dict[str, float] = defaultdict(float)
         counts: dict[str, int] = defaultdict(int)
         for row, total, count in zip(keys_uk.tolist(), sums_u.tolist(), counts_u.tolist(), strict=True):
-            name, group = _decode(row)
+            name, group = decode_key(row)
             for key in (name, f"{name}/{group}") if group else (name,):
                 totals[key] += total
                 counts[key] += int(count)
@@ -287,26 +290,34 @@ class PerImageMean(Metric):
         return {key: torch.tensor(mean, device=self.device) for key, mean in means.items()}
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the states of all devices; one that has seen nothing gives no rows."""
+        """Gather the states of all devices; a device without images adds no rows."""
         if isinstance(self.values, list) and not self.values:
-            # In their place torchmetrics would send a float vector, and the gathering of a uint8 matrix would fail.
+            # Without these rows torchmetrics would send a float vector, and gathering uint8 matrices would fail.
             self.key_rows = [torch.empty(0, _KEY_BYTES, dtype=torch.uint8, device=self.device)]
             self.values = [torch.empty(0, device=self.device)]
         super().sync(*args, **kwargs)
 
 
-_KEY_BYTES = 64
+_KEY_BYTES = 512
 
 
-def _encode(name: str, group: str) -> list[int]:
-    """Return metric and group as bytes of a fixed number, so that devices can exchange them as tensors."""
+def encode_key(name: str, group: str) -> list[int]:
+    """Return metric and group as bytes of a fixed number, so that devices can exchange them as tensors.
+
+    Raises:
+        DataError: they are too long for it.
+    """
     key = f"{name}\0{group}".encode()
     if len(key) > _KEY_BYTES:
-        msg = f"Metric '{name}' and group '{group}' must not exceed {_KEY_BYTES - 1} bytes together."
-        raise ValueError(msg)
+        msg = (
+            f"Metric '{name[:40]}' and group '{group[:40]}' have {len(key) - 1} bytes together, at most "
+            f"{_KEY_BYTES - 1} are possible. Shorten the name of the group (a folder, say) or of the class."
+        )
+        raise DataError(msg)
     return list(key.ljust(_KEY_BYTES, b"\0"))
 
 
-def _decode(row: list[int]) -> tuple[str, str]:
+def decode_key(row: list[int]) -> tuple[str, str]:
+    """Return metric and group."""
     name, _, group = bytes(row).rstrip(b"\0").decode().partition("\0")
     return name, group

@@ -1,7 +1,7 @@
-"""Nuclei found, judged by keypoints: detection, classes and counts.
+"""Compares detected nuclei with keypoints: detection, classes and counts.
 
-Per tile, `score_tile` counts once; `tabulate` collects the tiles of a method and `scores` turns sums of their counts
-into metrics, for all tiles or for many resamples of them at once (`ihc2he.metrics.bootstrap`).
+`score_tile` counts the matches of a tile, `tabulate` collects the tiles of a method, and `scores` turns sums of counts
+into metrics, for all tiles or for many resamples at once (`ihc2he.metrics.bootstrap`).
 
 Shape suffixes: t, p = true and predicted nuclei; m = matches; r = radii; c = classes; h, w = height, width;
 2 = (x, y).
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ihc2he.metrics.average_precision import SIMILAR_UM, Ranked, rank
 from ihc2he.metrics.bootstrap import Counts
 from ihc2he.metrics.cards import Card
+from ihc2he.metrics.ratios import detection_ratios, hovernet_f1, ratio
 from ihc2he.nuclei.matching import near_pairs
 
 RADIUS_UM = 3.0
@@ -27,16 +28,16 @@ RADII_UM = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 
 @dataclass(frozen=True)
 class TileScore:
-    """How the nuclei found on a tile compare with its keypoints.
+    """The comparison of the nuclei found on a tile with its keypoints.
 
     Attributes:
         counts: integers and arrays of them that add up over tiles: `tiles` (1), `true`, `pred`, `tp` (matches), `tp_r`
             (matches at each radius), `abs_error`, `sq_error` (of the number of nuclei), `true_sq`, `true_c`, `pred_c`,
             `tp_c` (matches within a class), `match_cc` (C, C + 1: true and predicted class of the matches, last
-            column: no class), and where there is an instance map `inside` (instances with a keypoint).
+            column: no class), and with an instance map `inside` (instances with a keypoint).
         true_m: positions of the matched keypoints.
         pred_m: positions of the nuclei they are matched with.
-        ranked: for `ihc2he.metrics.average_precision`, where nuclei have scores.
+        ranked: for `ihc2he.metrics.average_precision`, if nuclei have scores.
     """
 
     counts: dict[str, NDArray[np.int64]]
@@ -46,7 +47,7 @@ class TileScore:
 
     @property
     def missed(self) -> NDArray[np.intp]:
-        """Positions of the keypoints that nobody found."""
+        """Positions of the keypoints that were not found."""
         return np.delete(np.arange(int(self.counts["true"])), self.true_m)
 
     @property
@@ -69,11 +70,11 @@ def score_tile(
     scores_p: NDArray[np.floating] | None = None,
     ap_classes: Sequence[int] | None = None,
 ) -> TileScore:
-    """Return how the nuclei found on a tile compare with its keypoints.
+    """Return the comparison of the nuclei found on a tile with its keypoints.
 
-    Keypoints and nuclei are matched one-to-one, as many as possible within the radius and of these the closest; the
-    classes play no part in it. Within a class, only its keypoints and its nuclei are matched. A keypoint is inside
-    where an instance of its own contains its pixel.
+    Keypoints and nuclei are matched one-to-one: as many as possible within the radius, with the smallest distances, and
+    without regard to classes. For the counts of one class, only its keypoints and nuclei are matched. A keypoint is
+    inside if an instance contains its pixel; each instance counts for one keypoint only.
 
     Args:
         true_t2: (T, 2) keypoints in px.
@@ -83,13 +84,13 @@ def score_tile(
         mpp: pixel size, um/px.
         n_classes: number of classes, C.
         radius_um: largest distance of a match.
-        radii_um: further radii to count matches at.
-        inst_hw: the instances found, 0 = background; one for each nucleus.
+        radii_um: other radii at which to count matches.
+        inst_hw: the instance map, 0 = background, with one instance for each nucleus.
         scores_p: confidence of each nucleus, for average precision.
-        ap_classes: for each class the one that average precision counts it as, from 0; itself where None.
+        ap_classes: for each class the class that average precision counts it as, from 0; None = itself.
 
     Raises:
-        ValueError: points, classes or scores do not fit each other, or a size is not positive.
+        ValueError: if points, classes or scores do not match, or a size is not positive.
 
     >>> true, pred = np.array([[10, 10], [40, 40]]), np.array([[10, 19], [80, 80]])
     >>> tile = score_tile(true, np.array([0, 1]), pred, np.array([0, -1]), mpp=0.25, n_classes=2)
@@ -140,14 +141,14 @@ def _check(points_n2: NDArray, types_n: NDArray[np.integer], n_classes: int, low
 
 
 def _table(row_m: NDArray[np.integer], column_m: NDArray[np.integer], shape: tuple[int, int]) -> NDArray[np.int64]:
-    """Return how often each cell occurs."""
+    """Return how often each pair occurs."""
     return np.bincount(row_m * shape[1] + column_m, minlength=shape[0] * shape[1]).reshape(shape)
 
 
 def count_inside(true_t2: NDArray[np.number], inst_hw: NDArray[np.integer]) -> int:
-    """Return the largest number of keypoints that lie in an instance of their own.
+    """Return the largest number of keypoints that can each have their own instance around them.
 
-    Instances do not overlap, so this is the number of instances with a keypoint. Keypoints beyond the map are in none.
+    Instances do not overlap, so this is the number of instances with a keypoint. Keypoints outside the map are in none.
 
     Args:
         true_t2: (T, 2) keypoints in px of the map.
@@ -165,13 +166,13 @@ def count_inside(true_t2: NDArray[np.number], inst_hw: NDArray[np.integer]) -> i
 def tabulate(tiles: Mapping[str, TileScore]) -> Counts:
     """Return the counts of a method's tiles, sorted by name, for `scores` and for intervals.
 
-    Counts of classes are left out where no nucleus of any tile has a class: the segmenter has no types.
+    If no nucleus on any tile has a class, the segmenter has no types, and there are no counts of classes.
 
     Args:
         tiles: by their names.
 
     Raises:
-        ValueError: there are none.
+        ValueError: if there are none.
     """
     if not tiles:
         msg = "There are no tiles to count."
@@ -186,21 +187,21 @@ def tabulate(tiles: Mapping[str, TileScore]) -> Counts:
 def scores(
     sums: Mapping[str, NDArray], classes: Sequence[str], radii_um: Sequence[float] = RADII_UM
 ) -> dict[str, NDArray[np.float64]]:
-    """Return metrics of summed counts; NaN where a ratio is 0/0.
+    """Return metrics of summed counts; NaN for 0/0.
 
     Args:
         sums: sums over tiles of `TileScore.counts`, with any leading axes: `Counts.total`, or sums over resamples.
         classes: names of the C classes.
-        radii_um: the further radii that were counted at.
+        radii_um: the other radii that were counted.
 
     Returns:
         `precision`, `recall`, `f1`, and `..._<radius>um` at each radius; `count_mae`, `count_bias` (predicted - true)
         in nuclei per tile, and `count_r2` of the numbers of nuclei, 1 - sum of squared errors / sum of squares about
-        their mean, NaN with fewer than two tiles or no variance. Where there were instance maps, `f1_inside`,
-        `precision_inside`, `recall_inside`. Where nuclei have classes: `type_accuracy` and Cohen's `type_kappa` among
-        matches; `f1/<class>` by HoVer-Net's definition (Graham et al. 2019, section 4.1.2), where among matches a wrong
-        type counts twice; `precision_own/<class>`, `recall_own/<class>`, `f1_own/<class>` of the class as if there were
-        no other; `f1_macro` and `f1_own_macro`, the means over classes with any keypoint.
+        their mean, NaN with fewer than two tiles or no variance. With instance maps: `f1_inside`, `precision_inside`,
+        `recall_inside`. With classes: `type_accuracy` and Cohen's `type_kappa` among matches; `f1/<class>` by
+        HoVer-Net's definition (Graham et al. 2019, section 4.1.2), where a match with the wrong type counts twice;
+        `precision_own/<class>`, `recall_own/<class>`, `f1_own/<class>`, as if there were no other classes; `f1_macro`
+        and `f1_own_macro`, the means over classes with keypoints.
 
     >>> tile = score_tile(np.array([[9, 9]]), np.array([0]), np.empty((0, 2)), np.empty(0, int), mpp=1, n_classes=1)
     >>> values = scores(tabulate({"a": tile}).total(), ["stroma"])
@@ -208,26 +209,16 @@ def scores(
     (0.0, nan, -1.0)
     """
     true, pred, tiles = sums["true"], sums["pred"], sums["tiles"]
-    found = _detection(sums["tp"], pred, true, "")
+    found = detection_ratios(sums["tp"], pred, true)
     for index, radius in enumerate(radii_um):
-        found |= _detection(sums["tp_r"][..., index], pred, true, f"_{radius:g}um")
+        found |= detection_ratios(sums["tp_r"][..., index], pred, true, f"_{radius:g}um")
     if "inside" in sums:
-        found |= _detection(sums["inside"], pred, true, "_inside")
-    spread = _ratio(tiles * sums["true_sq"] - true**2, tiles)
-    found["count_mae"] = _ratio(sums["abs_error"], tiles)
-    found["count_bias"] = _ratio(pred - true, tiles)
-    found["count_r2"] = 1 - _ratio(sums["sq_error"], spread)
+        found |= detection_ratios(sums["inside"], pred, true, "_inside")
+    spread = ratio(tiles * sums["true_sq"] - true**2, tiles)
+    found["count_mae"] = ratio(sums["abs_error"], tiles)
+    found["count_bias"] = ratio(pred - true, tiles)
+    found["count_r2"] = 1 - ratio(sums["sq_error"], spread)
     return found | (_typed(sums, classes) if "match_cc" in sums else {})
-
-
-def _ratio(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(whole != 0, np.asarray(part, np.float64) / whole, np.nan)
-
-
-def _detection(tp: NDArray, pred: NDArray, true: NDArray, suffix: str) -> dict[str, NDArray[np.float64]]:
-    values = {"precision": _ratio(tp, pred), "recall": _ratio(tp, true), "f1": _ratio(2 * tp, pred + true)}
-    return {name + suffix: value for name, value in values.items()}
 
 
 def _typed(sums: Mapping[str, NDArray], classes: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -240,17 +231,17 @@ def _typed(sums: Mapping[str, NDArray], classes: Sequence[str]) -> dict[str, NDA
     wrong_c = matched_true_c + matched_pred_c - 2 * right_c
     alone_c = true_c + pred_c - matched_true_c - matched_pred_c
     chance = (typed_cc.sum(-1) * matched_pred_c).sum(-1)
-    hover_c = _ratio(2 * right_c, 2 * right_c + 2 * wrong_c + alone_c)
-    own = _detection(sums["tp_c"], pred_c, true_c, "_own")
+    hover_c = hovernet_f1(right_c, wrong_c, alone_c)
+    own = detection_ratios(sums["tp_c"], pred_c, true_c, "_own")
     found = {
-        "type_accuracy": _ratio(right, sums["tp"]),
-        "type_kappa": _ratio(typed * right - chance, typed**2 - chance),
+        "type_accuracy": ratio(right, sums["tp"]),
+        "type_kappa": ratio(typed * right - chance, typed**2 - chance),
     }
     for index, name in enumerate(classes):
         found |= {f"f1/{name}": hover_c[..., index]} | {f"{key}/{name}": own[key][..., index] for key in own}
     for name, value_c in (("f1_macro", hover_c), ("f1_own_macro", own["f1_own"])):
         # A class without keypoints is 0 or NaN.
-        found[name] = _ratio(np.nansum(value_c, -1), (true_c > 0).sum(-1))
+        found[name] = ratio(np.nansum(value_c, -1), (true_c > 0).sum(-1))
     return found
 
 
@@ -266,7 +257,7 @@ def cards(
         classes: names of the classes.
         ap_classes: names of the classes of average precision.
         radius_um: largest distance of a match.
-        radii_um: the further radii.
+        radii_um: the other radii.
 
     >>> cards(["stroma"])["f1/stroma"].title
     'F1, stroma'
@@ -281,11 +272,11 @@ def cards(
             ours[key + suffix] = (name + title, True, "0 to 1", rule)
     ours["count_mae"] = ("Count error", False, "nuclei", "mean over tiles of |found - true|")
     ours["count_bias"] = ("Count bias", False, "nuclei", "mean over tiles of found - true; 0 is best")
-    ours["count_r2"] = ("Count R2", True, "up to 1", "1 - squared errors of tiles' counts / squares about their mean")
-    ours["type_accuracy"] = ("Type accuracy", True, "0 to 1", f"share of right classes among matches; {rules['']}")
+    ours["count_r2"] = ("Count R2", True, "up to 1", "1 - squared errors of counts per tile / squares about their mean")
+    ours["type_accuracy"] = ("Type accuracy", True, "0 to 1", f"share of correct classes among matches; {rules['']}")
     ours["type_kappa"] = ("Type kappa", True, "-1 to 1", f"Cohen's kappa of the class among matches; {rules['']}")
-    hover = f"a wrong class counts twice among matches (HoVer-Net); {rules['']}"
-    own = f"the class as if there were no other; {rules['']}"
+    hover = f"a match with the wrong class counts twice (HoVer-Net); {rules['']}"
+    own = f"as if there were no other classes; {rules['']}"
     for name in classes:
         ours[f"f1/{name}"] = (f"F1, {name}", True, "0 to 1", hover)
         for key, title in {"f1": "F1", "precision": "Precision", "recall": "Recall"}.items():

@@ -1,7 +1,7 @@
-"""Panoptic quality of nuclei by the protocol of PanNuke, and AJI, AJI+ and Dice.
+"""Panoptic quality of nuclei with the protocol of PanNuke, and AJI, AJI+ and Dice.
 
-Per tile, `panoptic_stats` counts matches once; `panoptic_quality` turns the counts of all tiles into bPQ, mPQ and
-the rest by a named way to average. Papers differ in that way, and it alone moves bPQ by more than a point.
+`panoptic_stats` counts the matches of a tile; `panoptic_quality` turns the counts of all tiles into bPQ, mPQ and other
+metrics. Papers average over tiles in different ways, and this alone changes bPQ by more than a point.
 
 Shape suffixes: h, w = height, width; t, p = true and predicted nuclei; c = classes; n = tiles; g = tissues;
 s = statistics (TP, FP, FN, sum of IoU); k = bytes of a tissue's name.
@@ -19,13 +19,13 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.metrics.cards import Card
-from ihc2he.metrics.fidelity import _decode, _encode
+from ihc2he.metrics.fidelity import decode_key, encode_key
 from ihc2he.nuclei.instances import Overlaps
 from ihc2he.nuclei.matching import one_to_one
 
 AGGREGATES = ("tissue", "image", "dataset")
 EMPTY_GT = ("skip", "zero", "one")
-_MATCH_IOU = 0.5  # above it a match is unique
+_MATCH_IOU = 0.5  # above this IoU a match is unique
 
 
 def panoptic_stats(
@@ -34,10 +34,10 @@ def panoptic_stats(
     pred_types_p: NDArray[np.integer] | None = None,
     n_classes: int = 0,
 ) -> NDArray[np.float64]:
-    """Return the matches of a tile: for all nuclei and for each class true and false positives, misses, sum of IoU.
+    """Return TP, FP, FN and the sum of IoU of a tile, for all nuclei and for each class.
 
-    A class is judged as if its nuclei were the only ones, as PanNuke does: a nucleus found with another type is a miss
-    of its class and a false positive of the other.
+    Each class is evaluated as if there were no others, as in PanNuke: a nucleus that is found with the wrong type is a
+    miss of its own class and a false positive of the other.
 
     Args:
         pairs: `ihc2he.nuclei.instances.overlaps` of the true and the predicted instance map.
@@ -49,7 +49,7 @@ def panoptic_stats(
         (C + 1, 4), row 0 for all nuclei, row c for class c; columns TP, FP, FN, sum of IoU over TP.
 
     Raises:
-        ValueError: there is not one type in [0, C] for each nucleus.
+        ValueError: if there is not exactly one type in [0, C] for each nucleus.
 
     >>> from ihc2he.nuclei.instances import overlaps
     >>> true, pred = np.array([[1, 1, 1, 0, 2]]), np.array([[7, 7, 7, 7, 0]])
@@ -84,9 +84,9 @@ def _checked_types(types_n: NDArray[np.integer] | None, n: int, n_classes: int) 
 
 
 def qualities(stats_s: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return DQ, SQ and PQ of statistics of any shape (..., 4); NaN where there is neither truth nor prediction.
+    """Return DQ, SQ and PQ of statistics of any shape (..., 4); NaN if there is no truth and no prediction.
 
-    Differs from the published code in that SQ divides by TP and not by TP + 1e-6.
+    Unlike the published code, SQ divides by TP, not by TP + 1e-6.
 
     Args:
         stats_s: TP, FP, FN, sum of IoU.
@@ -121,15 +121,15 @@ def panoptic_quality(
         classes: names of the C classes.
         aggregate: `tissue`; `image`, the mean over tiles; or `dataset`, which adds up the counts of all tiles first,
             as CoNIC's mPQ+ does.
-        empty_gt: what a tile without nuclei (of a class) counts: `skip`, it does not, whatever was predicted; `zero`,
-            0; `one`, 1 where nothing was predicted and 0 otherwise. It has no meaning for `dataset`.
+        empty_gt: the value of a tile without true nuclei (of a class). `skip`: none, it does not count; `zero`: 0;
+            `one`: 1 if nothing was predicted, otherwise 0. Not used for `dataset`.
 
     Returns:
-        `bpq`, `mpq`, `dq`, `sq`, `pq/<class>`, `bpq/<tissue>`, `mpq/<tissue>`; NaN where nothing is defined.
+        `bpq`, `mpq`, `dq`, `sq`, `pq/<class>`, `bpq/<tissue>`, `mpq/<tissue>`; NaN if not defined.
 
     Raises:
-        ConfigError: `aggregate` or `empty_gt` is unknown.
-        ValueError: the lengths differ.
+        ConfigError: if `aggregate` or `empty_gt` is unknown.
+        ValueError: if the lengths differ.
 
     >>> stats_ncs = np.array([[[1, 0, 1, 0.75], [1, 0, 0, 0.75], [0, 0, 1, 0]]])
     >>> panoptic_quality(stats_ncs, [""], ["a", "b"])
@@ -151,10 +151,10 @@ def panoptic_quality(
 
 
 def check_protocol(aggregate: str, empty_gt: str) -> None:
-    """Raise unless both names are known.
+    """Check that both names are known.
 
     Raises:
-        ConfigError: naming the wrong one and the nearest right one.
+        ConfigError: if one is not; the message has the nearest known name.
     """
     for key, value, known in (("aggregate", aggregate, AGGREGATES), ("empty_gt", empty_gt, EMPTY_GT)):
         if value not in known:
@@ -175,14 +175,14 @@ def _summary(stats_ncs: NDArray[np.floating], aggregate: str, empty_gt: str) -> 
 
 
 def _mean(values: NDArray[np.float64], axis: int | None = None) -> NDArray[np.float64]:
-    """Return the mean of what is not NaN, NaN where nothing is left."""
+    """Return the mean of all values that are not NaN; NaN if there are none."""
     seen = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(seen, values, 0).sum(axis) / seen.sum(axis)
 
 
 class PanopticQuality(Metric):
-    """`panoptic_quality` over all tiles of all devices.
+    """`panoptic_quality` over all tiles on all devices.
 
     Args:
         classes: names of the classes, from type 1 upwards.
@@ -190,7 +190,7 @@ class PanopticQuality(Metric):
         empty_gt: `skip`, `zero` or `one`.
 
     Raises:
-        ConfigError: `aggregate` or `empty_gt` is unknown.
+        ConfigError: if `aggregate` or `empty_gt` is unknown.
 
     >>> metric = PanopticQuality(["a"])
     >>> metric.update(np.array([[[1, 0, 1, 0.75], [1, 0, 0, 0.75]]]), ["Breast"])
@@ -215,7 +215,7 @@ class PanopticQuality(Metric):
 
     @property
     def cards(self) -> dict[str, Card]:
-        """The name cards by metric, which name the protocol."""
+        """The name cards by metric; they state the protocol."""
         return panoptic_cards(self.aggregate, self.empty_gt)
 
     def update(self, stats_ncs: NDArray[np.floating], tissues: Sequence[str]) -> None:
@@ -223,33 +223,33 @@ class PanopticQuality(Metric):
 
         Args:
             stats_ncs: (N, C + 1, 4), `panoptic_stats` of each.
-            tissues: of each, an empty string for none; at most 62 bytes.
+            tissues: of each, an empty string for none.
         """
         self.stats.append(torch.as_tensor(stats_ncs, dtype=torch.float32, device=self.device))
-        rows = [_encode("", tissue) for tissue in tissues]
+        rows = [encode_key("", tissue) for tissue in tissues]
         self.tissue_rows.append(torch.tensor(rows, dtype=torch.uint8, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the float32 values of `panoptic_quality`; none where there were no tiles."""
+        """Return the float32 values of `panoptic_quality`; none if there were no tiles."""
         if not sum(len(part) for part in self.stats):
             return {}
-        tissues = [_decode(row)[1] for row in dim_zero_cat(self.tissue_rows).tolist()]
+        tissues = [decode_key(row)[1] for row in dim_zero_cat(self.tissue_rows).tolist()]
         stats_ncs = dim_zero_cat(self.stats).cpu().double().numpy()
         values = panoptic_quality(stats_ncs, tissues, self.classes, self.aggregate, self.empty_gt)
         return {key: torch.tensor(value, dtype=torch.float32, device=self.device) for key, value in values.items()}
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the tiles of all devices; one that has seen nothing gives no rows."""
+        """Gather the tiles of all devices; a device without tiles adds no rows."""
         if isinstance(self.stats, list) and not self.stats:
-            # In their place torchmetrics would send a float vector, which does not fit the others.
+            # Without these rows torchmetrics would send a float vector, which does not match the others.
             self.stats = [torch.empty(0, len(self.classes) + 1, 4, device=self.device)]
-            width = len(_encode("", ""))
+            width = len(encode_key("", ""))
             self.tissue_rows = [torch.empty(0, width, dtype=torch.uint8, device=self.device)]
         super().sync(*args, **kwargs)
 
 
 def panoptic_cards(aggregate: str = "tissue", empty_gt: str = "skip") -> dict[str, Card]:
-    """Return the name cards of all metrics of this module, which name the protocol.
+    """Return the name cards of all metrics in this module; they state the protocol.
 
     Args:
         aggregate: as for `panoptic_quality`.
@@ -266,16 +266,16 @@ def panoptic_cards(aggregate: str = "tissue", empty_gt: str = "skip") -> dict[st
         "pq": ("PQ", f"IoU > 0.5, one class, {per_class}{empty}"),
         "aji": ("AJI", "Kumar 2017, mean over tiles"),
         "aji_plus": ("AJI+", "Graham 2019, one-to-one by greatest total IoU, mean over tiles"),
-        "dice": ("Dice", "pixels of nuclei against background, mean over tiles"),
+        "dice": ("Dice", "pixels of nuclei and background, mean over tiles"),
     }
     return {name: Card(name, title, True, "0 to 1", 1, text) for name, (title, text) in protocols.items()}
 
 
 def aji(pairs: Overlaps) -> float:
-    """Return the aggregated Jaccard index of a tile (Kumar et al. 2017); NaN where both maps are empty.
+    """Return the aggregated Jaccard index of a tile (Kumar et al. 2017); NaN if both maps are empty.
 
-    Each true nucleus takes the prediction of greatest IoU, which several may share; predictions nobody takes enlarge
-    the union.
+    Each true nucleus takes the prediction with the highest IoU; several nuclei may take the same one. Predictions that
+    no nucleus takes are added to the union.
 
     >>> from ihc2he.nuclei.instances import overlaps
     >>> aji(overlaps(np.array([[1, 1, 2, 2]]), np.array([[1, 1, 2, 0]])))
@@ -288,7 +288,7 @@ def aji(pairs: Overlaps) -> float:
 
 
 def aji_plus(pairs: Overlaps) -> float:
-    """Return AJI with one-to-one pairs of greatest total IoU (Graham et al. 2019); NaN where both maps are empty.
+    """Return AJI with one-to-one pairs of greatest total IoU (Graham et al. 2019); NaN if both maps are empty.
 
     >>> from ihc2he.nuclei.instances import overlaps
     >>> aji_plus(overlaps(np.array([[1, 1, 2, 2]]), np.array([[1, 1, 1, 1]])))
@@ -298,13 +298,13 @@ def aji_plus(pairs: Overlaps) -> float:
 
 
 def _published_iou(pairs: Overlaps) -> NDArray[np.float64]:
-    """Return IoU with the published 1e-6 in the denominator, which decides between pairs of equal IoU."""
+    """Return IoU with the published 1e-6 in the denominator, which decides between pairs with equal IoU."""
     union_e = pairs.true_areas_t[pairs.true_e] + pairs.pred_areas_p[pairs.pred_e] - pairs.areas_e
     return pairs.areas_e / (union_e + 1e-6)
 
 
 def _aggregated_jaccard(pairs: Overlaps, taken_e: NDArray[np.intp]) -> float:
-    """Return intersection over union, both summed over the pairs taken; the union includes whatever is in no pair."""
+    """Return intersection over union, each summed over the pairs; nuclei without a pair are added to the union."""
     true_e, pred_e = pairs.true_e[taken_e], pairs.pred_e[taken_e]
     intersection = pairs.areas_e[taken_e].sum()
     union = pairs.true_areas_t[true_e].sum() + pairs.pred_areas_p[pred_e].sum() - intersection
@@ -313,7 +313,7 @@ def _aggregated_jaccard(pairs: Overlaps, taken_e: NDArray[np.intp]) -> float:
 
 
 def dice(pairs: Overlaps) -> float:
-    """Return the Dice coefficient of the foregrounds of a tile; NaN where both maps are empty.
+    """Return the Dice coefficient of the foregrounds of a tile; NaN if both maps are empty.
 
     >>> from ihc2he.nuclei.instances import overlaps
     >>> dice(overlaps(np.array([[1, 1, 2, 0]]), np.array([[0, 5, 5, 5]])))

@@ -1,16 +1,15 @@
-"""What a translation did to the stains: where the nuclei went, and whether the brown is gone.
+"""How a translation changes the stains: whether nuclei stay in place, and whether the brown is removed.
 
 Shape suffixes: b = batch, c = colour (3), h, w = height, width.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from ihc2he.metrics.fidelity import Card, full_float32
+from ihc2he.stain import Stain
 from ihc2he.stain.deconvolution import DAB, EOSIN, HEMATOXYLIN, separate_batch
 
 _ALL = (
@@ -22,26 +21,26 @@ _ALL = (
         "nuclear_correlation", "Nuclear stain r", True, "-1 to 1", 1,
         "Pearson over pixels of hematoxylin + DAB density in the IHC and hematoxylin in the H&E image",
     ),
-    Card("dab_ratio", "DAB left", False, "0 upwards", 1, "mean DAB density of the made H&E over that of its IHC"),
+    Card("dab_ratio", "DAB left", False, "0 upwards", 1, "mean DAB density of the translated H&E / that of the IHC"),
 )  # fmt: skip
 CARDS: dict[str, Card] = {card.name: card for card in _ALL}
 
 
-def stain_change(source_bchw: Tensor, made_bchw: Tensor, to: Literal["he", "ihc"]) -> dict[str, Tensor]:
-    """Return how the stains of a made image relate to those of its source, per image; each (N,).
+def stain_change(source_bchw: Tensor, made_bchw: Tensor, to: Stain) -> dict[str, Tensor]:
+    """Compare the stains of translated images with those of their sources; each value has shape (N,).
 
     Densities come from colour deconvolution with the vectors of Ruifrok and Johnston (2001): hematoxylin and DAB for
-    IHC, hematoxylin and eosin for H&E; DAB of a made H&E image is read with all three vectors, so that eosin is not
-    mistaken for it.
+    IHC, hematoxylin and eosin for H&E. DAB in a translated H&E image is measured with all three vectors, so that eosin
+    is not mistaken for DAB.
 
     Args:
-        source_bchw: (N, 3, H, W) in [-1, 1], what was translated.
-        made_bchw: (N, 3, H, W) in [-1, 1], its translation.
-        to: the stain it was translated to.
+        source_bchw: (N, 3, H, W) in [-1, 1], the images that were translated.
+        made_bchw: (N, 3, H, W) in [-1, 1], their translations.
+        to: the stain of the translations.
 
     Returns:
-        `hematoxylin_correlation` and `nuclear_correlation` in [-1, 1], NaN where an image is constant, and for `he`
-        also `dab_ratio`, NaN where the source has no DAB.
+        `hematoxylin_correlation` and `nuclear_correlation` in [-1, 1], NaN if an image is constant; for `he` also
+        `dab_ratio`, NaN if the source has no DAB.
     """
     ihc, he = (source_bchw, made_bchw) if to == "he" else (made_bchw, source_bchw)
     with full_float32(source_bchw.device):

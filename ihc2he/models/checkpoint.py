@@ -77,6 +77,8 @@ def load_tensors(path: str | Path, mmap: bool = False) -> Any:
 
 def _problem(content: Any, to_continue: bool) -> str | None:
     """Return what a checkpoint lacks, or None."""
+    from ihc2he.internals.lightning import knows_progress  # bundles load without Lightning
+
     if not isinstance(content, Mapping):
         return f"found a {type(content).__name__}"
     for key, kind in (_NEEDED | _TO_CONTINUE if to_continue else _NEEDED).items():
@@ -87,7 +89,7 @@ def _problem(content: Any, to_continue: bool) -> str | None:
         return f"it was written by Lightning {written_by}, and {OLDEST} or later is needed"
     if to_continue and not content["optimizer_states"]:
         return "it has no state of an optimiser"
-    if to_continue and "epoch_progress" not in content["loops"].get("fit_loop", ()):
+    if to_continue and not knows_progress(content):
         return "it does not say how far training was"
     for name, value in content["state_dict"].items():
         if not isinstance(value, Tensor):

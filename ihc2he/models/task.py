@@ -56,13 +56,12 @@ class Ranking(NamedTuple):
 
 
 class Task(LightningModule):
-    """A LightningModule that says what it can do.
+    """A LightningModule that says what it can do."""
 
-    Attributes:
-        requires_checkpoint: whether a test or prediction without a checkpoint would judge random weights.
-    """
-
-    requires_checkpoint: bool = False
+    @property
+    def requires_checkpoint(self) -> bool:
+        """Whether a test or prediction without a checkpoint would judge random weights."""
+        return False
 
     @property
     def data(self) -> DataInfo:
@@ -87,16 +86,52 @@ class Task(LightningModule):
 
     @property
     def ranking(self) -> Ranking | None:
-        """By which column images are ranked, where the metric that chooses checkpoints has no value per image."""
+        """By which column images are ranked, where the metric that chooses checkpoints has no value per image.
+
+        None: by the first of the cards that has one.
+        """
         return None
 
     def exports(self) -> Mapping[str, Export]:
         """Return the networks to save as bundles at the end of training, by the name of the bundle."""
         return {}
 
-    def panels(self, batch: Mapping[str, Any]) -> list[list[tuple[str, Tensor]]]:
+    def panels(self, batch: dict[str, Any]) -> list[list[tuple[str, Tensor]]]:
         """Return, for each image of an evaluation batch, pictures and their titles; (3, H, W) in [-1, 1]."""
         return []
+
+
+def rows_of(outputs: Any) -> list[dict[str, Any]]:
+    """Return the rows of what a step of a test or validation has returned; none where it is something else.
+
+    Raises:
+        ConfigError: for a row that does not say of which image it is.
+    """
+    rows = outputs.get("rows", []) if isinstance(outputs, Mapping) else []
+    for row in rows:
+        if missing := [key for key in ("name", "group") if key not in row]:
+            msg = (
+                f"A step of the model returned a row without {' and '.join(missing)}: {row}. Every row of `rows` names "
+                "its image and its group, which may be ''."
+            )
+            raise ConfigError(msg)
+    return rows
+
+
+def as_task(module: LightningModule) -> Task:
+    """Return a module if it keeps the contract.
+
+    Raises:
+        ConfigError: where it does not.
+    """
+    if not isinstance(module, Task):
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        msg = (
+            f"model._target_: {kind} is a plain LightningModule. Write `class {type(module).__name__}(Task)` with "
+            "`from ihc2he.models.task import Task`, which has a default for all that is asked of a model."
+        )
+        raise ConfigError(msg)
+    return module
 
 
 def required_mpp(info: DataInfo, of: str) -> float:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 # Okabe and Ito (2008), which colour-blind readers can tell apart; those that stand out on H&E come first.
 _PALETTE = ((213, 94, 0), (0, 158, 115), (0, 114, 178), (240, 228, 66), (86, 180, 233), (230, 159, 0), (204, 121, 167))
 _UNKNOWN = (150, 255, 0)  # stands out on both stains
+# Of what was found, of the same palette as the types; shapes tell them apart as well.
+MATCHED, MISSED, INVENTED = _PALETTE[1], _PALETTE[5], _PALETTE[2]
 
 
 def colour_of(kind: int) -> tuple[int, int, int]:
@@ -14,6 +16,15 @@ def colour_of(kind: int) -> tuple[int, int, int]:
     ((213, 94, 0), (150, 255, 0))
     """
     return _PALETTE[(kind - 1) % len(_PALETTE)] if kind else _UNKNOWN
+
+
+def hex_of(colour: tuple[int, int, int]) -> str:
+    """Return an RGB colour as web pages and figures write it.
+
+    >>> hex_of((213, 94, 0))
+    '#d55e00'
+    """
+    return "#" + bytes(colour).hex()
 
 
 def name_of(kind: int, classes: Sequence[str]) -> str:

@@ -1,83 +1,116 @@
 """Nuclei as GeoJSON that QuPath opens, edits and writes, and back.
 
-QuPath counts from the corner of the first pixel, tables of nuclei from its centre: coordinates differ by half a pixel.
+QuPath counts from the corner of the first pixel, and so do outlines; tables of nuclei count from its centre.
+Files whose names end in `.gz` are compressed, which QuPath reads too.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.errors import DataError, did_you_mean
 from ihc2he.files import complete
 from ihc2he.nuclei.colours import colour_of, name_of
-from ihc2he.nuclei.postprocess import Nuclei
+from ihc2he.nuclei.decoders.base import Nuclei
+from ihc2he.nuclei.instances import foreground
+from ihc2he.nuclei.outlines import Outlines
+from ihc2he.nuclei.raster import fill
 from ihc2he.nuclei.table import NucleiTable, measurements
 
 _UNKNOWN = name_of(0, ())
+_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def write_geojson(path: Path, table: NucleiTable, classes: Sequence[str]) -> None:
     """Write each nucleus as a QuPath detection with its classification, colour and `measurements`.
 
-    Outlines run through the centres of the outermost pixels; holes and all but the largest piece are left out. A
-    nucleus that is one pixel wide becomes the rectangle around it, half a pixel wide, since QuPath drops empty areas.
+    A nucleus of several pieces is a MultiPolygon. A measurement that is not finite is left out, as JSON has no NaN.
 
     Args:
-        path: the file.
+        path: the file, `.geojson` or `.geojson.gz`.
         table: the nuclei.
         classes: names of the types from 1 upwards.
     """
     measured = {name: np.round(values_n.astype(float), 4).tolist() for name, values_n in measurements(table).items()}
-    features = [
-        _feature(
-            table.outlines[i],
-            {
+    with complete(path) as temporary, _opened(temporary) as stream:
+        stream.write('{"type":"FeatureCollection","features":[')
+        for i, (kind, geometry) in enumerate(zip(table.types_n.tolist(), _geometries(table.outlines), strict=True)):
+            properties = {
                 "objectType": "detection",
                 "name": str(table.ids_n[i]),
                 "classification": {"name": name_of(kind, classes), "color": colour_of(kind)},
-                "measurements": {name: values[i] for name, values in measured.items()},
-            },
-        )
-        for i, kind in enumerate(table.types_n.tolist())
-    ]
-    with complete(path) as temporary:
-        text = f'{{"type":"FeatureCollection","features":[{",".join(features)}]}}'
-        temporary.write_text(text, encoding="utf-8")
+                "measurements": {name: values[i] for name, values in measured.items() if isfinite(values[i])},
+            }
+            feature = f'"geometry":{geometry},"properties":{_json(properties)}'
+            stream.write(f'{"," if i else ""}\n{{"type":"Feature",{feature}}}')
+        stream.write("\n]}\n")
 
 
-def _feature(outline_p2: NDArray[np.int32], properties: Mapping[str, Any]) -> str:
-    """Return a feature as JSON."""
-    geometry = f'{{"type":"Polygon","coordinates":[{_ring(outline_p2)}]}}'
-    return f'{{"type":"Feature","geometry":{geometry},"properties":{json.dumps(properties, separators=(",", ":"))}}}'
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
+    """Yield a text file to write, compressed where its name ends so; equal contents give equal files."""
+    if path.suffix != ".gz":
+        with path.open("w", encoding="utf-8") as stream:
+            yield stream
+        return
+    with (
+        path.open("wb") as raw,
+        gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8") as stream,
+    ):
+        yield stream
 
 
-def _ring(outline_p2: NDArray[np.int32]) -> str:
-    """Return the closed ring of an outline as JSON.
+def _geometries(outlines: Outlines) -> Iterator[str]:
+    """Yield the geometry of each nucleus as JSON.
 
-    >>> _ring(np.array([[0, 0], [0, 2], [2, 0]]))
-    '[[0.5,0.5],[0.5,2.5],[2.5,0.5],[0.5,0.5]]'
+    >>> from ihc2he.nuclei.outlines import outlines as traced
+    >>> print(*_geometries(traced(np.array([[1, 1]]))))
+    {"type":"Polygon","coordinates":[[[0,0],[2,0],[2,1],[0,1],[0,0]]]}
     """
-    if cv2.contourArea(outline_p2) == 0:
-        (left, top), (right, bottom) = outline_p2.min(0) + 0.25, outline_p2.max(0) + 0.75
-        corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
-        return json.dumps(corners, separators=(",", ":"))
-    # Corners of outlines are whole numbers from 0; texts of floats would take three times as long.
-    closed = outline_p2.ravel().tolist() + outline_p2[0].tolist()
-    return f"[{','.join(['[%d.5,%d.5]'] * (len(outline_p2) + 1))}]" % tuple(closed)
+    numbers = outlines.corners_e2.ravel()
+    rings = (_ring(numbers[start:end].tolist()) for start, end in pairwise((2 * outlines.starts_r).tolist()))
+    parts: list[str] = []
+    of = [*outlines.nucleus_r.tolist(), -1]
+    for i, (ring, is_hole) in enumerate(zip(rings, outlines.is_hole_r.tolist(), strict=True)):
+        if is_hole:
+            parts[-1] += f",{ring}"
+        else:
+            parts.append(ring)
+        if of[i + 1] != of[i]:
+            several = len(parts) > 1
+            coordinates = f"[[{'],['.join(parts)}]]" if several else f"[{parts[0]}]"
+            yield f'{{"type":"{"MultiPolygon" if several else "Polygon"}","coordinates":{coordinates}}}'
+            parts = []
+
+
+def _ring(numbers: list[int]) -> str:
+    """Return a ring of x, y, x, y, ... as JSON, closed as GeoJSON wants it."""
+    # Formatted at once, which takes half the time of a JSON encoder.
+    return f"[{','.join(['[%d,%d]'] * (len(numbers) // 2 + 1))}]" % (*numbers, *numbers[:2])
 
 
 def read_geojson(path: Path, shape: tuple[int, int], classes: Sequence[str]) -> Nuclei:
     """Return the nuclei of a GeoJSON file, drawn into an instance map in the order of the file; later ones lie on top.
 
+    A pixel belongs to a nucleus where its centre lies in it or on its outline. Of a cell its nucleus is taken. A class
+    that QuPath has derived from another, such as `epithelium: Positive`, is the one of its parts that is among the
+    classes.
+
     Args:
-        path: a feature collection, or a list of features, of polygons and multipolygons; holes are filled.
+        path: a feature collection, a list of features or a single one, of polygons and multipolygons; `.gz` or not.
         shape: height and width of the tile.
         classes: names of the types from 1 upwards. An object without a classification is of type 0.
 
@@ -88,16 +121,20 @@ def read_geojson(path: Path, shape: tuple[int, int], classes: Sequence[str]) -> 
     Raises:
         DataError: naming the file, the feature, and what is wrong with it.
     """
-    inst_hw = np.zeros(shape, np.int32)
+    rings: list[NDArray[np.float64]] = []
+    polygon_r: list[int] = []
+    number_p: list[int] = []
     types, shares = [], []
     for number, (place, feature) in enumerate(_features(path), 1):
-        for ring_p2 in _outer_rings(feature, place):
-            cv2.fillPoly(inst_hw, [np.rint(ring_p2 - 0.5).astype(np.int32)], number)
+        for polygon in _polygons(feature, place):
+            rings += polygon
+            polygon_r += [len(number_p)] * len(polygon)
+            number_p.append(number)
         properties = feature.get("properties") or {}
-        types.append(_type(properties.get("classification") or {}, classes, place))
-        shares.append(_measurements(properties).get("type_share", 1.0))
-    present = np.unique(inst_hw)
-    seen = present[present > 0]
+        types.append(_type(_names(properties.get("classification")), classes, place))
+        shares.append(_share(properties))
+    inst_hw = fill(shape, rings, polygon_r, number_p)
+    seen = foreground(inst_hw).ids_n
     new_ids = np.zeros(len(types) + 1, np.int32)
     new_ids[seen] = np.arange(1, len(seen) + 1)
     return Nuclei(new_ids[inst_hw], np.array(types, np.int64)[seen - 1], np.array(shares, np.float32)[seen - 1])
@@ -105,43 +142,75 @@ def read_geojson(path: Path, shape: tuple[int, int], classes: Sequence[str]) -> 
 
 def _features(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = json.loads(text)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         msg = f"{path}: not a readable GeoJSON file ({error})."
         raise DataError(msg) from error
-    features = content.get("features") if isinstance(content, dict) else content
-    if not isinstance(features, list):
+    if isinstance(content, dict):
+        content = [content] if content.get("type") == "Feature" else content.get("features")
+    if not isinstance(content, list):
         msg = f"{path}: expected a FeatureCollection or a list of features, as QuPath exports them."
         raise DataError(msg)
-    for i, feature in enumerate(features):
+    for i, feature in enumerate(content):
         yield f"{path}: feature {i}", feature
 
 
-def _outer_rings(feature: Mapping[str, Any], place: str) -> list[NDArray[np.float64]]:
+def _polygons(feature: Mapping[str, Any], place: str) -> list[list[NDArray[np.float64]]]:
+    """Return the rings of each polygon of a feature."""
     try:
-        geometry = feature["geometry"]
+        geometry = feature.get("nucleusGeometry") or feature["geometry"]
         kind, coordinates = geometry["type"], geometry["coordinates"]
         if kind not in ("Polygon", "MultiPolygon"):
             msg = f"{place} is a {kind}; nuclei are Polygons or MultiPolygons. Delete it or export without it."
             raise DataError(msg)
         polygons = [coordinates] if kind == "Polygon" else coordinates
-        return [np.array(polygon[0], np.float64).reshape(-1, 2) for polygon in polygons]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        return [[_corners(ring) for ring in polygon] for polygon in polygons]
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         msg = f"{place} has no geometry that can be read ({type(error).__name__}: {error})."
         raise DataError(msg) from error
 
 
-def _type(classification: Mapping[str, Any], classes: Sequence[str], place: str) -> int:
-    name = classification.get("name", _UNKNOWN)
-    if name == _UNKNOWN:
-        return 0
-    if name not in classes:
-        msg = f"{place} is classified as '{name}', which is none of the classes.{did_you_mean(name, classes)}"
+def _corners(ring: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Return the corners of a ring, (P, 2), without the third number that positions may have."""
+    corners_p2 = np.array(ring, np.float64)[:, :2]
+    if corners_p2.shape[1] != 2 or not np.isfinite(corners_p2).all():
+        msg = "a position is two finite numbers"
+        raise ValueError(msg)
+    return corners_p2
+
+
+def _names(classification: Any) -> list[str]:
+    """Return the parts of a class of QuPath's, the basic one first; before version 0.4 each part named its parent.
+
+    >>> _names({"names": ["epithelium", "Positive"]}), _names({"name": "stroma", "color": [0, 0, 0]}), _names(None)
+    (['epithelium', 'Positive'], ['stroma'], [])
+    """
+    if not classification:
+        return []
+    if isinstance(classification, str):
+        return [classification]
+    own = classification.get("names") or [classification[key] for key in ("name",) if classification.get(key)]
+    return [*_names(classification.get("parentClass")), *own]
+
+
+def _type(names: Sequence[str], classes: Sequence[str], place: str) -> int:
+    """Return the type of a class with these parts."""
+    whole = ": ".join(names)
+    known = [whole] if whole in classes else [name for name in whole.split(": ") if name in classes]
+    if len(known) == 1:
+        return list(classes).index(known[0]) + 1
+    if known:
+        msg = f"{place} is classified as '{whole}', which names several of the classes; leave one of them."
         raise DataError(msg)
-    return list(classes).index(name) + 1
+    if not names or names[0] == _UNKNOWN:
+        return 0
+    msg = f"{place} is classified as '{whole}', which is none of the classes.{did_you_mean(whole, classes)}"
+    raise DataError(msg)
 
 
-def _measurements(properties: Mapping[str, Any]) -> Mapping[str, float]:
-    """Return the measurements of a feature; before version 0.4 QuPath wrote a list of names and values."""
+def _share(properties: Mapping[str, Any]) -> float:
+    """Return the measured share of a nucleus; before version 0.4 QuPath wrote a list of names and values."""
     found = properties.get("measurements") or {}
-    return found if isinstance(found, dict) else {entry["name"]: entry["value"] for entry in found}
+    measured = found if isinstance(found, dict) else {entry["name"]: entry["value"] for entry in found}
+    return measured.get("type_share", 1.0)

@@ -43,21 +43,35 @@ def foreground(inst_hw: NDArray[np.integer]) -> Foreground:
     >>> pixels.places_m.tolist(), pixels.of_m.tolist(), pixels.ids_n.tolist()
     ([1, 2, 3], [1, 0, 1], [5, 70])
     """
-    if inst_hw.ndim != 2 or not np.issubdtype(inst_hw.dtype, np.integer):
-        msg = f"An instance map is an HxW array of integers, found {inst_hw.dtype} of {inst_hw.shape}."
-        raise ValueError(msg)
+    check_map(inst_hw)
     flat = inst_hw.ravel()
     places_m = np.flatnonzero(flat != 0)
     values_m = flat[places_m]
-    if values_m.min(initial=1) < 0:
-        msg = f"An instance map has 0 for background and positive ids, found {values_m.min()}."
-        raise ValueError(msg)
     if values_m.max(initial=0) > _DENSE * flat.size:
         ids_n, of_m = np.unique(values_m, return_inverse=True)
     else:
         present = np.bincount(values_m) > 0
         ids_n, of_m = np.flatnonzero(present), (np.cumsum(present) - 1)[values_m]
     return Foreground(places_m, of_m, ids_n)
+
+
+def check_map(inst_hw: NDArray[np.integer]) -> None:
+    """Refuse what is no instance map.
+
+    Args:
+        inst_hw: should be HxW integers, none below 0.
+
+    Raises:
+        ValueError: saying what was found.
+
+    >>> check_map(np.array([[0, 70], [5, 70]]))
+    """
+    if inst_hw.ndim != 2 or not np.issubdtype(inst_hw.dtype, np.integer):
+        msg = f"An instance map is an HxW array of integers, found {inst_hw.dtype} of {inst_hw.shape}."
+        raise ValueError(msg)
+    if inst_hw.min(initial=0) < 0:
+        msg = f"An instance map has 0 for background and positive ids, found {inst_hw.min()}."
+        raise ValueError(msg)
 
 
 def extent(positions_m: NDArray[np.intp], of_m: NDArray[np.intp], n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -87,6 +101,17 @@ def centroids(inst_hw: NDArray[np.integer]) -> NDArray[np.float64]:
     areas_n = np.bincount(of_m, minlength=len(ids_n))
     places = (places_m % inst_hw.shape[1], places_m // inst_hw.shape[1])
     return np.stack([np.bincount(of_m, place_m, len(ids_n)) / areas_n for place_m in places], 1)
+
+
+def means(map_hw: NDArray[np.float32], inst_hw: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Return the mean of a map over each nucleus, in ascending order of the ids.
+
+    >>> means(np.array([[0.5, 1.0, 9.0]], np.float32), np.array([[4, 4, 0]], np.int32)).tolist()
+    [0.75]
+    """
+    places_m, of_m, ids_n = foreground(inst_hw)
+    areas_n = np.bincount(of_m, minlength=len(ids_n))
+    return (np.bincount(of_m, map_hw.ravel()[places_m], len(ids_n)) / areas_n).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Tables of nuclei: where each is, how large, of which type, and how strongly stained.
 
-Shape suffixes: h, w = height, width; m = pixels of nuclei; n = nuclei; p = points of an outline; 2 = (x, y).
+Shape suffixes: h, w = height, width; m = pixels of nuclei; n = nuclei; 2 = (x, y).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.errors import ConfigError
 from ihc2he.files import write_csv
 from ihc2he.nuclei.colours import name_of
-from ihc2he.nuclei.instances import extent, foreground
+from ihc2he.nuclei.instances import foreground
+from ihc2he.nuclei.outlines import Outlines, outlines
 from ihc2he.stain.deconvolution import DAB, EOSIN, HEMATOXYLIN, separate
 
 Stains = Mapping[str, tuple[float, float, float]]
@@ -30,14 +30,15 @@ IHC_STAINS: Stains = MappingProxyType({"hematoxylin": HEMATOXYLIN, "dab": DAB})
 class NucleiTable:
     """The nuclei of a tile, one per row, in ascending order of their ids.
 
-    Coordinates are in px from the centre of the first pixel.
+    Centroids are in px from the centre of the first pixel; outlines follow the sides of pixels, and so count from the
+    corner of the first one.
 
     Attributes:
         ids_n: ids in the instance map.
         centroids_n2: centres of mass, float64.
         boxes_n4: left, top, right, bottom; right and bottom are exclusive.
         areas_n: px.
-        outlines: for each nucleus the corners of the outer outline of its largest piece, (P, 2) int32.
+        outlines: their polygons, in the order of the rows.
         types_n: type, 0 = unknown.
         shares_n: share of the pixels that are of this type.
         stain_od: mean optical density of each stain, by its name.
@@ -49,7 +50,7 @@ class NucleiTable:
     centroids_n2: NDArray[np.float64]
     boxes_n4: NDArray[np.int64]
     areas_n: NDArray[np.int64]
-    outlines: list[NDArray[np.int32]]
+    outlines: Outlines
     types_n: NDArray[np.integer]
     shares_n: NDArray[np.floating]
     stain_od: dict[str, NDArray[np.float64]]
@@ -90,30 +91,26 @@ def nuclei_table(
     if mpp <= 0:
         msg = f"mpp is a pixel size in um and must be positive, found {mpp}."
         raise ConfigError(msg)
-    places_m, of_m, ids_n = foreground(inst_hw)
-    n, width = len(ids_n), inst_hw.shape[1]
+    traced = outlines(inst_hw)
+    n = len(traced.ids_n)
     types_n = np.zeros(n, np.int64) if types_n is None else types_n
     shares_n = np.zeros(n, np.float32) if shares_n is None else shares_n
     if len(types_n) != n or len(shares_n) != n or (image is not None and image.shape[:2] != inst_hw.shape):
         found = f"{len(types_n)} types, {len(shares_n)} shares, image {None if image is None else image.shape}"
         msg = f"A map {inst_hw.shape} of {n} nuclei does not fit {found}."
         raise ValueError(msg)
-    rows_m = places_m // width
-    columns_m = places_m - rows_m * width
-    areas_n = np.bincount(of_m, minlength=n)
-    left_n, right_n = extent(columns_m, of_m, n)
-    top_n, bottom_n = extent(rows_m, of_m, n)
-    boxes_n4 = np.stack([left_n, top_n, right_n + 1, bottom_n + 1], 1)
+    areas_n, centroids_n2 = traced.moments()
     stain_od = {}
     if image is not None:
+        places_m, of_m, _ = foreground(inst_hw)
         od_ms = separate(image.reshape(-1, 1, 3)[places_m], tuple(stains.values()))[:, 0]
         stain_od = {name: _means(od_m, of_m, areas_n) for name, od_m in zip(stains, od_ms.T, strict=True)}
     return NucleiTable(
-        ids_n,
-        np.stack([_means(columns_m, of_m, areas_n), _means(rows_m, of_m, areas_n)], 1),
-        boxes_n4,
+        traced.ids_n,
+        centroids_n2,
+        traced.boxes(),
         areas_n,
-        [_outline(inst_hw, number, box) for number, box in zip(ids_n, boxes_n4.tolist(), strict=True)],
+        traced,
         types_n,
         shares_n,
         stain_od,
@@ -123,15 +120,6 @@ def nuclei_table(
 
 def _means(values_m: NDArray, of_m: NDArray[np.intp], areas_n: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.bincount(of_m, values_m, len(areas_n)) / areas_n
-
-
-def _outline(inst_hw: NDArray[np.integer], number: int, box: Sequence[int]) -> NDArray[np.int32]:
-    """Return the corners of the outer outline of a nucleus, of its largest piece where it has several."""
-    left, top, right, bottom = box
-    mask = (inst_hw[top:bottom, left:right] == number).view(np.uint8)
-    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
-    outline = outlines[0] if len(outlines) == 1 else max(outlines, key=cv2.contourArea)
-    return outline[:, 0]  # type: ignore[return-value]
 
 
 def measurements(table: NucleiTable) -> dict[str, NDArray]:

@@ -1,1 +1,1 @@
-"""The pages and pictures that a run leaves for people."""
+"""The report page of a run, and pages of tiles."""

@@ -1,8 +1,8 @@
-"""The report of a run: one self-contained HTML page made of whatever the run has left in its folder.
+"""The report of a run: one self-contained HTML page with everything in the run's folder.
 
-To add a section, write a function that takes the folder and returns HTML, or None where its files are missing, and
-name it in `SECTIONS`; those of a pipeline's test are in pipeline.py. Text reaches the page through the macros of
-report.html.jinja only, which escape it.
+To add a section, write a function that takes the folder and returns HTML, or None if its files are missing, and
+add it to `SECTIONS`. Sections for the test of a pipeline are in pipeline.py. All text goes through the macros of
+report.html.jinja, which escape it.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_IMAGES = 12  # per stage
-MAX_POINTS = 200  # of a curve; a longer one is drawn as means of this many bins over the band of their extremes
+MAX_POINTS = 200  # of a curve; a longer one is drawn as means of this many bins, with a band from minimum to maximum
 WORST, BEST = 10, 5
 
 
 def write_report(run_dir: Path) -> Path:
-    """Return the path of `report.html`, written from what is in the folder of a run.
+    """Write `report.html` from the files in the folder of a run, and return its path.
 
-    A file that is missing leaves its section out; one that cannot be read is named in its section.
+    If a file is missing, its section is omitted. If a file cannot be read, its section says so.
 
     Args:
-        run_dir: holds any of `config.yaml`, `run.json`, `metrics.csv`, `test.csv`, `results.csv`, `images/STAGE/*.png`,
-            and of a pipeline `comparison.csv`, `differences.csv`, `radius.csv`, `agreement.csv`.
+        run_dir: folder with any of `config.yaml`, `run.json`, `metrics.csv`, `test.csv`, `results.csv`,
+            `images/STAGE/*.png`, and for a pipeline `comparison.csv`, `differences.csv`, `radius.csv`, `agreement.csv`.
 
     Raises:
-        DataError: the folder does not exist.
+        DataError: if the folder does not exist.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -67,7 +67,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _guarded(build: Callable[[Path], Markup | None], run_dir: Path) -> Markup | None:
-    """Return the section, or what kept it from being built, so that a broken file does not cost the others."""
+    """Return the section, or why it could not be built, so that one broken file does not affect the other sections."""
     try:
         return build(run_dir)
     except Exception as error:
@@ -76,7 +76,7 @@ def _guarded(build: Callable[[Path], Markup | None], run_dir: Path) -> Markup | 
 
 
 def _facts(run_dir: Path) -> dict[str, Any]:
-    """Return what `run.json` says; that it cannot be read is a warning of its own."""
+    """Return the content of `run.json`; if it cannot be read, a warning says so."""
     path = run_dir / "run.json"
     if not path.is_file():
         return {}
@@ -87,10 +87,10 @@ def _facts(run_dir: Path) -> dict[str, Any]:
 
 
 def _title(run_dir: Path) -> str:
-    """Return the name of the experiment, or of the folder where no configuration tells it."""
+    """Return the name of the experiment, or of the folder if there is no configuration."""
     try:
         name = OmegaConf.select(OmegaConf.load(run_dir / "config.yaml"), "experiment_name")
-    except Exception:  # YAML has many ways to be wrong, and the section on the configuration shows it as it is
+    except Exception:  # broken YAML of any kind; the section with the configuration shows it as it is
         name = None
     return str(name or run_dir.resolve().name)
 
@@ -120,7 +120,7 @@ def _test_table(run_dir: Path) -> Markup | None:
 
 
 def _curves(run_dir: Path) -> Markup | None:
-    """Return the curves of the logged scalars, one figure for each kind of quantity; tests have their table."""
+    """Return the curves of the logged scalars, one figure per kind of quantity; test results are in a table."""
     if pipeline.is_comparison(run_dir):  # nothing was trained
         return None
     series: dict[str, list[tuple[float, float]]] = {}
@@ -185,7 +185,7 @@ def _line_figure(title: str, lines: dict[str, np.ndarray]) -> str:
 
 
 def _draw_line(axes: Axes, xy: np.ndarray, **style: Any) -> None:
-    """Draw a line as it is where it has few points, else bin means over the band of their extremes."""
+    """Draw a line with few points as it is, otherwise means of bins with a band from minimum to maximum."""
     if len(xy) <= MAX_POINTS:
         axes.plot(*xy.T, marker="." if len(xy) < 30 else "", **style)
         return
@@ -197,9 +197,9 @@ def _draw_line(axes: Axes, xy: np.ndarray, **style: Any) -> None:
 
 
 def _extremes(run_dir: Path) -> Markup | None:
-    """Return the worst and the best images by the first metric, and how its values are spread.
+    """Return the worst and the best images by the first metric, and a histogram of its values.
 
-    A comparison has several rows for each image, and pages in place of this.
+    A comparison has several rows per image; it has pages of tiles instead.
     """
     rows = [] if pipeline.is_comparison(run_dir) else read_csv(run_dir / "results.csv")
     columns = [
@@ -219,7 +219,7 @@ def _extremes(run_dir: Path) -> Markup | None:
         body = [[row["name"], row.get("group", ""), *(shown(parsed(row[c])) for c in columns)] for row in chosen]
         return macros().heading(title) + macros().table(head, body, text=(1,))
 
-    direction = f"{better} is better" if better else "taken as: higher is better"
+    direction = f"{better} is better" if better else "assuming that higher is better"
     html = macros().note(f"By {metric} ({direction}); {len(known)} of {len(rows)} images have a finite value.")
     values = [parsed(row[metric]) for row in known]
     histogram = figure(f"Images by {metric}", lambda axes: axes.hist(values, bins=30, color="0.35"))
@@ -230,7 +230,7 @@ def _extremes(run_dir: Path) -> Markup | None:
 
 
 def _better(run_dir: Path, metric: str) -> str | None:
-    """Return the direction of a metric, by the table of the test or else by its name; None: nobody knows it."""
+    """Return the direction of a metric, from the table of the test or from its name; None = not known."""
     from ihc2he.metrics.fidelity import CARDS
 
     for row in read_csv(run_dir / "test.csv"):
@@ -241,7 +241,7 @@ def _better(run_dir: Path, metric: str) -> str | None:
 
 
 def _panels(run_dir: Path) -> Markup | None:
-    """Return the newest image panels of every stage; not those that are pages of a comparison."""
+    """Return the newest image panels of every stage, without the pages of a comparison."""
     html = Markup()
     if pipeline.is_comparison(run_dir):
         return None
@@ -257,7 +257,7 @@ def _panels(run_dir: Path) -> Markup | None:
 
 
 def _run_table(run_dir: Path) -> Markup | None:
-    """Return the facts of `run.json`, nested ones under dotted names."""
+    """Return the facts of `run.json`, with dotted names for nested ones."""
     facts = {key: value for key, value in _facts(run_dir).items() if key != "warnings"}
     return macros().table(["fact", "value"], list(_flatten(facts)), text=(1,)) if facts else None
 

@@ -1,4 +1,4 @@
-"""What sections of a report are made of: the template's macros, tables read from a run, numbers, figures, images."""
+"""Parts of report sections: the template's macros, tables of a run, numbers, figures, images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ihc2he.errors import DataError
+from ihc2he.internals.matplotlib import load
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ MAX_WIDTH_PX = 1152  # the width of the page
 
 @cache
 def macros() -> Any:
-    """Return the macros of the template, which give escaped HTML."""
+    """Return the macros of the template, which escape their texts."""
     environment = Environment(
         loader=PackageLoader("ihc2he", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -31,7 +32,7 @@ def macros() -> Any:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a table, none where the file is missing."""
+    """Return the rows of a table; none if the file is missing."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as stream:
@@ -39,7 +40,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def parsed(text: str) -> float:
-    """Return the number, or NaN for an empty cell and for a line that a killed run has cut short.
+    """Return the number, or NaN for an empty cell and for an incomplete line of a killed run.
 
     >>> parsed("0.5"), parsed("1e-")
     (0.5, nan)
@@ -51,7 +52,7 @@ def parsed(text: str) -> float:
 
 
 def shown(value: float) -> str:
-    """Return a number as the tables show it, a dash for NaN.
+    """Return a number as text for tables, a dash for NaN.
 
     >>> [shown(value) for value in (0.37, 23.39412, 5412.25, 2e-4, math.nan, math.inf)]
     ['0.3700', '23.39', '5412.25', '0.0002', '-', '∞']
@@ -70,6 +71,7 @@ def data_uri(mime: str, content: bytes) -> str:
 
 def figure(title: str, draw: Callable[[Axes], object]) -> str:
     """Return a small figure as the data URI of an SVG."""
+    load()
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -92,7 +94,7 @@ def shrunk(path: Path) -> str:
 
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        msg = f"{path} is not a readable image: delete it, or write it again."
+        msg = f"{path} is not a readable image. Delete it or write it again."
         raise DataError(msg)
     scale = MAX_WIDTH_PX / image.shape[1]
     if scale < 1:

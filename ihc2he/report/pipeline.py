@@ -1,4 +1,4 @@
-"""Sections of the report of a pipeline's test: methods side by side, what translating changes, and pages of tiles.
+"""Sections of the report of a pipeline's test: comparison of methods, effect of translation, and pages of tiles.
 
 A method is a translator and a segmenter, written `translator+segmenter`.
 """
@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from ihc2he.metrics.cards import badness
+from ihc2he.nuclei.colours import colour_of, hex_of
 from ihc2he.report.parts import figure, macros, parsed, read_csv, shown, shrunk
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# What the comparison shows of all metrics; the table of the test has the others.
+# Metrics in the comparison; all others are in the table of the test.
 MAIN = (
     "f1", "precision", "recall", "f1_inside", "f1_macro", "type_accuracy", "ap", "map", "count_mae", "pq", "aji",
     "gap_closed",
 )  # fmt: skip
-# Okabe and Ito (2008) without yellow, which is too pale for lines.
-_LINES = ("#d55e00", "#0072b2", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#000000")
+_LINES = (*(hex_of(colour_of(kind)) for kind in (1, 3, 2, 6, 5, 7)), "#000000")  # yellow is too pale for lines
 _DASHES = ("-", "--", ":", "-.")
 
 
 def is_comparison(run_dir: Path) -> bool:
-    """Return whether a run has compared methods, which have their own pages in place of panels."""
+    """Return whether a run has compared methods; then it has pages of tiles instead of panels."""
     return (run_dir / "comparison.csv").is_file()
 
 
 def _comparison(run_dir: Path) -> Markup | None:
-    """Return a table with a row for each method and a column for each main metric, the best of each in bold."""
+    """Return a table with a row for each method and a column for each main metric, the best value of each in bold."""
     rows = read_csv(run_dir / "comparison.csv")
     if not rows:
         return None
@@ -57,7 +57,7 @@ def _comparison(run_dir: Path) -> Markup | None:
     head = ["method", *((metric, _direction(cards[metric])) for metric in metrics)]
     body = [[method, *(cell(metric, method) for metric in metrics)] for method in dict.fromkeys(m for _, m in cells)]
     notes = [f"{metric}: {cards[metric]['protocol']} (n = {_sizes(rows, metric)})" for metric in metrics]
-    what = "In brackets: 95 % intervals of a bootstrap over tiles. Bold: the best value, whatever its interval."
+    what = "In brackets: 95 % intervals of a bootstrap over tiles. Bold: the best value, regardless of its interval."
     return macros().table(head, body) + macros().note(what) + macros().bullets(notes)
 
 
@@ -75,7 +75,7 @@ def _sizes(rows: Sequence[dict[str, str]], metric: str) -> str:
 
 
 def _differences(run_dir: Path) -> Markup | None:
-    """Return by how much each method exceeds the one without translation; what an interval keeps from 0 is bold."""
+    """Return the difference of each method to the one without translation; bold if the interval excludes 0."""
     rows = read_csv(run_dir / "differences.csv")
     if not rows:
         return None
@@ -97,14 +97,14 @@ def _differences(run_dir: Path) -> Markup | None:
         for row in rows
     ]
     what = (
-        "On the same resamples, bootstrapped over tiles and over blocks of tiles. Bold: an interval that excludes 0. "
-        "Tiles of one block are alike, so the interval over blocks is the more honest one where there is one."
+        "Bootstrap over tiles and over blocks of tiles, paired. Bold: the interval excludes 0. "
+        "Tiles of one block are alike, so the interval over blocks is more reliable, if there is one."
     )
     return macros().table(head, body) + macros().note(what)
 
 
 def _radius(run_dir: Path) -> Markup | None:
-    """Return F1, precision and recall over the radius of matching, a line for each method."""
+    """Return F1, precision and recall as a function of the matching radius, one line for each method."""
     rows = read_csv(run_dir / "radius.csv")
     if not rows:
         return None
@@ -116,33 +116,33 @@ def _radius(run_dir: Path) -> Markup | None:
                 xy = [(parsed(row["radius_um"]), parsed(row[metric])) for row in own]
                 colour, dash = _LINES[i % len(_LINES)], _DASHES[i // len(_LINES) % len(_DASHES)]
                 axes.plot(*zip(*xy, strict=True), dash, color=colour, marker=".", label=method, linewidth=1.2)
-            axes.set_xlabel("radius of matching (um)")
+            axes.set_xlabel("matching radius (um)")
             axes.figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
         return draw
 
     titles = {"f1": "F1", "precision": "Precision", "recall": "Recall"}
-    figures = [(figure(title, draw_metric(metric)), f"{title} over radius") for metric, title in titles.items()]
+    figures = [(figure(title, draw_metric(metric)), f"{title} by matching radius") for metric, title in titles.items()]
     return macros().figures(figures, grid=True)
 
 
 def _agreement(run_dir: Path) -> Markup | None:
-    """Return how well readers agree with one another."""
+    """Return the agreement between readers."""
     rows = read_csv(run_dir / "agreement.csv")
     if not rows:
         return None
     columns = ("mean", "min", "max")
     body = [[row["metric"], *(_brief(parsed(row[column])) for column in columns), row["n"]] for row in rows]
-    what = "Each reader judged by each other one as if they were a method: what a method can be expected to reach."
+    what = "Each reader is compared with each other reader, like a method. No method can be expected to be better."
     return macros().table(["metric", *columns, "n"], body) + macros().note(what)
 
 
 def _pages(run_dir: Path) -> Markup | None:
-    """Return the pages of tiles: those spread over the test, then those with the lowest F1, the worst first."""
+    """Return the pages of tiles: first evenly spaced tiles of the test, then those with the lowest F1, worst first."""
     if not is_comparison(run_dir):
         return None
     html = Markup()
-    for folder, title in (("test", "Spread over the test"), ("worst", "With the lowest F1")):
+    for folder, title in (("test", "Evenly spaced over the test"), ("worst", "Lowest F1")):
         paths = sorted((run_dir / "images" / folder).glob("*.png"))
         if paths:
             html += macros().heading(title) + macros().figures([(shrunk(path), path.stem) for path in paths])
@@ -150,7 +150,7 @@ def _pages(run_dir: Path) -> Markup | None:
 
 
 def _brief(value: float, sign: str = "") -> str:
-    """Return a number with three digits after the point, or as tables show large ones.
+    """Return a number with three decimals; large ones as in other tables.
 
     >>> _brief(0.8239), _brief(0.0119, "+"), _brief(-0.5, "+"), _brief(123.456)
     ('0.824', '+0.012', '-0.500', '123.46')
@@ -159,7 +159,7 @@ def _brief(value: float, sign: str = "") -> str:
 
 
 def _interval(low: str, high: str, sign: str = "") -> str:
-    """Return an interval in brackets, nothing where it has no ends.
+    """Return an interval in brackets; nothing if its ends are not finite.
 
     >>> _interval("0.81", "0.8432"), _interval("nan", "nan")
     ('[0.810, 0.843]', '')

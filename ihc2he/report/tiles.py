@@ -1,4 +1,4 @@
-"""Pages of tiles from the test of a pipeline: what each method made of them, and what it found, missed and invented.
+"""Pages of tiles from the test of a pipeline: translations, and nuclei found, missed and invented by each method.
 
 Shape suffixes: n = nuclei or points; 3 = (x, y, class).
 """
@@ -15,26 +15,25 @@ from numpy.typing import NDArray
 
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.images.writing import write_png
-from ihc2he.nuclei.table import nuclei_table
+from ihc2he.nuclei.drawing import LINE_PX, draw_matches, draw_outlines, fitted, legend, write
 from ihc2he.ranks import from_all_ranks
-from ihc2he.report.drawing import LINE_PX, draw_matches, draw_outlines, fitted, legend, write
 
 if TYPE_CHECKING:
     from ihc2he.models.pipeline.evaluation import MethodResult, ScoredTile
 
 CELL_PX = 360  # longer side of a picture
 GAP_PX = 8
-COLUMNS = ("IHC", "H&E made of it", "nuclei by type, on the H&E", "keypoints, on the IHC")
+COLUMNS = ("IHC", "translated H&E", "nuclei by type, on the H&E", "keypoints, on the IHC")
 
 
 class TilePages(Callback):
-    """Writes a page for each of some tiles, evenly spread over the test, and for those with the lowest F1.
+    """Writes a page for some tiles, evenly spaced over the test, and for the tiles with the lowest F1.
 
     Args:
-        dirpath: pages go to `<dirpath>/test/` and `<dirpath>/worst/`, in place of those of an earlier test.
-        n_first: tiles spread over the test.
-        n_worst: tiles with the lowest F1; ties are decided by name, tiles without any nucleus have none.
-        worst_by: the method whose F1 that is; None: the last one.
+        dirpath: pages go to `<dirpath>/test/` and `<dirpath>/worst/`, and replace those of an earlier test.
+        n_first: number of tiles, evenly spaced over the test.
+        n_worst: number of tiles with the lowest F1; ties are ordered by name; tiles without nuclei do not count.
+        worst_by: the method whose F1 is used; None = the last one.
     """
 
     def __init__(self, dirpath: str, n_first: int = 6, n_worst: int = 10, worst_by: str | None = None) -> None:
@@ -49,10 +48,10 @@ class TilePages(Callback):
         self._worst: list[ScoredTile] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Forget the tiles of an earlier test.
+        """Reset after an earlier test.
 
         Raises:
-            ConfigError: `worst_by` is not a method of the module.
+            ConfigError: if `worst_by` is not a method of the module.
         """
         if self.worst_by is not None and self.worst_by not in pl_module.methods:
             hint = did_you_mean(self.worst_by, pl_module.methods)
@@ -70,7 +69,7 @@ class TilePages(Callback):
                 self._worst = self._worst_of([*self._worst, tile])
 
     def _keep_spread(self, tile: ScoredTile) -> None:
-        """Keep every k-th tile, with k doubled when they become twice as many as needed."""
+        """Keep every k-th tile; k doubles when there are twice as many as needed."""
         if self._seen % self._stride == 0:
             self._spread.append(tile)
         self._seen += 1
@@ -103,7 +102,7 @@ class TilePages(Callback):
 
 
 def f1_of(result: MethodResult) -> float:
-    """Return the F1 of a method on a tile; NaN where there is neither a keypoint nor a nucleus."""
+    """Return the F1 of a method on a tile; NaN if there is no keypoint and no nucleus."""
     matched, missed, invented = _counts(result)
     both = 2 * matched + missed + invented
     return 2 * matched / both if both else math.nan
@@ -144,8 +143,7 @@ def _pictures(tile: ScoredTile, result: MethodResult) -> list[NDArray[np.uint8]]
     he, _ = fitted(result.he, CELL_PX, CELL_PX)
     outlined, found = he.copy(), ihc.copy()
     nuclei, score = result.nuclei, result.score
-    table = nuclei_table(nuclei.inst_hw, nuclei.types_n, nuclei.shares_n, mpp=tile.mpp)
-    draw_outlines(outlined, table, factor)
+    draw_outlines(outlined, nuclei.inst_hw, nuclei.types_n)
     keypoints_n2 = tile.points_n3[:, :2]
     draw_matches(
         found, keypoints_n2[score.true_m], keypoints_n2[score.missed], nuclei.centres_n2[score.invented], factor

@@ -1,7 +1,7 @@
-"""Simulated tissue: one geometry, rendered in H&E and in IHC, with every nucleus known.
+"""Simulated tissue: one geometry, rendered in H&E and in IHC, with the truth of every nucleus.
 
-`write_bci`, `write_pannuke`, `write_endonuke` and `write_nuclei` write trees in the public layouts of the data sets.
-Everything is a pure function of a seed. Plain NumPy, OpenCV and SciPy.
+`write_bci`, `write_pannuke`, `write_endonuke` and `write_nuclei` write the public layouts of the datasets.
+Everything is a pure function of a seed. Uses only NumPy, OpenCV and SciPy.
 """
 
 from ihc2he.simulate.bci import write_bci

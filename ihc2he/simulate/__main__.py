@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable
 
 from ihc2he.errors import ConfigError, Ihc2heError, did_you_mean
+from ihc2he.explain import write_what_is_possible
 from ihc2he.simulate import write_bci, write_endonuke, write_nuclei, write_pannuke
 
 HELP = """\
-Write simulated tissue in the public layout of a data set.
+Write simulated tissue in the public layout of a dataset.
 
   python -m ihc2he.simulate LAYOUT out=FOLDER tiles=N [size=PIXELS] [seed=S] [workers=W]
 
@@ -19,10 +20,10 @@ LAYOUT
   endonuke   IHC with keypoints, 0.5                   [size=200]
   nuclei     H&E with instances, 0.25                  [size=512]
 
-  out        where to write; a killed run continues there
-  tiles      total over folds and splits
+  out        folder to write to; a killed run continues there
+  tiles      total number over all folds and splits
   size       side of a tile in pixels
-  seed       equal seeds give equal bytes              [seed=0]
+  seed       the same seed gives the same bytes        [seed=0]
   aligned    bci: both stains show the same cells
   workers    processes                                 [workers=number of cores]
 """
@@ -30,7 +31,8 @@ LAYOUTS = {"bci": write_bci, "pannuke": write_pannuke, "endonuke": write_endonuk
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit status of the command line: 0, or 2 after one line about what is wrong."""
+    """Return the exit status of the command line: 0, or 2 after one line that says what is wrong."""
+    write_what_is_possible()
     if not arguments or any(a in ("-h", "--help", "help") for a in arguments):
         print(HELP, end="")
         return 0 if arguments else 2
@@ -50,7 +52,7 @@ def parse(arguments: list[str]) -> tuple[Callable, dict[str, str | int | bool]]:
     {'workers': 1, 'out': 'here', 'tiles': 4}
 
     Raises:
-        ConfigError: if a name, or the type of a value, is wrong, or one is missing.
+        ConfigError: if a name or the type of a value is wrong, or if a name is missing.
     """
     layout, *pairs = arguments
     if layout not in LAYOUTS:
@@ -61,7 +63,7 @@ def parse(arguments: list[str]) -> tuple[Callable, dict[str, str | int | bool]]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or name not in known:
-            msg = f"'{pair}' is no name=value that {layout} takes.{did_you_mean(name, known)}"
+            msg = f"'{pair}' is not a name=value that {layout} accepts.{did_you_mean(name, known)}"
             raise ConfigError(msg)
         values[name] = _value(name, text, str if name == "out" else type(known[name].default))
     missing = [name for name in ("out", "tiles") if name not in values]
@@ -77,7 +79,7 @@ def _value(name: str, text: str, kind: type) -> str | int | bool:
     if kind is bool:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
-        msg = f"{name}={text} is neither true nor false."
+        msg = f"{name}={text} must be true or false."
         raise ConfigError(msg)
     try:
         return int(text)

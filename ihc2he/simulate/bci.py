@@ -1,4 +1,4 @@
-"""BCI look-alike: pairs of H&E and HER2 tiles of breast cancer from serial sections, 0.46 um/px."""
+"""Simulated BCI: pairs of H&E and HER2 tiles of breast cancer from serial sections, 0.46 um/px."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from ihc2he.simulate.writing import open_simulation, run, share_out, write_image
 
 MPP = 0.46
 LEVELS = ("0", "1+", "2+", "3+")
-# Pairs of each level in the published data set.
+# Number of pairs of each level in the published dataset.
 PUBLISHED = {"train": (202, 918, 1696, 1080), "test": (38, 235, 446, 258)}
-SCANNER = {"blur": 0.36, "sharpening": 0.4}  # 20x: softer than a 40x scan
+SCANNER = {"blur": 0.36, "sharpening": 0.4}  # 20x: less sharp than a 40x scan
 _SECTION = 4.0  # um from one section to the next
 _TILES_PER_CASE = 12
 
@@ -36,17 +36,17 @@ class _Pair:
 def write_bci(
     out: Path | str, tiles: int, size: int = 1024, seed: int = 0, *, aligned: bool = False, workers: int = 1
 ) -> Path:
-    """Return `out` after writing a tree in the public layout of BCI, and its truth.
+    """Return `out` after writing tiles in the public layout of BCI, and their truth.
 
     ``{HE,IHC}/{train,test}/<number>_<split>_<level>.png``, levels and splits in the published ratio. Under ``truth``:
-    instances, types and markers of both stains, and in ``he/IHC`` the H&E tile of the very cells that the IHC tile
-    shows, which the real data lacks. A killed call continues where it stopped.
+    instances, types and markers of both stains, and in ``he/IHC`` the H&E tile of exactly the cells in the IHC tile,
+    which the real data does not have. If a call is killed, the same call continues it.
 
     Args:
         out: folder to write to.
         tiles: number of pairs over both splits.
         size: side of a tile in pixels.
-        seed: equal seeds give equal bytes.
+        seed: the same seed gives the same bytes.
         aligned: both stains show the same section instead of neighbouring ones.
         workers: number of processes.
 
@@ -55,7 +55,7 @@ def write_bci(
     """
     out = open_simulation(out, "HE", "bci", tiles, size, seed, aligned=aligned)
     pairs = _pairs(out, tiles, size, seed, aligned)
-    # The H&E tile is written last, so it stands for the whole pair.
+    # The H&E tile is written last: if it exists, the whole pair does.
     run(_draw, [p for p in pairs if not (out / "HE" / p.split / p.name).exists()], workers, "BCI")
     return out
 
@@ -64,7 +64,7 @@ def _pairs(out: Path, tiles: int, size: int, seed: int, aligned: bool) -> Iterat
     n_test = min(tiles - 1, max(1, round(tiles * sum(PUBLISHED["test"]) / 4873)))
     index = 0
     for split, n, first in (("train", tiles - n_test, 0), ("test", n_test, 10_000)):
-        # The level belongs to the slide, so the slides of a level follow one another.
+        # All tiles of a slide have the same level, so the slides of a level are consecutive.
         slides = [
             (level, first + 1000 * level + k // _TILES_PER_CASE)
             for level, count in enumerate(share_out(n, PUBLISHED[split]))

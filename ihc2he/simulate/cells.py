@@ -1,4 +1,4 @@
-"""Nuclei: where they sit, what they are, how they are shaped, and their exact masks.
+"""Nuclei: position, type, shape, and exact masks.
 
 A table of nuclei is a structured array of dtype `NUCLEUS`. Positions are in pixels of the plan's grid, lengths in um.
 
@@ -27,7 +27,7 @@ NUCLEUS = np.dtype(
         ("hematoxylin", "f4"),  # relative to the slide's strength
         ("blur", "f4"),  # 0 = in focus, 1 = fully out of focus
         ("mitosis", "?"),
-        ("chance", "f4"),  # 0 to 1; positive for a marker where below the positive fraction
+        ("chance", "f4"),  # 0 to 1; positive for a marker if below the positive fraction
         ("dose", "f4"),  # standard normal; spread of the marker's intensity
     ]
 )
@@ -42,12 +42,12 @@ _MITOSES = 0.012  # of neoplastic nuclei
 def sow(plan: Plan, tissue: Tissue, malignant: bool, rng: np.random.Generator, kept: Nuclei | None = None) -> Nuclei:
     """Return the nuclei of a section, in drawing order: later ones lie on top.
 
-    Candidates fall everywhere, take the type and the direction that the plan asks for at their place, and the ones
-    that fall too near to an earlier one go.
+    Candidates are placed at random. The plan gives their type and direction, and candidates too close to an earlier one
+    are removed.
 
     Args:
         plan: of the section.
-        tissue: shares, spacings and habits.
+        tissue: its proportions, spacings and habits.
         malignant: whether the epithelium is neoplastic.
         rng: source of randomness.
         kept: nuclei of the neighbouring section that reach into this one; they come first.
@@ -70,10 +70,10 @@ def sow(plan: Plan, tissue: Tissue, malignant: bool, rng: np.random.Generator, k
 
 
 def draw_masks(nuclei: Nuclei, shape: tuple[int, int], mpp: float) -> tuple[NDArray[np.int32], NDArray[np.int32], Map]:
-    """Return two instance maps and the share of each pixel that nuclei cover.
+    """Return two instance maps and the share of each pixel that is covered by nuclei.
 
-    The maps are HxW int32: nucleus i is i + 1, and 0 is background. Where nuclei overlap, the first shows the topmost
-    one and the second the lowest. The share, 0 to 1, is soft at the outlines, up to one pixel outside the masks.
+    The maps are HxW int32: nucleus i is i + 1, and 0 is background. Where nuclei overlap, the first map shows the
+    topmost one and the second the lowest. The share, 0 to 1, is smooth at the outlines, up to one pixel outside.
     """
     points_nv2 = np.round(outlines(nuclei, mpp) * 16).astype(np.int32)
     top_hw, bottom_hw = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
@@ -104,7 +104,7 @@ def outlines(nuclei: Nuclei, mpp: float) -> Map:
 def _settle(
     plan: Plan, tissue: Tissue, malignant: bool, nuclei: Nuclei, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], Map]:
-    """Type (0 = dies) and spacing of candidates by the region they fell into."""
+    """Type (0 = removed) and spacing of candidates, given by their region."""
     at = nuclei["y"].astype(int), nuclei["x"].astype(int)
     region_n, depth_n, lymph_n, wall_n = (m[at] for m in (plan.region_hw, plan.depth_hw, plan.lymph_hw, plan.wall_hw))
     u_n, v_n = rng.random((2, len(nuclei)), np.float32)
@@ -126,7 +126,7 @@ def _settle(
     density_n[region_n == Region.VESSEL] = 0.5
 
     epithelium = region_n == Region.EPITHELIUM
-    if tissue.layer:  # the nuclei of a columnar cell leave its apex free
+    if tissue.layer:  # in columnar cells the nuclei are not at the apex
         epithelium &= (depth_n > 0.14 * tissue.layer) & (depth_n < 0.68 * tissue.layer)
     else:
         epithelium &= depth_n > 2.0
@@ -140,16 +140,16 @@ def _settle(
 
     clump_n = np.where(epithelium | lining, 1, np.exp(tissue.clumping * plan.crowd_hw[at]))
     kind_n[rng.random(len(nuclei)) * 1e3 * _CANDIDATES > density_n * clump_n] = 0
-    # Some cells of a thick section lie over one another.
+    # In a thick section some cells overlap.
     overlaps_n = rng.random(len(nuclei)) < tissue.overlapping
     spacing_n = np.where(overlaps_n, 0.6 * tissue.spacing, tissue.spacing).astype(np.float32)
-    if tissue.layer:  # pseudostratified: the nuclei of neighbours lie at different heights and slide past each other
+    if tissue.layer:  # pseudostratified: the nuclei of neighbouring cells are at different heights and overlap
         spacing_n[epithelium] *= 0.9
     return kind_n, spacing_n
 
 
 def _grow(nuclei: Nuclei, tissue: Tissue, rng: np.random.Generator) -> None:
-    """Fill in size, outline and staining by the habit of each nucleus's type."""
+    """Fill in size, outline and staining, given by the type of each nucleus."""
     n = len(nuclei)
     normal = rng.standard_normal((4, n)).astype(np.float32)
     pleomorphy = rng.normal(0, 1)  # tumours differ in size and variety
@@ -185,7 +185,7 @@ def _orient(nuclei: Nuclei, plan: Plan, tissue: Tissue, rng: np.random.Generator
     epithelial_n = np.isin(nuclei["type"], (NEOPLASTIC, EPITHELIAL))
     if tissue.layer:
         angle_n[epithelial_n] = (plan.normal_hw[at] + jitter_n)[epithelial_n]
-    # Endothelium and the myofibroblasts around glands lie flat against the border.
+    # Endothelium and the myofibroblasts around glands are parallel to the border.
     gx, gy = cv2.Sobel(plan.wall_hw, cv2.CV_32F, 1, 0)[at], cv2.Sobel(plan.wall_hw, cv2.CV_32F, 0, 1)[at]
     lining_n = (plan.wall_hw[at] < 2.5) & ~epithelial_n
     angle_n[lining_n] = (np.arctan2(gy, gx) + np.pi / 2)[lining_n]
@@ -194,7 +194,7 @@ def _orient(nuclei: Nuclei, plan: Plan, tissue: Tissue, rng: np.random.Generator
 
 
 def spread(nuclei: Nuclei, spacing_n: Map, mpp: float) -> NDArray[np.bool_]:
-    """Return which nuclei stay when, of any two that come too close, the one earlier in the table wins.
+    """Return which nuclei to keep: of two that are too close, the one earlier in the table.
 
     Args:
         nuclei: the table.

@@ -1,4 +1,4 @@
-"""EndoNuke look-alike: endometrium with nuclear DAB, keypoints of several annotators, 0.5 and 0.25 um/px."""
+"""Simulated EndoNuke: endometrium with nuclear DAB, keypoints of several annotators, 0.5 and 0.25 um/px."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +12,19 @@ from ihc2he.simulate.tile import draw_case, photograph_he, photograph_ihc, tile_
 from ihc2he.simulate.tissue import CONNECTIVE, DEAD, ENDOMETRIUM, EPITHELIAL, INFLAMMATORY, NEOPLASTIC, Marker
 from ihc2he.simulate.writing import open_simulation, run, write_image, write_text
 
-MPP = 0.5  # of nine tiles in ten; the others have twice the pixels on the same area
+MPP = 0.5  # of nine tiles in ten; the others have twice the resolution
 CASES = 12
 MARKER = Marker("nucleus", dab=(0.31, 0.55, 0.78))
-SCANNER = {"blur": 0.35, "sharpening": 1.45, "glare": 0.10}  # this set's scanner sharpens hard
+SCANNER = {"blur": 0.35, "sharpening": 1.45, "glare": 0.10}  # the scanner of this dataset sharpens strongly
 ANNOTATORS = ("ptg1", "ptg2", "ptg3", "stud1", "stud2", "stud3", "stud4")
 STUDIES = ("hidden_agreement", "posterior_agreement", "preliminary_agreement")
 # EndoNuke's classes are 0 stroma, 1 epithelium, 2 other.
 CLASS_OF_TYPE = {NEOPLASTIC: 1, EPITHELIAL: 1, CONNECTIVE: 0, INFLAMMATORY: 0, DEAD: 2}
 
 _BULK_BY_PATHOLOGISTS = 268 / 1740
-_AGREEMENT_EVERY = 44  # 40 of 1780 tiles went to all seven annotators
+_AGREEMENT_EVERY = 44  # 40 of 1780 tiles have labels from all seven annotators
 _FINE_EVERY = 10  # 174 of 1780 tiles are at 0.25 um/px
-_LEAST_VISIBLE = 0.3  # of a nucleus's own area; less than that nobody sees
+_LEAST_VISIBLE = 0.3  # visible share of a nucleus; annotators do not see less
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Hand:
     """How an annotator works."""
 
     jitter: float  # um, standard deviation of a click
-    miss: float  # probability to leave out a nucleus in plain sight
-    miss_blurred: float  # the same where it is fully out of focus
-    invent: float  # points on nothing, per nucleus
+    miss: float  # probability of missing a clearly visible nucleus
+    miss_blurred: float  # the same for a nucleus that is fully out of focus
+    invent: float  # false points per nucleus
     confuse: float  # probability of the wrong class
 
     def annotate(
@@ -94,18 +94,18 @@ class _Tile:
 
 
 def write_endonuke(out: Path | str, tiles: int, size: int = 200, seed: int = 0, *, workers: int = 1) -> Path:
-    """Return `out` after writing a tree in the public layout of EndoNuke, and its truth.
+    """Return `out` after writing tiles in the public layout of EndoNuke, and their truth.
 
     ``dataset/{images,images_context}/<id>.png``, ``dataset/labels/<split>/<annotator>/<id>.txt``,
-    ``dataset/file_lists`` and ``master_ymls``. One tile in ten has twice the pixels at half the pixel size, and one in
-    44 is read by all seven annotators. Under ``truth``: the H&E of the same cells, instances, types and markers.
-    A killed call continues where it stopped.
+    ``dataset/file_lists`` and ``master_ymls``. One tile in ten has half the pixel size, and one in
+    44 is labelled by all seven annotators. Under ``truth``: the H&E of the same cells, instances, types and markers.
+    If a call is killed, the same call continues it.
 
     Args:
         out: folder to write to.
         tiles: number of tiles over all splits.
         size: side of a tile at 0.5 um/px, in pixels.
-        seed: equal seeds give equal bytes.
+        seed: the same seed gives the same bytes.
         workers: number of processes.
 
     Raises:

@@ -20,7 +20,7 @@ _ROWS = ((BREAST, 0), (ENDOMETRIUM, 0), (ORGANS["Colon"], 3))  # with the number
 
 
 def draw_gallery() -> NDArray[np.uint8]:
-    """Return the gallery: a row per tissue; H&E, IHC nuclear, IHC HER2 0 to 3+, instances by type."""
+    """Return the gallery, a row for each tissue: H&E, IHC nuclear, IHC HER2 0 to 3+, instances by type."""
     return np.concatenate([_row(tissue, number) for tissue, number in _ROWS])
 
 

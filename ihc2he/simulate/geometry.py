@@ -1,7 +1,7 @@
-"""The plan of a tile: where epithelium, stroma, lumina, vessels, necrosis and empty glass lie.
+"""The plan of a tile: where epithelium, stroma, lumina, vessels, necrosis and empty glass are.
 
-Every border is a level set of a smooth random field, so that a neighbouring section is the same plan with the
-fields mixed with a little fresh noise and bent. Lengths are in um; maps live on the tile's own pixel grid.
+Every border is a level set of a smooth random field. A neighbouring section has the same fields, bent and mixed with a
+little new noise. Lengths are in um; maps are on the tile's own pixel grid.
 
 Shape suffixes: h, w = height, width.
 """
@@ -17,8 +17,8 @@ from scipy.special import ndtri
 from ihc2he.simulate.noise import Map, smooth_noise
 from ihc2he.simulate.tissue import Tissue
 
-_SEPTA = 0.12  # the field's zero lines, this far to both sides, are stroma
-_CLEFT = -1.9  # bundles of fibres part where the weave is this thin
+_SEPTA = 0.12  # stroma is within this distance of the field's zero lines
+_CLEFT = -1.9  # there are gaps between bundles of fibres where the weave is thinner than this
 
 Fields = dict[str, Map]
 
@@ -38,7 +38,7 @@ class Region(IntEnum):
 
 @dataclass(frozen=True)
 class Plan:
-    """Maps that say what grows where in one section of one tile."""
+    """Maps of the structures in one section of one tile."""
 
     mpp: float
     region_hw: NDArray[np.uint8]  # Region
@@ -48,19 +48,19 @@ class Plan:
     fibre_hw: Map  # rad, direction along the fibres of the stroma
     weave_hw: Map  # about unit variance, texture of the fibres
     lymph_hw: Map  # 0 to 1, lymphocyte aggregates
-    crowd_hw: Map  # zero mean and unit variance, where nuclei crowd
+    crowd_hw: Map  # zero mean and unit variance, high where nuclei are dense
     wall_hw: Map  # um from the nearest vessel
 
 
 def draw_fields(shape: tuple[int, int], mpp: float, tissue: Tissue, rng: np.random.Generator) -> Fields:
-    """Return the random fields behind a plan, each HxW with zero mean and unit variance."""
+    """Return the random fields of a plan, each HxW with zero mean and unit variance."""
     return {name: smooth_noise(shape, scale / mpp, rng) for name, scale in _scales(tissue).items()}
 
 
 def neighbour(
     fields: Fields, tissue: Tissue, mpp: float, distance: float, rng: np.random.Generator
 ) -> tuple[Fields, Map]:
-    """Return the fields of a section `distance` um away, and the displacement that led there.
+    """Return the fields of a section `distance` um away, and its displacement.
 
     The displacement is HxWx2 (x, y) in pixels: what the first section shows at p + displacement(p) the neighbour
     shows at p.
@@ -71,7 +71,7 @@ def neighbour(
     move_hw2 = np.stack([(shift[k] + 0.25 * distance * bend[k]) / mpp for k in range(2)], -1).astype(np.float32)
     out = {}
     for name, scale in _scales(tissue).items():
-        # A structure of 40 um hardly differs across 4 um, one of 4 um is another one.
+        # Over 4 um a structure of 40 um hardly changes; one of 4 um is replaced by another.
         keep = np.float32(np.exp(-0.5 * (distance / scale) ** 2))
         mixed_hw = keep * fields[name] + np.sqrt(1 - keep**2) * smooth_noise(shape, scale / mpp, rng)
         out[name] = _sample(mixed_hw, move_hw2)
@@ -99,7 +99,7 @@ def _scales(tissue: Tissue) -> dict[str, float]:
 
 
 def draw_plan(fields: Fields, tissue: Tissue, mpp: float, angle: float, rng: np.random.Generator) -> Plan:
-    """Return the plan that the fields spell for this tissue.
+    """Return the plan that the fields define for this tissue.
 
     Args:
         fields: from `draw_fields` or `neighbour`.
@@ -109,11 +109,11 @@ def draw_plan(fields: Fields, tissue: Tissue, mpp: float, angle: float, rng: np.
         rng: source of the fibres' texture.
     """
     inside_hw = fields["epithelium"] + 0.12 * fields["border"] > -ndtri(tissue.epithelium)
-    if tissue.layer:  # thin walls of stroma part large patches of epithelium into glands
+    if tissue.layer:  # thin walls of stroma divide large patches of epithelium into glands
         inside_hw &= np.abs(fields["septum"]) > _SEPTA
     depth_hw = _signed_distance(inside_hw, mpp)
     region_hw = np.full(inside_hw.shape, Region.STROMA, np.uint8)
-    # Positive in the solid stroma: the tissue thins out before it ends.
+    # Positive in dense stroma; the tissue gets thinner before it ends.
     solid_hw = -1.17 * ndtri(tissue.gaps) - (fields["gap"] + 0.35 * fields["ragged"] + 0.5 * fields["bend_x"])
     region_hw[solid_hw < 0] = Region.GAP
     lymph_hw = np.clip(1.5 * (fields["lymph"] + ndtri(max(tissue.inflammation, 1e-3))) + 0.5, 0, 1)
@@ -155,7 +155,7 @@ def _weave(fields: Fields, depth_hw: Map, mpp: float, angle: float, rng: np.rand
     y_hw, x_hw = np.mgrid[:h, :w].astype(np.float32) * np.float32(mpp)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     across_hw = y_hw * cos - x_hw * sin + 12 * fields["bend_y"]
-    # Fibres wrap around glands: near epithelium the distance to it takes over as the coordinate across.
+    # Fibres wrap around glands: near epithelium the distance to it is used as the transverse coordinate.
     near_hw = np.exp(np.minimum(depth_hw, 0) / 10)
     across_hw = across_hw - near_hw * (depth_hw + 0.5 * across_hw)
     gx, gy = _gradient(across_hw, 2.0 / mpp)
@@ -171,12 +171,12 @@ def _weave(fields: Fields, depth_hw: Map, mpp: float, angle: float, rng: np.rand
 
 
 def _above(field_hw: Map, share: float) -> NDArray[np.bool_]:
-    """Where a field of unit variance exceeds the level that leaves `share` above it."""
+    """Where a field of unit variance is in its highest `share` of values."""
     return field_hw > -ndtri(share) if share > 0 else np.zeros(field_hw.shape, bool)
 
 
 def _distance(mask_hw: NDArray[np.bool_], mpp: float) -> Map:
-    """Distance in um to the nearest False pixel; far where there is none."""
+    """Distance in um to the nearest False pixel; large if there is none."""
     if mask_hw.all():
         return np.full(mask_hw.shape, 1e3, np.float32)
     return cv2.distanceTransform(mask_hw.astype(np.uint8), cv2.DIST_L2, 5) * np.float32(mpp)

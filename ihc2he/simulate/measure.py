@@ -1,4 +1,4 @@
-"""Figures by which simulated tiles are held against real ones."""
+"""Figures to compare simulated tiles with real ones."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,13 @@ _DAB_POSITIVE = 0.4  # concentration
 def describe(
     image: NDArray[np.uint8], mpp: float, stain: str, instances_hw: NDArray[np.integer] | None = None
 ) -> dict[str, float]:
-    """Return mean and spread of each stain, and area and density of the nuclei of a tile.
+    """Return mean and standard deviation of each stain, and area and density of the nuclei of a tile.
 
     Args:
-        image: HxWx3, uint8 RGB; black padding, as some scans have, is left out.
+        image: HxWx3, uint8 RGB; the black padding of some scans is ignored.
         mpp: pixel size, um/px.
-        stain: "he" or "ihc", decides the stains that are separated (by the vectors of Ruifrok and Johnston).
-        instances_hw: instance map; without one the classical detector segments the tile.
+        stain: "he" or "ihc"; selects the stain vectors of Ruifrok and Johnston.
+        instances_hw: instance map; if None, the classical detector segments the tile.
 
     Returns:
         Optical densities; areas in um^2; nuclei per 10,000 um^2; for IHC also the share of pixels with DAB.

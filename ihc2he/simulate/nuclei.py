@@ -1,4 +1,4 @@
-"""Single H&E tiles with instance and type maps beside them, 0.25 um/px."""
+"""Single H&E tiles with instance and type maps, 0.25 um/px."""
 
 import io
 from csv import writer
@@ -40,14 +40,14 @@ def write_nuclei(out: Path | str, tiles: int, size: int = 512, seed: int = 0, *,
     """Return `out` after writing H&E tiles with their nuclei.
 
     ``images/<name>.png``, ``instances/<name>.png`` (uint16, 0 = background), ``types/<name>.png`` (uint8, PanNuke's
-    five types from 1, 0 = background) and ``tiles.csv``; every fifth case is for validation. Under ``truth``:
-    instances, types and markers. A killed call continues where it stopped.
+    five types from 1, 0 = background) and ``tiles.csv``; every fifth case is in the validation split. Under ``truth``:
+    instances, types and markers. If a call is killed, the same call continues it.
 
     Args:
         out: folder to write to.
         tiles: number of tiles over both splits.
         size: side of a tile in pixels.
-        seed: equal seeds give equal bytes.
+        seed: the same seed gives the same bytes.
         workers: number of processes.
 
     Raises:

@@ -52,7 +52,7 @@ def plain(od_hwc: Map) -> NDArray[np.uint8]:
 
 
 def expose(od_hwc: Map, mpp: float, scanner: Scanner, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return the tile that a scanner makes of optical density.
+    """Return the image that a scanner takes of an optical density.
 
     Args:
         od_hwc: optical density, HxWx3 float32.
@@ -70,7 +70,7 @@ def expose(od_hwc: Map, mpp: float, scanner: Scanner, rng: np.random.Generator) 
     if scanner.sharpening:
         halo_hwc = cv2.GaussianBlur(light_hwc, (0, 0), 1.2)
         light_hwc = np.maximum(light_hwc + np.float32(scanner.sharpening) * (light_hwc - halo_hwc), 0)
-    # Stray light is why no scan is black: it caps what the darkest brown can lose.
+    # Because of stray light no scan is black: it limits how dark the darkest brown can be.
     light_hwc = (light_hwc + np.float32(scanner.glare)) * (scanner.white / (1 + scanner.glare)).astype(np.float32)
     light_hwc *= (1 + np.float32(scanner.shading) * smooth_noise(shape, max(shape) / 2, rng))[..., None]
     light_hwc += np.float32(scanner.noise) * rng.standard_normal(light_hwc.shape, np.float32)

@@ -1,4 +1,4 @@
-"""PanNuke look-alike: H&E of 19 tissues in three folds, with six-channel masks, 0.25 um/px."""
+"""Simulated PanNuke: H&E of 19 tissues in three folds, with six-channel masks, 0.25 um/px."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from ihc2he.files import complete
 from ihc2he.simulate.scene import cut, draw_block
 from ihc2he.simulate.tile import draw_case, photograph_he, tile_rng, write_truth
 from ihc2he.simulate.tissue import ORGANS, TYPES, Marker
@@ -15,7 +16,7 @@ from ihc2he.simulate.writing import open_simulation, read_image, run, share_out,
 
 MPP = 0.25
 FOLDS = (2656, 2523, 2722)  # published tiles per fold
-# Published tiles of each tissue over all folds.
+# Number of published tiles of each tissue, over all folds.
 TISSUES = {
     "Adrenal_gland": 437,
     "Bile-duct": 420,
@@ -60,17 +61,17 @@ class _Tile:
 
 
 def write_pannuke(out: Path | str, tiles: int, size: int = 256, seed: int = 0, *, workers: int = 1) -> Path:
-    """Return `out` after writing a tree in the public layout of PanNuke, and its truth.
+    """Return `out` after writing tiles in the public layout of PanNuke, and their truth.
 
     ``Fold <k>/{images,masks}/fold<k>/{images,types,masks}.npy``; images and masks are float64 as published, folds and
     tissues in the published ratio. Under ``truth``: image, instances, types and markers of each tile as single files.
-    A killed call continues where it stopped.
+    If a call is killed, the same call continues it.
 
     Args:
         out: folder to write to.
         tiles: number of tiles over the three folds.
         size: side of a tile in pixels.
-        seed: equal seeds give equal bytes.
+        seed: the same seed gives the same bytes.
         workers: number of processes.
 
     Raises:
@@ -100,7 +101,7 @@ def _draw(tile: _Tile) -> None:
 
 
 def _assemble(out: Path, fold: int, tiles: list[_Tile], size: int) -> None:
-    """Pack the single files of a fold into its three arrays, row by row, so that memory holds one tile."""
+    """Pack the single files of a fold into its three arrays, row by row, so that only one tile is in memory."""
     images = out / f"Fold {fold}" / "images" / f"fold{fold}" / "images.npy"
     masks = out / f"Fold {fold}" / "masks" / f"fold{fold}" / "masks.npy"
     tissues = np.array([tile.tissue for tile in tiles], dtype=np.str_)
@@ -127,13 +128,11 @@ def _channels(instances_hw: NDArray[np.uint16], types_hw: NDArray[np.uint8]) -> 
 def _save(path: Path, shape: tuple[int, ...], dtype: np.dtype, fill: Callable[[NDArray], None]) -> None:
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    if 0 in shape:  # an empty file cannot be mapped
-        with part.open("wb") as file:
-            np.save(file, np.zeros(shape, dtype))
-    else:
-        array = open_memmap(part, mode="w+", dtype=dtype, shape=shape)
-        fill(array)
-        array.flush()
-    part.replace(path)
+    with complete(path) as temporary:
+        if 0 in shape:  # an empty file cannot be mapped
+            with temporary.open("wb") as file:
+                np.save(file, np.zeros(shape, dtype))
+        else:
+            array = open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+            fill(array)
+            array.flush()

@@ -1,4 +1,4 @@
-"""One section of one tile: its plan, its nuclei, and everything that both stains show alike.
+"""One section of one tile: its plan, its nuclei, and everything that both stains share.
 
 Shape suffixes: h, w = height, width.
 """
@@ -14,19 +14,19 @@ from ihc2he.simulate.geometry import Fields, Plan, Region, draw_fields, draw_pla
 from ihc2he.simulate.noise import Map, smooth_noise
 from ihc2he.simulate.tissue import Tissue
 
-_MARGIN = 8.0  # um around the tile, so that cells and optics know what lies beyond its border
+_MARGIN = 8.0  # um around the tile, because cells and optics depend on what is beyond its border
 _RED_CELL = 5.0  # um, diameter after fixation
 
 
 @dataclass(frozen=True)
 class Section:
-    """What lies in the focal plane, margin included; maps are HxW on the tile's pixel grid."""
+    """The focal plane, including the margin; maps are HxW on the tile's pixel grid."""
 
     tissue: Tissue
     plan: Plan
     nuclei: Nuclei  # row i has the label i + 1
     top_hw: NDArray[np.int32]  # labels of nuclei; of overlapping ones the topmost
-    bottom_hw: NDArray[np.int32]  # the same with the lowest on top
+    bottom_hw: NDArray[np.int32]  # the same, but the lowest of overlapping ones
     cover_hw: Map  # 0 to 1, share of the pixel that nuclei cover
     edge_hw: Map  # um inside the outline of the topmost nucleus
     cell_hw: NDArray[np.int32]  # label of the nearest nucleus
@@ -89,10 +89,10 @@ def cut(block: Block, rng: np.random.Generator, kept: Nuclei | None = None) -> S
 
 
 def cut_neighbour(block: Block, section: Section, distance: float, rng: np.random.Generator) -> Section:
-    """Return the section `distance` um deeper: the same structures shifted and bent, with partly different cells."""
+    """Return the section `distance` um deeper: the same structures, shifted and bent, and partly different cells."""
     fields, move_hw2 = neighbour(block.fields, block.tissue, block.mpp, distance, rng)
     nuclei = section.nuclei
-    # A nucleus of diameter d that one section cuts is cut d - distance deep by the next, on average.
+    # A nucleus of diameter d in one section reaches d - distance deep into the next, on average.
     depth_n = np.clip(1 - distance / nuclei["length"], 0, 1)
     kept = nuclei[rng.random(len(nuclei)) < depth_n].copy()
     h, w = section.top_hw.shape
@@ -114,7 +114,7 @@ def crop(section: Section, border: int) -> Section:
 def truth(section: Section) -> tuple[NDArray[np.int32], Nuclei]:
     """Return the tile's instance map, with ids 1 to N, and the table of these N nuclei.
 
-    Nuclei that another one hides, or that lie outside the tile, are left out. Positions become the tile's pixels.
+    Nuclei that are hidden by others or lie outside the tile are removed. Positions are in pixels of the tile.
     """
     m = section.margin
     inner_hw = section.top_hw[m:-m, m:-m]
@@ -153,7 +153,7 @@ def _membrane(cell_hw: NDArray[np.int32], plan: Plan, rng: np.random.Generator) 
     """Distance to the borders between epithelial cells, and to the outline of the epithelium."""
     shape, mpp = cell_hw.shape, plan.mpp
     y_hw, x_hw = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
-    # Halfway between two nuclei is a straight line, a membrane is not.
+    # The line halfway between two nuclei is straight, but a membrane is not.
     x_hw, y_hw = (v_hw + np.float32(0.7 / mpp) * smooth_noise(shape, 2.0 / mpp, rng) for v_hw in (x_hw, y_hw))
     wavy_hw = cv2.remap(cell_hw.astype(np.float32), x_hw, y_hw, cv2.INTER_NEAREST)
     tissue_hw = np.where(plan.region_hw == Region.EPITHELIUM, wavy_hw, 0)
@@ -166,7 +166,7 @@ def _membrane(cell_hw: NDArray[np.int32], plan: Plan, rng: np.random.Generator) 
 
 
 def _red_cells(plan: Plan, rng: np.random.Generator) -> Map:
-    """Red cells lie packed in blood and loosely in vessels."""
+    """Red cells, dense in blood and sparse in vessels."""
     h, w = plan.region_hw.shape
     n = rng.poisson(0.2 * h * w * plan.mpp**2)
     x_n, y_n = rng.uniform(0, w - 1, n), rng.uniform(0, h - 1, n)

@@ -1,4 +1,4 @@
-"""Stains: how much hematoxylin, eosin and DAB each pixel of a section holds, and the colour that makes.
+"""Stains: how much hematoxylin, eosin and DAB is in each pixel of a section, and the resulting colour.
 
 Concentrations are in units of optical density along unit stain vectors; colours follow the Beer-Lambert law.
 
@@ -19,18 +19,18 @@ from ihc2he.simulate.tissue import CONNECTIVE, DEAD, EPITHELIAL, INFLAMMATORY, N
 
 Vectors = tuple[tuple[float, ...], ...]
 
-# Means and spreads of the stain vectors; the last is red cells. H&E by the method of Macenko on real tiles, IHC so
-# that the colour at each darkness is that of real tiles.
+# Means and standard deviations of the stain vectors; the last one is red cells. H&E: by Macenko's method on real
+# tiles. IHC: chosen so that colours at each darkness are like those of real tiles.
 _HE = ((0.63, 0.70, 0.35), (0.27, 0.87, 0.40), (0.10, 0.80, 0.59))
-_IHC = ((0.72, 0.62, 0.31), (0.58, 0.50, 0.64))  # DAB between them comes with the marker
+_IHC = ((0.72, 0.62, 0.31), (0.58, 0.50, 0.64))  # the DAB between them is defined by the marker
 _HE_SD = (0.025, 0.05, 0.02)
 _IHC_SD = (0.015, 0.015, 0.015)
 
 
 class _Her2(NamedTuple):
-    """How the membranes of a HER2 level look, after the ASCO/CAP scheme."""
+    """The look of membranes at a HER2 level, by the ASCO/CAP scheme."""
 
-    completeness: float  # below about 0.5 most of the membrane is missing, from 1 on next to nothing
+    completeness: float  # below about 0.5 most of the membrane is missing, from 1 on almost nothing
     strength: float
     width: float  # um
     blush: float  # of the cytoplasm, relative to the membrane
@@ -51,7 +51,7 @@ class Slide:
     vectors: Vectors  # hematoxylin; eosin or DAB; red cells, with DAB also scattering
     hematoxylin: float  # in a nucleus
     counter: float  # eosin in dense collagen, or DAB of a marker at full strength
-    background: float = 0.0  # DAB that sticks anywhere
+    background: float = 0.0  # unspecific DAB background
     positive: float = 0.0  # fraction of nuclei that express a nuclear marker
     spread: float = 0.0  # of the marker's intensity from nucleus to nucleus
 
@@ -82,7 +82,7 @@ def he_concentrations(section: Section, slide: Slide) -> Map:
     eosin_of[[Region.GAP, Region.BLOOD, Region.VESSEL]] = 0.03, 0.30, 0.2
     stroma_hw = s.tissue.collagen * s.plan.solid_hw * (1 - 0.5 * s.plan.lymph_hw)
     stroma_hw *= np.clip(0.75 + 0.26 * s.plan.weave_hw + 0.15 * s.patch_hw, 0.05, 2.0)
-    # Cells differ in their cytoplasm, and part along some of their borders.
+    # Cells differ in their cytoplasm, and there are gaps along some borders.
     cell_n = _with_none(np.exp(0.25 * s.nuclei["dose"]))
     border_hw = np.exp(-((s.membrane_hw / 0.45) ** 2))
     texture_hw = cell_n[s.cell_hw] * (1 + 0.17 * s.grain_hw + 0.14 * s.patch_hw)
@@ -103,12 +103,12 @@ def he_concentrations(section: Section, slide: Slide) -> Map:
 
 
 def ihc_concentrations(section: Section, slide: Slide, marker: Marker) -> Map:
-    """Return HxWx3 concentrations of hematoxylin, DAB, and what red cells and scattering take."""
+    """Return HxWx3 concentrations of hematoxylin, DAB, and red cells with scattering."""
     s = section
     nuclear = marker.site == "nucleus"
     amount_n = expression(s.nuclei, slide, marker) if nuclear else np.zeros(len(s.nuclei), np.float32)
     tissue_hw = _substance(s)
-    # The brown precipitate keeps some of the hematoxylin out.
+    # The brown precipitate blocks some of the hematoxylin.
     counterstain_n = 0.9 * s.nuclei["hematoxylin"] ** 0.6 * (1 - 0.3 * np.minimum(amount_n, 1))
     counterstain_hw = _nuclear(s, counterstain_n, contrast=0.5)
     counterstain_hw += 0.10 * tissue_hw
@@ -117,18 +117,18 @@ def ihc_concentrations(section: Section, slide: Slide, marker: Marker) -> Map:
     dab_hw += 4 * background * tissue_hw * np.maximum(s.grain_hw - 1.8, 0)  # grains of precipitate
     if nuclear:
         signal_hw = slide.counter * _nuclear(s, amount_n, contrast=0.25)
-        # What does not stay in the nuclei stains their cytoplasm, the more the dirtier the slide.
+        # Some DAB leaks from the nuclei into the cytoplasm, more on slides with more background.
         dab_hw = dab_hw + signal_hw + 4 * slide.background * cv2.GaussianBlur(signal_hw, (0, 0), 1.0 / s.plan.mpp)
     else:
         dab_hw = dab_hw + slide.counter * _membrane(s, marker)
-    # Dense DAB also scatters light, all colours alike: pale DAB is orange, strong DAB nearly black.
+    # Dense DAB also scatters light of all colours: pale DAB is orange, strong DAB almost black.
     scatter_hw = 0.3 * np.maximum(dab_hw - 0.5, 0)
     red_hw = np.exp(-(((s.red_hw - 0.5) / 0.4) ** 2)) * (s.red_hw > 0)
     return np.stack([slide.hematoxylin * counterstain_hw, dab_hw, 0.3 * red_hw + scatter_hw], -1).clip(0)
 
 
 def expression(nuclei: NDArray[np.void], slide: Slide, marker: Marker) -> Map:
-    """Return the marker's intensity in each nucleus, or on the membrane around it; 0 where negative."""
+    """Return the marker's intensity in each nucleus, or on its membrane; 0 = negative."""
     if marker.site == "membrane":
         epithelial_n = np.isin(nuclei["type"], (NEOPLASTIC, EPITHELIAL))
         return epithelial_n * np.float32(_HER2[marker.level].strength)
@@ -141,7 +141,7 @@ def expression(nuclei: NDArray[np.void], slide: Slide, marker: Marker) -> Map:
         0.3 * slide.positive,
     )
     positive_n = nuclei["chance"] < share_of[nuclei["type"]]
-    # Where few nuclei express a marker, those that do express little of it.
+    # If few nuclei express a marker, they express little of it.
     return np.where(positive_n, np.exp(slide.spread * np.clip(nuclei["dose"], -2.5, 0.7) - 0.1), 0).astype(np.float32)
 
 
@@ -197,7 +197,7 @@ def _cytoplasm(section: Section) -> Map:
 
 
 def _substance(section: Section) -> Map:
-    """How much tissue a pixel holds, 0 to about 1, for what stains all of it a little."""
+    """How much tissue is in a pixel, 0 to about 1, for stains that colour all of it a little."""
     s = section
     of = np.zeros(len(Region), np.float32)
     of[[Region.EPITHELIUM, Region.STROMA, Region.NECROSIS, Region.LUMEN, Region.GAP]] = 1.0, 0.9, 1.2, 0.07, 0.35

@@ -1,4 +1,4 @@
-"""A case (one patient, one laboratory, one scanner) and the tiles and truth that come from it."""
+"""A case (one patient, one laboratory, one scanner), and its tiles and truth."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from ihc2he.simulate.stains import (
 from ihc2he.simulate.tissue import TYPES, Marker, Tissue
 from ihc2he.simulate.writing import write_image, write_text
 
-_SLIDES = 1 << 32  # seeds from here on belong to cases, below to tiles
+_SLIDES = 1 << 32  # seeds from here on are for cases, smaller ones for tiles
 
 
 @dataclass(frozen=True)
@@ -36,26 +36,26 @@ class Case:
 
 
 def tile_rng(seed: int, tile: int) -> np.random.Generator:
-    """Return the source of randomness of one tile, the same whatever was drawn before."""
+    """Return the random generator of one tile, which does not depend on other tiles."""
     return np.random.default_rng([seed, tile])
 
 
 def draw_case(tissue: Tissue, marker: Marker, seed: int, number: int, **scanner: float) -> Case:
-    """Return case `number` of a simulation: tissue varied about its kind, stained and scanned in its own way.
+    """Return case `number` of a simulation, with its own variation of tissue, stain and scanner.
 
     Args:
         tissue: the kind.
         marker: of the IHC slide.
         seed: of the simulation.
-        number: of the case; equal numbers give equal cases.
-        scanner: what is known about it, see `optics.draw_scanner`.
+        number: of the case; the same number gives the same case.
+        scanner: its known settings, see `optics.draw_scanner`.
     """
     rng = np.random.default_rng([seed, _SLIDES + number])
 
     def vary(value: float, sd: float) -> float:
         return float(value * np.exp(rng.normal(0, sd)))
 
-    vesicular = vary(1.0, 0.3)  # pale nuclei with a sharp membrane, or dense ones
+    vesicular = vary(1.0, 0.3)  # between pale nuclei with a sharp membrane and dense ones
     habits = {
         kind: replace(
             habit,

@@ -1,4 +1,4 @@
-"""What a kind of tissue looks like: shares, lengths in micrometres, and the habit of its nuclei."""
+"""Kinds of tissue: proportions, lengths in micrometres, and the look of the nuclei."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -10,7 +10,7 @@ NEOPLASTIC, INFLAMMATORY, CONNECTIVE, DEAD, EPITHELIAL = range(1, 6)
 
 @dataclass(frozen=True)
 class Habit:
-    """Size, shape and staining of one type of nucleus; each nucleus draws its own values around these."""
+    """Size, shape and staining of one type of nucleus; single nuclei vary around these values."""
 
     length: float  # um, longest axis
     length_sd: float  # um
@@ -35,7 +35,7 @@ HABITS = {
 
 @dataclass(frozen=True)
 class Tissue:
-    """A kind of tissue. Shares are averages over many tiles; single tiles differ widely."""
+    """A kind of tissue. Proportions are averages over many tiles; single tiles differ widely."""
 
     epithelium: float = 0.45  # share of the area inside epithelial outlines, lumina included
     width: float = 55.0  # um, width of a gland or nest
@@ -50,7 +50,7 @@ class Tissue:
     vessels: float = 0.03  # share of the stroma
     blood: float = 0.03  # share of the stroma's gaps flooded with red cells
     outside: float = 0.02  # share of the area off the tissue
-    epithelial_density: float = 14.0  # nuclei that want to live per 1000 um^2; fewer do where they would overlap
+    epithelial_density: float = 14.0  # nuclei per 1000 um^2 before overlapping ones are removed
     stromal_density: float = 6.0
     gap_density: float = 0.6
     clumping: float = 0.4  # spread of the density from place to place
@@ -62,7 +62,7 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Marker:
-    """An IHC marker with DAB: where it sits, how strong it is, and its brown."""
+    """An IHC marker with DAB: its location, its strength, and its colour."""
 
     site: Literal["nucleus", "membrane"]
     level: int = 0  # membrane only: HER2 score 0 to 3
@@ -93,7 +93,7 @@ ENDOMETRIUM = Tissue(
     habits={**HABITS, CONNECTIVE: _STROMAL_ENDOMETRIUM, EPITHELIAL: _GLANDULAR_ENDOMETRIUM},
 )
 
-# The tissues of PanNuke, each by what tells it from the others at a glance.
+# The tissues of PanNuke, each with its most visible characteristics.
 ORGANS = {
     "Adrenal_gland": Tissue(epithelium=0.8, width=45.0, malignant=0.3, collagen=0.7),
     "Bile-duct": Tissue(epithelium=0.4, width=30.0, layer=13.0, malignant=0.8),

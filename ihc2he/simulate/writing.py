@@ -1,4 +1,4 @@
-"""Files of a simulation: whole or not there at all, drawn in parallel, continued where a run was killed."""
+"""Files of a simulation: written completely or not at all, in parallel; a killed run can be continued."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -13,25 +13,24 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.files import complete
 
 Job = TypeVar("Job")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside `path`, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    """Write a file under a temporary name next to `path`, then rename it."""
+    with complete(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a UTF-8 text file, whole or not at all."""
+    """Write a UTF-8 text file, completely or not at all."""
     write_bytes(path, content.encode())
 
 
 def write_image(path: Path, image: NDArray[np.uint8 | np.uint16]) -> None:
-    """Write a PNG, whole or not at all: RGB of HxWx3, or grey of HxW."""
+    """Write a PNG, completely or not at all: RGB of HxWx3, or grey of HxW."""
     _, png = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)
     write_bytes(path, png.tobytes())
 
@@ -47,16 +46,16 @@ def open_simulation(out: Path | str, owns: str, layout: str, tiles: int, size: i
 
     Args:
         out: the root.
-        owns: name of the folder that only this layout writes; where it exists without the note, the data is real.
+        owns: name of a folder that only this layout writes; if it exists without `simulation.json`, the data is real.
         layout: name of the layout.
         tiles: total number of tiles.
         size: side of a tile in pixels.
         seed: of all randomness.
-        settings: whatever else changes the files.
+        settings: everything else that changes the files.
 
     Raises:
         ConfigError: if tiles, size or seed make no sense.
-        DataError: if `out` already holds a simulation with other settings, or data that is no simulation.
+        DataError: if `out` already holds a simulation with other settings, or other data.
     """
     for name, value, least in (("tiles", tiles, 1), ("size", size, 16), ("seed", seed, 0)):
         if value < least:
@@ -66,25 +65,25 @@ def open_simulation(out: Path | str, owns: str, layout: str, tiles: int, size: i
     note = out / "truth" / "simulation.json"
     wanted = {"layout": layout, "tiles": tiles, "size": size, "seed": seed, **settings}
     if note.exists():
-        found = json.loads(note.read_text())
+        found = json.loads(note.read_text(encoding="utf-8"))
         if found != wanted:
             differing = ", ".join(f"{k}={found.get(k)}" for k in {**found, **wanted} if found.get(k) != wanted.get(k))
             msg = f"{out} holds another simulation ({differing}). Delete the folder or choose another out=."
             raise DataError(msg)
     elif (out / owns).exists():
-        msg = f"{out / owns} exists and is no simulation; it may be real data. Choose another out=."
+        msg = f"{out / owns} exists, but is not a simulation; it may be real data. Choose another out=."
         raise DataError(msg)
     write_text(note, json.dumps(wanted, indent=1) + "\n")
     return out
 
 
 def run(draw: Callable[[Job], None], jobs: Iterable[Job], workers: int, title: str) -> None:
-    """Call `draw` on every job, over `workers` processes, behind a progress bar.
+    """Call `draw` on every job, in `workers` processes, with a progress bar.
 
     Args:
-        draw: a function of a module; writes what the job makes.
+        draw: a function of a module that writes the result of a job.
         jobs: what is still to do.
-        workers: number of processes; 1 stays in this one.
+        workers: number of processes; 1 = this one.
         title: of the progress bar.
     """
     jobs = list(jobs)
@@ -100,7 +99,7 @@ def run(draw: Callable[[Job], None], jobs: Iterable[Job], workers: int, title: s
             for future in track(as_completed(futures), title, total=len(futures)):
                 future.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # what went wrong is told now, not after all other tiles
+            pool.shutdown(cancel_futures=True)  # report the error now, not after all other tiles
             raise
 
 

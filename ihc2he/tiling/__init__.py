@@ -1,1 +1,1 @@
-"""Images larger than a network's window: where the windows lie, how their maps are joined, who owns a nucleus."""
+"""Images that are larger than a network's window: positions of windows, blending of maps, and duplicate nuclei."""

@@ -1,7 +1,8 @@
 """Test-time augmentation and ensembles: maps averaged over views of an image, or over networks.
 
-A view is one of the eight flips and quarter turns, numbered 0 to 7: bit 0 mirrors left and right, bit 1 up and down,
-and bit 2 swaps the axes before that. HV maps are vectors, so their values change with the view too.
+A view is one of the eight combinations of flips and rotations by multiples of 90 degrees, numbered 0 to 7: bit 0 flips
+left and right, bit 1 flips up and down, and bit 2 swaps the axes before that. HV maps are vectors, so a view changes
+their values too.
 Shape suffixes: b = batch, c, k = channel, h, w = height, width.
 """
 
@@ -28,12 +29,12 @@ def turned(x_bchw: Tensor, view: int) -> Tensor:
 
 
 def turned_maps(maps_bkhw: Tensor, view: int, hv_channels: tuple[int, int] | None) -> Tensor:
-    """Return the maps that belong to images in another view: turned, and the HV vectors with them.
+    """Return the maps of images in another view: flipped and rotated, including the HV vectors.
 
     Args:
-        maps_bkhw: maps of the images as they were.
+        maps_bkhw: maps of the original images.
         view: 0 to 7.
-        hv_channels: where the horizontal and the vertical map are; None: nowhere.
+        hv_channels: indices of the horizontal and the vertical map; None = there are none.
 
     >>> import torch
     >>> hv = torch.tensor([-1.0, 1.0]).expand(1, 2, 2, 2)  # grows to the right, in both channels
@@ -55,34 +56,31 @@ def turned_maps(maps_bkhw: Tensor, view: int, hv_channels: tuple[int, int] | Non
 
 
 def turned_back(maps_bkhw: Tensor, view: int, hv_channels: tuple[int, int] | None) -> Tensor:
-    """Return maps of images in another view as those of the images as they were: undoes `turned_maps`.
+    """Return maps of images in another view as those of the original images: the inverse of `turned_maps`.
 
     >>> import torch
     >>> maps = torch.rand(1, 3, 4, 5)
     >>> all(torch.equal(turned_back(turned_maps(maps, view, (1, 2)), view, (1, 2)), maps) for view in VIEWS)
     True
     """
-    # With swapped axes the two mirrorings change places in the inverse.
+    # With swapped axes, the two flips change places in the inverse.
     inverse = 4 | (view & 1) << 1 | (view & 2) >> 1 if view & 4 else view
     return turned_maps(maps_bkhw, inverse, hv_channels)
 
 
-def predict_views(
-    fn: Callable[[Tensor], Tensor], x_bchw: Tensor, hv_channels: tuple[int, int] | None, views: Sequence[int] = VIEWS
-) -> Tensor:
+def predict_views(fn: Callable[[Tensor], Tensor], x_bchw: Tensor, back: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Return the maps of images, averaged over views.
 
     Args:
         fn: from (N, C, H, W) to (N, K, H, W).
         x_bchw: images.
-        hv_channels: where the horizontal and the vertical map are among the K.
-        views: of 0 to 7; the image as it is has the number 0.
+        back: from the maps of a view and its number to those of the original image, such as `turned_back`.
     """
-    return mean([turned_back(fn(turned(x_bchw, view)), view, hv_channels) for view in views])
+    return mean([back(fn(turned(x_bchw, view)), view) for view in VIEWS])
 
 
 def mean(maps: Sequence[Tensor]) -> Tensor:
-    """Return the mean of maps of one shape, for instance of several networks.
+    """Return the mean of maps of the same shape, for instance from several networks.
 
     >>> import torch
     >>> mean([torch.zeros(2), torch.ones(2)]).tolist()

@@ -1,4 +1,4 @@
-"""From one pixel size to another: images, instance maps and points. Sizes follow from um/px alone.
+"""Resampling of images, instance maps and points to another pixel size. Sizes depend only on um/px.
 
 Shape suffixes: b = batch, c = channel, h, w = height, width; n2 = points as (x, y).
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def resampled_size(height: int, width: int, mpp: float, target_mpp: float) -> tuple[int, int]:
-    """Return the height and width in px that an image has at another pixel size; at least 1.
+    """Return the height and width in px of an image at another pixel size; at least 1.
 
     >>> resampled_size(200, 300, 0.5, 0.25)
     (400, 600)
@@ -25,7 +25,7 @@ def resampled_size(height: int, width: int, mpp: float, target_mpp: float) -> tu
 
 
 def resized(x_bchw: Tensor, height: int, width: int) -> Tensor:
-    """Return images at another size: bicubic, smoothed before it shrinks, and within [0, 1].
+    """Return images at another size: bicubic, smoothed before shrinking, and within [0, 1].
 
     Args:
         x_bchw: (N, C, H, W) in [0, 1].
@@ -44,7 +44,7 @@ def resized(x_bchw: Tensor, height: int, width: int) -> Tensor:
 
 
 def resized_labels(labels_hw: NDArray[np.integer], height: int, width: int) -> NDArray[np.integer]:
-    """Return a label map at another size: each pixel takes the label at its centre, so that areas keep their ratio.
+    """Return a label map at another size: each pixel gets the label at its centre, so that areas keep their ratio.
 
     >>> resized_labels(np.array([[1, 1, 1, 2, 2, 2]]), 1, 2).tolist()
     [[1, 2]]
@@ -66,7 +66,7 @@ def moved_points(points_n2: NDArray, from_shape: tuple[int, int], to_shape: tupl
     Args:
         points_n2: (x, y) in px.
         from_shape: height and width of the image they are in.
-        to_shape: height and width of the other.
+        to_shape: height and width of the same image at the other size.
 
     >>> moved_points(np.array([[0.5, 0.5]]), (4, 4), (2, 2)).tolist()
     [[0.0, 0.0]]
@@ -75,14 +75,14 @@ def moved_points(points_n2: NDArray, from_shape: tuple[int, int], to_shape: tupl
     return (points_n2 + 0.5) * scale_2 - 0.5
 
 
-MPP_RANGE = (0.01, 100.0)  # um/px; the finest objectives give 0.05, and at 100 a nucleus is a tenth of a pixel
+MPP_RANGE = (0.01, 100.0)  # um/px; 0.05 is the finest objective, and at 100 a nucleus is a tenth of a pixel
 
 
 PIXEL_SIZE = f"um/px from {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}"
 
 
 def is_pixel_size(mpp: float) -> bool:
-    """Return whether a number may be um/px of a microscope's image; others are slips of the pen or of the unit.
+    """Return whether a number may be um/px of a microscope's image; others are typing errors or wrong units.
 
     >>> is_pixel_size(0.25), is_pixel_size(0), is_pixel_size(2.5e-7), is_pixel_size(float("nan"))
     (True, False, False, False)
@@ -91,10 +91,10 @@ def is_pixel_size(mpp: float) -> bool:
 
 
 def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Return an image at another size, each axis with the filter that suits it.
+    """Return an image at another size.
 
-    An axis that shrinks is averaged over the area of each new pixel, so that nothing aliases; an axis that
-    grows is interpolated by a bicubic spline.
+    An axis that gets smaller is averaged over the area of each new pixel, to avoid aliasing. An axis that gets larger
+    is interpolated with a bicubic spline.
 
     >>> resize(np.array([[[0] * 3, [100] * 3]], np.uint8), 1, 1).tolist()
     [[[50, 50, 50]]]

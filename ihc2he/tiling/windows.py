@@ -1,4 +1,4 @@
-"""Windows that cover an image with overlap, the blending of what a network says in each, and ownership.
+"""Overlapping windows that cover an image, the blending of their maps, and which window a nucleus belongs to.
 
 Shape suffixes: b = batch, c = channel, h, w = height, width; n2 = points as (x, y).
 """
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def window_starts(length: int, window: int, overlap: int) -> list[int]:
-    """Return where windows begin on an axis: evenly spread, the first at its start and the last at its end.
+    """Return where windows begin on an axis: evenly spaced, from the start to the end of the axis.
 
     Args:
-        length: of the axis, px; where it is at most `window` there is one window, which may reach beyond the end.
+        length: of the axis, px; up to `window` there is one window, which may extend beyond the end.
         window: px.
-        overlap: least overlap of neighbours, px; less than `window`.
+        overlap: smallest overlap of neighbouring windows, px; less than `window`.
 
     Raises:
         ValueError: for an overlap that is negative or not below the window.
@@ -42,10 +42,10 @@ def window_starts(length: int, window: int, overlap: int) -> list[int]:
 
 
 def cores(starts: list[int], window: int, length: int) -> list[tuple[int, int]]:
-    """Return the part of an axis that each window owns: up to the middle of the overlap with its neighbour.
+    """Return the core of each window on an axis: up to the middle of the overlap with its neighbour.
 
-    Together they cover the axis without overlap, so that a nucleus seen by several windows is kept by one: that whose
-    core holds its centroid.
+    Cores cover the axis without overlap. A nucleus that is in several windows is kept only in the window whose core
+    contains its centroid.
 
     Args:
         starts: of the windows, ascending.
@@ -60,7 +60,7 @@ def cores(starts: list[int], window: int, length: int) -> list[tuple[int, int]]:
 
 
 def owned(points_n2: NDArray, core_x: tuple[int, int], core_y: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return which points lie in a window's core.
+    """Return which points are in a window's core.
 
     Args:
         points_n2: Nx2, (x, y) in the coordinates of the whole image.
@@ -75,7 +75,7 @@ def owned(points_n2: NDArray, core_x: tuple[int, int], core_y: tuple[int, int]) 
 
 
 def hann_weight(window: int) -> NDArray[np.float32]:
-    """Return the weight of each pixel of a window on one axis: a raised cosine, nowhere 0.
+    """Return the weight of each pixel of a window on one axis: a raised cosine, always above 0.
 
     >>> [round(float(weight), 3) for weight in hann_weight(4)]
     [0.146, 0.854, 0.854, 0.146]
@@ -88,15 +88,15 @@ def predict_tiled(
 ) -> Tensor:
     """Return the maps of images of any size, from overlapping windows blended by a raised cosine.
 
-    Where the window covers the image, `fn` sees the image as it is (with a margin, the image mirrored around).
+    If the window covers the image, `fn` gets the image itself (mirrored at the border, if there is a margin).
 
     Args:
         fn: from (N, C, h, w) to (N, K, h - 2 * margin, w - 2 * margin), for sides up to `window`.
         x_bchw: (N, C, H, W).
-        window: px, sides of what `fn` sees.
-        overlap: least overlap of neighbouring windows of output, px.
+        window: largest side of the input of `fn`, px.
+        overlap: smallest overlap of neighbouring windows of the output, px.
         margin: px by which the output of `fn` is smaller on each side.
-        batch_size: windows at a time.
+        batch_size: number of windows at a time.
 
     Returns:
         (N, K, H, W) of the type that `fn` returns.
@@ -142,11 +142,11 @@ def predict_tiled(
 
 
 def _mirrored(x_bchw: Tensor, margin: int, height: int, width: int) -> Tensor:
-    """Return images mirrored by a margin on all sides, and at the end of each axis up to a size besides it."""
+    """Return images mirrored by a margin on all sides, and further at the end of each axis up to a size."""
     import torch
 
     def places(length: int, wanted: int) -> Tensor:
-        # Reflected without repeating the border pixel, as often as it takes.
+        # Reflected without repeating the border pixel, as often as necessary.
         period = max(2 * (length - 1), 1)
         i = torch.arange(-margin, wanted + margin, device=x_bchw.device) % period
         return torch.minimum(i, period - i) if length > 1 else torch.zeros_like(i)

@@ -38,7 +38,7 @@ def test_a_metric_that_is_not_logged_is_said_once(toy, tiles, trainer, tmp_path,
         keepers = [BestCheckpoint(str(tmp_path), "val/he/ssim", "max"), LastCheckpoint(str(tmp_path))]
         trainer(*keepers).fit(toy(scores=(0.1, 0.9, 0.5)), tiles)
     assert [r.getMessage() for r in caplog.records if r.name.startswith("ihc2he")] == [
-        "'val/he/ssim' is not logged, so no best checkpoint is kept, only the last. Logged: val/score."
+        "'val/he/ssim' is not logged, so only the last checkpoint is kept, not the best. Logged: val/score."
     ]
     assert checkpoints(tmp_path) == ["last.ckpt"]
 

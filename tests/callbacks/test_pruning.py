@@ -84,7 +84,8 @@ def test_a_study_that_fails_ends_no_training(tmp_path, caplog):
         callback = beside(pruning(tmp_path), Study(0, RuntimeError("database is locked\nlong story")))
         assert train(callback, tmp_path) == EPOCHS
     lines = {record.getMessage() for record in caplog.records if record.name.startswith("ihc2he")}
-    assert lines == {"The study did not take this epoch's value; training goes on (RuntimeError: database is locked)."}
+    told = "The study did not accept this epoch's value; training continues (RuntimeError: database is locked)."
+    assert lines == {told}
 
 
 @pytest.mark.parametrize("options", [{"storage": None}, {"storage": "sqlite:///nowhere/study.db"}])

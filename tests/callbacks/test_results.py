@@ -39,9 +39,10 @@ def test_both_tables_of_a_test(toy, tiles, trainer, tmp_path):
 
 
 def test_tables_of_the_module_lie_beside_them_and_empty_ones_do_not(toy, tiles, trainer, tmp_path):
-    module = toy()
-    module.tables = {"radius.csv": [{"method": "a+b", "f1": 0.5}], "agreement.csv": []}
-    trainer(Results(str(tmp_path / "run"))).test(module, tiles, verbose=False)
+    class Tabled(toy):
+        tables = {"radius.csv": [{"method": "a+b", "f1": 0.5}], "agreement.csv": []}  # noqa: RUF012
+
+    trainer(Results(str(tmp_path / "run"))).test(Tabled(), tiles, verbose=False)
     assert read(tmp_path / "run" / "radius.csv") == [{"method": "a+b", "f1": "0.5"}]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["radius.csv", "results.csv", "test.csv"]
 

@@ -10,6 +10,7 @@ from ihc2he.callbacks.results import Results
 from ihc2he.callbacks.summaries import Summaries
 from ihc2he.images.writing import write_png
 from ihc2he.loggers.base import Csv, Wandb
+from ihc2he.models.task import Ranking
 
 
 def test_a_training_shows_its_best_values_size_and_duration(toy, tiles, trainer, tmp_path, offline_runs):
@@ -40,7 +41,7 @@ def test_the_best_of_a_metric_is_that_of_its_card(toy, tiles, trainer, tmp_path,
             )
 
     module = Scored()
-    module.cards |= {"other": SimpleNamespace(better="lower"), "bias": SimpleNamespace(better="closest to 0")}
+    module.known |= {"other": SimpleNamespace(better="lower"), "bias": SimpleNamespace(better="closest to 0")}
     trainer(Summaries(), logger=Wandb(str(tmp_path))).fit(module, tiles)
     (found,) = offline_runs()
     shown = {key: value for key, value in found.summary.items() if key.startswith("val/")}
@@ -68,7 +69,7 @@ def test_a_test_shows_its_values_and_its_worst_tiles(toy, tiles, trainer, tmp_pa
 
 def test_a_pipeline_shows_the_tiles_that_its_pages_rank_worst(toy, tiles, trainer, tmp_path, offline_runs):
     class Compared(toy):
-        methods = ("none+classical", "cyclegan+classical")
+        ranking = Ranking("f1", "higher", "cyclegan+classical")
 
         def test_step(self, batch, batch_idx):
             rows = [

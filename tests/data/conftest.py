@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ihc2he.data import base
+from ihc2he.data import translation
 from ihc2he.data.bci import BCIDataModule
 from ihc2he.data.unpaired import UnpairedDataModule
 
@@ -106,7 +106,7 @@ def unpaired(tmp_path: Path) -> Callable[..., UnpairedDataModule]:
 def _without_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the exploration picture to the tests named after it: drawing takes most of a second."""
     if "exploration" not in request.node.name:
-        monkeypatch.delitem(base.REPORTS, "exploration.png")
+        monkeypatch.delitem(translation.REPORTS, "exploration.png")
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def test_a_refusal_is_not_repeated_and_an_outage_is(server, path):
         download(server.url, path)
     assert len(server.asked) == 1
     server.status = 503
-    with pytest.raises(DataError, match=r"failed 5 times, at last with: HTTP Error 503"):
+    with pytest.raises(DataError, match=r"failed 5 times, the last time with: HTTP Error 503"):
         download(server.url, path)
     assert len(server.asked) == 6
     assert not path.exists()
@@ -185,7 +185,7 @@ def test_a_file_put_there_by_hand_is_taken_and_its_checksum_noted(server, path):
 
 def test_a_full_disk_is_told_before_the_download(server, path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2_000_000))
-    with pytest.raises(DataError, match=r"0\.0 GB are needed, 0\.0 GB are free\. Name another folder"):
+    with pytest.raises(DataError, match=r"0\.0 GB are needed, 0\.0 GB are free\. Choose another folder"):
         download(server.url, path)
 
 
@@ -230,6 +230,6 @@ def test_an_archive_cannot_write_outside(tmp_path):
 def test_a_disk_too_small_for_the_content_is_told_first(tmp_path, monkeypatch):
     zipped = archive(tmp_path / "a.zip", {"x.npy": b"12345"})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=4))
-    with pytest.raises(DataError, match="Name another folder"):
+    with pytest.raises(DataError, match="Choose another folder"):
         unpack(zipped, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from ihc2he.data import base
+from ihc2he.data import stored
 from ihc2he.data.samplers import SampleIndex
 
 
@@ -128,8 +128,8 @@ def test_overfitting_mode_repeats_its_batches(bci, tmp_path):
 
 def test_two_builders_at_once_build_once(bci, make_bci, tmp_path, monkeypatch):
     built = []
-    write = base.write_store
-    monkeypatch.setattr(base, "write_store", lambda *a, **k: (built.append(1), write(*a, **k)))
+    write = stored.write_store
+    monkeypatch.setattr(stored, "write_store", lambda *a, **k: (built.append(1), write(*a, **k)))
     make_bci()
     threads = [Thread(target=bci) for _ in range(3)]
     for thread in threads:

@@ -108,5 +108,5 @@ def test_a_loader_that_would_cut_the_epoch_differently_refuses_to_go_on():
 
     state = loader(2).state_dict()
     for other in (loader(5), loader(2, world_size=2)):
-        with pytest.raises(ConfigError, match=r"10 samples per process in batches of 2 then, \d+ in batches of"):
+        with pytest.raises(ConfigError, match=r"10 samples per process in batches of 2 before, \d+ in batches of"):
             other.load_state_dict(state)

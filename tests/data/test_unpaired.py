@@ -175,7 +175,7 @@ def test_exchanged_stains_are_noticed(unpaired, tmp_path, write_image, caplog, e
         for path in (tmp_path / stain).iterdir():
             write_image(path, np.full((64, 64, 3), colour, np.uint8))
     unpaired(crop_size=32).prepare_data()
-    assert ("Are the two stains exchanged?" in caplog.text) == exchanged
+    assert ("Are the two stains swapped?" in caplog.text) == exchanged
 
 
 def test_nested_folders_keep_their_names(unpaired, tmp_path):

@@ -1,6 +1,7 @@
 import csv
 import logging
 import math
+import socket
 from collections import Counter
 
 import cv2
@@ -148,7 +149,7 @@ def test_a_failed_run_is_shown_as_failed(toy, tiles, trainer, tmp_path, offline_
 
 def test_a_mode_of_the_environment_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert Wandb(str(tmp_path))._wandb_init["mode"] == "disabled"
+    assert Wandb(str(tmp_path)).arguments["mode"] == "disabled"
 
 
 def test_the_id_of_a_wandb_run_follows_from_its_folder(tmp_path):
@@ -162,9 +163,10 @@ def test_wandb_works_offline_where_nobody_is_logged_in(tmp_path, monkeypatch, ca
 
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setattr(wandb, "login", lambda **options: logged_in)
+    monkeypatch.setattr("ihc2he.loggers.base._answers", lambda url: True)
     with caplog.at_level(logging.INFO, "ihc2he"):
         logger = Wandb(str(tmp_path))
-    assert logger._wandb_init["mode"] == ("online" if logged_in else "offline")
+    assert logger.arguments["mode"] == ("online" if logged_in else "offline")
     assert sum("nobody is logged in" in record.getMessage() for record in caplog.records) == lines
 
 
@@ -206,3 +208,53 @@ def test_rows_that_a_continued_run_logs_again_are_dropped(tmp_path):
     file.write_text("epoch,step,train/loss_g\n0,2,0.5\n0,3,0.25\n,,\n0,10,\n")
     forget_rows(file, 3)
     assert file.read_text().splitlines() == ["epoch,step,train/loss_g", "0,2,0.5"]
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, caplog):
+    """There is a key, but no network: the run is kept here, within seconds."""
+    import wandb
+
+    with socket.socket() as deaf:  # takes the connection and says nothing
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        monkeypatch.delenv("WANDB_MODE")
+        monkeypatch.setattr(wandb, "login", lambda **options: True)
+        monkeypatch.setattr("ihc2he.loggers.base.server", lambda: url)
+        monkeypatch.setattr("ihc2he.loggers.base._PATIENCE_S", 0.5)
+        with caplog.at_level(logging.INFO, "ihc2he"):
+            logger = Wandb(str(tmp_path))
+    assert logger.arguments["mode"] == "offline"
+    assert f"W&B: {url} does not answer within 0.5 s, so the run is kept offline" in caplog.text
+
+
+def test_a_run_that_wandb_refuses_goes_on_offline(tmp_path, monkeypatch, caplog, offline_runs):
+    import wandb
+
+    real = wandb.init
+
+    def refuse(**arguments):
+        if arguments["mode"] == "online":
+            msg = "the key is wrong"
+            raise wandb.errors.AuthenticationError(msg)
+        return real(**arguments)
+
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr(wandb, "init", refuse)
+    logger = Wandb(str(tmp_path), offline=False)
+    logger.log_metrics({"a": 1.0}, 0)
+    assert "W&B: the key is wrong, so the run is kept offline" in caplog.text
+    (found,) = offline_runs()
+    assert [row["a"] for row in found.history if "a" in row] == [1.0]
+
+
+def test_an_error_of_the_server_is_an_answer(monkeypatch):
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from threading import Thread
+
+    from ihc2he.loggers.base import _answers
+
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as found:  # knows no HEAD: 501
+        Thread(target=found.handle_request, daemon=True).start()
+        assert _answers(f"http://127.0.0.1:{found.server_port}")
+    assert not _answers("http://127.0.0.1:9")

@@ -17,5 +17,5 @@ def test_values_are_ranked_by_the_direction_of_their_metric(better):
 
 @pytest.mark.parametrize("better", ["", "max"])
 def test_an_unknown_direction_is_named(better):
-    with pytest.raises(ValueError, match=f"'{better}' is no direction"):
+    with pytest.raises(ValueError, match=f"'{better}' is not a direction"):
         badness(1, better)

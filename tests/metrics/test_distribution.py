@@ -97,7 +97,7 @@ def test_fewer_than_two_images_are_nan_and_said(n_real, n_fake, caplog):
     with caplog.at_level(logging.WARNING):
         found = distances(images(5)[:n_real], images(5)[:n_fake])
     assert all(math.isnan(found[name]) for name in ("fid", "kid", "kid_std"))
-    assert f"FID and KID need two images, found {n_real} real and {n_fake} made: NaN." in caplog.messages
+    assert f"FID and KID need two images, found {n_real} real and {n_fake} fake: NaN." in caplog.messages
 
 
 def test_the_network_stays_out_of_the_module_and_in_evaluation_mode():
@@ -231,3 +231,13 @@ for name, share in shares.items():
     for rank in on_two_ranks(script):
         assert rank["uneven"] == pytest.approx(expected, abs=1e-6)
         assert rank["idle"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_kernel_distance_is_that_of_torchmetrics():
+    from torchmetrics.image.kid import poly_mmd
+
+    from ihc2he.metrics.distribution import _squared_mmd
+
+    generator = torch.Generator().manual_seed(0)
+    x_nd, y_nd = torch.rand(50, 32, generator=generator), torch.rand(50, 32, generator=generator) + 0.1
+    assert _squared_mmd(x_nd, y_nd).item() == pytest.approx(poly_mmd(x_nd, y_nd).item(), rel=1e-4)

@@ -142,7 +142,7 @@ def test_any_file_alone_makes_its_section(title, tmp_path):
 def test_an_empty_run_says_so(tmp_path):
     page = page_of(tmp_path)
     assert titles(page) == []
-    assert "This run has left nothing to show yet." in page
+    assert "This run has no results yet." in page
     assert f"<title>{tmp_path.name}</title>" in page
 
 
@@ -203,7 +203,7 @@ def test_where_lower_is_better_the_worst_is_the_highest(tmp_path):
 @pytest.mark.parametrize(
     ("better", "order", "said"),
     [("closest to 0", "cba", "closest to 0 is better"), ("lower", "bac", "lower is better"),
-     ("", "cab", "taken as: higher is better")],
+     ("", "cab", "assuming that higher is better")],
 )  # fmt: skip
 def test_the_table_of_the_test_says_in_which_direction_images_are_ranked(better, order, said, tmp_path):
     write_csv(tmp_path / "test.csv", [{"metric": "own", "group": "", "value": 1, "n": 3, "better": better}])

@@ -142,7 +142,9 @@ def test_differences_are_bold_where_their_interval_excludes_zero(tmp_path):
 def test_each_quantity_over_radius_has_a_figure_with_a_line_for_each_method(tmp_path):
     write_radius(tmp_path)
     page = page_of(tmp_path)
-    assert re.findall(r'alt="(.*?)"', page) == ["F1 over radius", "Precision over radius", "Recall over radius"]
+    assert re.findall(r'alt="(.*?)"', page) == [
+        f"{title} by matching radius" for title in ("F1", "Precision", "Recall")
+    ]
     svg = base64.b64decode(re.search(r"data:image/svg\+xml;base64,([^\"]*)", page).group(1)).decode()
     assert all(method in svg for method in METHODS)
 
@@ -157,7 +159,7 @@ def test_pages_come_in_the_order_of_their_numbers_and_keep_their_width(tmp_path)
     write_pages(tmp_path)
     page = page_of(tmp_path)
     assert titles(page) == ["Comparison", "Tiles"]
-    assert re.findall("<h3>(.*?)</h3>", page) == ["Spread over the test", "With the lowest F1"]
+    assert re.findall("<h3>(.*?)</h3>", page) == ["Evenly spaced over the test", "Lowest F1"]
     assert re.findall("<figcaption>(.*?)</figcaption>", page) == ["01_a", "02_b", "01_b"]
 
 

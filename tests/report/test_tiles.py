@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ihc2he.errors import ConfigError
-from ihc2he.nuclei.colours import colour_of
+from ihc2he.nuclei.colours import INVENTED, MATCHED, MISSED, colour_of
+from ihc2he.nuclei.drawing import LINE_PX
 from ihc2he.report import tiles as pages
-from ihc2he.report.drawing import INVENTED, LINE_PX, MATCHED, MISSED
 from ihc2he.report.tiles import CELL_PX, GAP_PX, TilePages, f1_of, page
 
 METHODS = ["none+classical", "cyclegan+hovernet"]

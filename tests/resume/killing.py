@@ -20,9 +20,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-USED = ("callbacks.finetuning", "callbacks.panels", "callbacks.results", "callbacks.seeding", "data.bci",
-        "data.pannuke", "models.cyclegan.module", "models.hovernet.module", "runner", "simulate.bci",
-        "simulate.pannuke", "train")  # fmt: skip
+USED = (
+    "callbacks.finetuning", "callbacks.panels", "callbacks.results", "callbacks.seeding", "data.bci", "data.pannuke",
+    "models.translation.cyclegan.module", "models.segmentation.hovernet.module", "runner", "simulate.bci",
+    "simulate.pannuke", "train",
+)  # fmt: skip
 
 
 def die() -> None:

@@ -10,11 +10,11 @@ from ihc2he.simulate.__main__ import main, parse
     ("arguments", "message"),
     [
         (["bcii"], "There is no layout 'bcii'. Did you mean 'bci'?"),
-        (["bci", "tile=3"], "'tile=3' is no name=value that bci takes. Did you mean 'tiles'?"),
-        (["pannuke", "aligned=true"], "'aligned=true' is no name=value that pannuke takes."),
+        (["bci", "tile=3"], "'tile=3' is not a name=value that bci accepts. Did you mean 'tiles'?"),
+        (["pannuke", "aligned=true"], "'aligned=true' is not a name=value that pannuke accepts."),
         (["bci", "out=x"], "bci needs tiles=..."),
         (["bci", "out=x", "tiles=many"], "tiles=many is not a whole number."),
-        (["bci", "out=x", "tiles=2", "aligned=maybe"], "aligned=maybe is neither true nor false."),
+        (["bci", "out=x", "tiles=2", "aligned=maybe"], "aligned=maybe must be true or false."),
     ],
 )
 def test_mistakes_end_in_one_line_and_status_2(arguments, message, capsys):

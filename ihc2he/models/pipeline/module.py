@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ihc2he.build import build
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.metrics.fidelity import Card
+from ihc2he.models.handover import worker_pool
 from ihc2he.models.pipeline.evaluation import Evaluation, Prediction, summary, type_map
 from ihc2he.models.pipeline.inference import Block, Part, TileNuclei, assemble, divide, predict, submit
 from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
-from ihc2he.nuclei.postprocess import worker_pool
+from ihc2he.models.task import Ranking, Task
 from ihc2he.tiling.augmentation import VIEWS
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class _Pending:
         return {method: assemble(shape, self.blocks, parts) for method, parts in self.parts.items()}
 
 
-class Pipeline(LightningModule):
+class Pipeline(Task):
     """Translates IHC tiles to H&E, finds nuclei on them, and compares them with keypoints.
 
     Batches are dicts of lists with an entry per tile, which may differ in size and pixel size: `name`, `image` (HxWx3
@@ -77,8 +77,6 @@ class Pipeline(LightningModule):
     Raises:
         ConfigError: for a name that is not there, or a number that cannot be.
     """
-
-    requires_checkpoint = False
 
     def __init__(
         self,
@@ -116,7 +114,7 @@ class Pipeline(LightningModule):
         self.block = block
         self.workers = workers
         self.resamples, self.seed = resamples, seed
-        self.tables: dict[str, list[dict[str, Any]]] = {}
+        self._tables: dict[str, list[dict[str, Any]]] = {}
         self.evaluation: Evaluation | None = None
         self._nodes = {
             "translators": {name: _described(translators[name]) for name in self.translators},
@@ -150,8 +148,7 @@ class Pipeline(LightningModule):
                 "model.use.translators=[NAME] and model.use.segmenters=[NAME]."
             )
             raise ConfigError(msg)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        classes = list(getattr(data, "classes", []))
+        classes = list(self.data.classes)
         if stage == "predict":
             for name, segmenter in self.segmenters.items():
                 type_map(name, segmenter.classes, self.class_map)  # type: ignore[arg-type]
@@ -162,7 +159,7 @@ class Pipeline(LightningModule):
                 {f"{t}+{s}": list(self.segmenters[s].classes) for t in self.translators for s in self.segmenters},  # type: ignore[arg-type]
                 classes,
                 self.class_map,
-                list(getattr(data, "truth_classes", [])),
+                list(self.data.truth_classes),
                 self.radius_um,
                 self.radii_um,
                 self.ap_map,
@@ -249,7 +246,7 @@ class Pipeline(LightningModule):
         self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log the metrics, and leave their tables in `tables`."""
+        """Log the metrics, and keep their tables."""
         self._log_evaluation("test")
 
     def on_predict_epoch_end(self) -> None:
@@ -263,10 +260,10 @@ class Pipeline(LightningModule):
     def _log_evaluation(self, stage: str) -> None:
         self._finish()
         assert self.evaluation is not None
-        values, self.tables = self.evaluation.compute_and_reset()
+        values, self._tables = self.evaluation.compute_and_reset()
         self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, rank_zero_only=True)
         if self.trainer.is_global_zero:
-            table = summary(self.tables.get("comparison.csv", []))
+            table = summary(self._tables.get("comparison.csv", []))
             log.info("Keypoints within %g um, in brackets 95 %% intervals over tiles:\n%s", self.radius_um, table)
 
     def teardown(self, stage: str) -> None:
@@ -276,6 +273,16 @@ class Pipeline(LightningModule):
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+
+    @property
+    def tables(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """The tables of the last test by file name."""
+        return self._tables
+
+    @property
+    def ranking(self) -> Ranking:
+        """Tiles are ranked by the F1 of the last method."""
+        return Ranking("f1", "higher", group=self.methods[-1])
 
     @property
     def cards(self) -> Mapping[str, Card]:

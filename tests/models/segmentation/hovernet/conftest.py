@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
+from ihc2he.datainfo import DataInfo
 from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter
 from ihc2he.nuclei.targets import hv_maps
 
@@ -54,11 +55,13 @@ class Tiles(Dataset[dict[str, Any]]):
 class Data(LightningDataModule):
     """The tiles, for training and for testing."""
 
-    mpp = 0.25
-
     def __init__(self, n: int = 4, side: int = 64, batch_size: int = 2, classes: tuple[str, ...] = ("round", "square")):
         super().__init__()
         self.n, self.side, self.batch_size, self.classes = n, side, batch_size, list(classes)
+
+    @property
+    def info(self) -> DataInfo:
+        return DataInfo(0.25, self.classes)
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(Tiles(self.n, self.side, train=True), batch_size=self.batch_size)

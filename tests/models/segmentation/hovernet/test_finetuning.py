@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from torch.utils.data import DataLoader
 
 from ihc2he.callbacks.checkpoint import LastCheckpoint
@@ -110,6 +110,11 @@ def test_random_weights_are_not_frozen_and_it_says_so(segmenter, fit, data, capl
 
 
 def test_a_second_batch_size_needs_a_datamodule_that_has_one(segmenter, trainer, data):
-    loader = DataLoader(data().train_dataloader().dataset, batch_size=2)
+    class Fixed(LightningDataModule):
+        info = data().info
+
+        def train_dataloader(self):
+            return DataLoader(data().train_dataloader().dataset, batch_size=2)
+
     with pytest.raises(ConfigError, match="batch_size=1 of the second phase needs a DataModule"):
-        trainer(callbacks=[TwoPhases(1, batch_size=1)], max_epochs=2).fit(segmenter(), loader)
+        trainer(callbacks=[TwoPhases(1, batch_size=1)], max_epochs=2).fit(segmenter(), Fixed())

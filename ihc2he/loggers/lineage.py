@@ -1,9 +1,9 @@
-"""What a run has read and what it leaves: plain facts for its `run.json`, to be followed without any service.
+"""What a run has read and written, for its `run.json`; no service is needed to trace it.
 
 An entry is `{"kind": ..., "path": ..., "hash": ..., "made_by": ...}`. Kinds are `store`, a tile store; `bundle`, a
-model bundle; `checkpoint`, any other file of weights. The hash tells contents apart, wherever they have been moved to;
-`made_by` is the folder of the run that wrote them, or None. The hash of a bundle among a run's inputs is so found
-among the outputs of the run that trained it, whose inputs name the hash of the tile store.
+model bundle; `checkpoint`, any other file of weights. The hash identifies the content, wherever it was moved
+to; `made_by` is the folder of the run that wrote it, or None. So the hash of a bundle in the inputs of one run is in
+the outputs of the run that trained it, and the inputs of that run have the hash of the tile store.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from typing import Any
 
 import h5py
 
+from ihc2he.datainfo import info_of
+
 WEIGHTS = ("weights", "ensemble")  # arguments of models that name what their networks are read from
 BUNDLE = ("config.json", "model.safetensors")
 
 
 def inputs(cfg: Mapping[str, Any], data: Any) -> list[dict[str, Any]]:
-    """Return what a run reads, the tile store first; of a pipeline only the translators and segmenters in use.
+    """Return the inputs of a run, the tile store first; for a pipeline only the translators and segmenters in use.
 
     Args:
         cfg: the resolved configuration.
-        data: the DataModule, once its data is there; None without one.
+        data: the DataModule after its data was prepared; None if there is none.
     """
     found = []
-    store = getattr(data, "store_path", None)
-    if store is not None and Path(store).is_file():
-        found.append(_entry("store", Path(store), hash_store(Path(store))))
+    store = None if data is None else info_of(data).store
+    if store is not None and store.is_file():
+        found.append(_entry("store", store, hash_store(store)))
     sources = [cfg["ckpt_path"]] if cfg.get("ckpt_path") else []
     for source in [*sources, *_weights(_in_use(cfg.get("model") or {}))]:
         entry = _model_entry(source)
@@ -49,9 +51,9 @@ def outputs(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def hash_store(path: Path) -> str:
-    """Return what tells a tile store from others: a hash of its settings and of the hashes of its source files.
+    """Return a hash that identifies a tile store, from its settings and the hashes of its source files.
 
-    Where the source was moved to or when it was touched changes nothing.
+    It does not depend on the location and dates of the source.
     """
     digest = blake2b(digest_size=16)
     with h5py.File(path, "r", locking=False) as file:
@@ -66,7 +68,7 @@ def hash_files(*paths: Path) -> str:
     return _hash_files(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
 
 
-@lru_cache(maxsize=64)  # a run asks for the same checkpoints after each of its stages
+@lru_cache(maxsize=64)  # a run needs the same checkpoints after each of its stages
 def _hash_files(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = blake2b(digest_size=16)
     for path, _, _ in files:
@@ -102,7 +104,7 @@ def _entry(kind: str, path: Path, content: str) -> dict[str, Any]:
 
 
 def _in_use(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's configuration without the parts that its `use` does not name."""
+    """Return a model's configuration without the parts that are not in its `use`."""
     chosen = {kind: [names] if isinstance(names, str) else names for kind, names in (model.get("use") or {}).items()}
     return {
         key: {name: node for name, node in value.items() if name in chosen[key]} if key in chosen else value

@@ -1,6 +1,7 @@
 """Drawing on tiles: nuclei in the colours of their types, what was matched or not, texts and legends.
 
-Shape suffixes: n = nuclei or points; 2 = (x, y). Points are in px of the tile, from the centre of its first pixel.
+Shape suffixes: h, w = height, width; m = pixels of nuclei; n = nuclei or points; 2 = (x, y). Points are in px of the
+tile, from the centre of its first pixel.
 """
 
 from __future__ import annotations
@@ -11,11 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.nuclei.colours import colour_of, name_of
-from ihc2he.nuclei.table import NucleiTable
-
-# Of the same palette as the types; the shapes tell them apart as well.
-MATCHED, MISSED, INVENTED = colour_of(2), colour_of(6), colour_of(3)
+from ihc2he.nuclei.colours import INVENTED, MATCHED, MISSED, colour_of, name_of
+from ihc2he.nuclei.instances import Foreground, foreground
 
 LINE_PX = 22  # height of a line of text
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -44,19 +42,81 @@ def fitted(image: NDArray[np.uint8], least: int, most: int) -> tuple[NDArray[np.
     return cv2.resize(image, (width, height), interpolation=kind), factor  # type: ignore[return-value]
 
 
-def draw_outlines(picture: NDArray[np.uint8], table: NucleiTable, factor: float) -> None:
-    """Draw the outline of each nucleus in the colour of its type.
+def overlay(
+    image: NDArray[np.uint8],
+    inst_hw: NDArray[np.integer],
+    types_n: NDArray[np.integer],
+    classes: Sequence[str],
+    sides: tuple[int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """Return a tile with the rim of each nucleus in the colour of its type, and below it a legend with counts.
 
     Args:
-        picture: changed in place.
-        table: the nuclei of the tile.
-        factor: of the picture's size to the tile's.
+        image: HxWx3, uint8 RGB.
+        inst_hw: instance map, 0 = background.
+        types_n: type of each nucleus in ascending order of the ids, 0 = unknown.
+        classes: names of the types from 1 upwards.
+        sides: least and most px of the longer side of the picture; None: as the image.
+
+    Returns:
+        The picture and below it the legend, uint8 RGB.
+
+    Raises:
+        ValueError: image, map and types do not fit one another.
     """
-    for kind in np.unique(table.types_n).tolist():
-        outlines = [
-            _at(outline, factor) for outline, own in zip(table.outlines, table.types_n, strict=True) if own == kind
-        ]
-        cv2.polylines(picture, outlines, True, colour_of(kind), 2 if factor >= 2 else 1, cv2.LINE_AA, _SHIFT)
+    pixels = foreground(inst_hw)
+    n = len(pixels.ids_n)
+    if image.shape[:2] != inst_hw.shape or len(types_n) != n:
+        msg = f"Image {image.shape}, map {inst_hw.shape} of {n} nuclei and {len(types_n)} types do not fit."
+        raise ValueError(msg)
+    picture = image.copy() if sides is None else fitted(image, *sides)[0]
+    _draw_rims(picture, inst_hw, pixels, types_n)
+    counts = np.bincount(types_n, minlength=len(classes) + 1).tolist()
+    return np.concatenate([picture, legend(picture.shape[1], classes, counts=counts)])
+
+
+def draw_outlines(picture: NDArray[np.uint8], inst_hw: NDArray[np.integer], types_n: NDArray[np.integer]) -> None:
+    """Draw the outline of each nucleus in the colour of its type, just inside of it, so that those that touch show.
+
+    Args:
+        picture: of the tile in any size; changed in place.
+        inst_hw: instance map of the tile, 0 = background.
+        types_n: type of each nucleus in ascending order of the ids, 0 = unknown.
+    """
+    _draw_rims(picture, inst_hw, foreground(inst_hw), types_n)
+
+
+def _draw_rims(
+    picture: NDArray[np.uint8], inst_hw: NDArray[np.integer], pixels: Foreground, types_n: NDArray[np.integer]
+) -> None:
+    """Do what `draw_outlines` does, with the pixels of the map."""
+    palette = np.array([colour_of(kind) for kind in range(types_n.max(initial=0) + 1)], np.uint8)
+    colours_n = palette[types_n]
+    width = 2 if len(picture) >= 2 * len(inst_hw) else 1
+    if picture.shape[:2] != inst_hw.shape:
+        numbers_hw = np.zeros(inst_hw.shape, np.int32)
+        numbers_hw.reshape(-1)[pixels.places_m] = pixels.of_m + 1
+        rows, columns = (
+            ((np.arange(size) + 0.5) * full / size).astype(np.intp)
+            for size, full in zip(picture.shape, inst_hw.shape, strict=False)
+        )
+        inst_hw = numbers_hw[rows][:, columns]
+        pixels = foreground(inst_hw)
+        colours_n = colours_n[pixels.ids_n - 1]
+    on_rim_m = _rims(inst_hw, width).ravel()[pixels.places_m]
+    picture.reshape(-1, 3)[pixels.places_m[on_rim_m]] = colours_n[pixels.of_m[on_rim_m]]
+
+
+def _rims(inst_hw: NDArray[np.integer], width: int) -> NDArray[np.bool_]:
+    """Return which pixels have one of another id so many px away or nearer, in their row or column."""
+    rims_hw = np.zeros(inst_hw.shape, bool)
+    for step in range(1, width + 1):
+        down, right = inst_hw[step:] != inst_hw[:-step], inst_hw[:, step:] != inst_hw[:, :-step]
+        rims_hw[step:] |= down
+        rims_hw[:-step] |= down
+        rims_hw[:, step:] |= right
+        rims_hw[:, :-step] |= right
+    return rims_hw
 
 
 def draw_matches(

@@ -8,9 +8,10 @@ from torch import nn
 
 from ihc2he.callbacks.bundles import Bundles
 from ihc2he.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
-from ihc2he.callbacks.lineage import hash_files, hash_store, inputs, outputs
 from ihc2he.data.store import Record, write_store
+from ihc2he.datainfo import DataInfo
 from ihc2he.loggers.base import Wandb
+from ihc2he.loggers.lineage import hash_files, hash_store, inputs, outputs
 from ihc2he.models.bundle import save_bundle
 
 
@@ -19,6 +20,7 @@ class Data:
 
     def __init__(self, store_path):
         self.store_path = store_path
+        self.info = DataInfo(mpp=0.5, store=store_path)
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from ihc2he.nuclei.colours import colour_of
-from ihc2he.nuclei.table import nuclei_table
-from ihc2he.report.drawing import INVENTED, MATCHED, MISSED, draw_matches, draw_outlines, fitted, legend, write
+from ihc2he.nuclei.colours import INVENTED, MATCHED, MISSED, colour_of
+from ihc2he.nuclei.drawing import LINE_PX, draw_matches, draw_outlines, fitted, legend, overlay, write
 
 
 def white(side):
@@ -30,7 +29,7 @@ def test_an_outline_runs_through_the_rim_of_its_nucleus(factor):
     inst_hw = np.zeros((40, 40), np.int32)
     inst_hw[10:20, 10:20] = 1
     picture = white(40 * factor)
-    draw_outlines(picture, nuclei_table(inst_hw, np.array([2]), np.ones(1), mpp=1), factor)
+    draw_outlines(picture, inst_hw, np.array([2]))
     rows, columns = np.nonzero((picture < 160).any(-1))
     middle = (np.array([10, 19]) + 0.5) * factor - 0.5  # of the outermost pixels
     assert [rows.min(), rows.max()] == pytest.approx(middle, abs=1.5)
@@ -68,3 +67,39 @@ def test_text_ends_where_it_says():
     dark = np.nonzero((strip < 128).any(-1))[1]
     assert 10 <= dark.min() < 14
     assert end - 4 <= dark.max() <= end
+
+
+IMAGE = np.full((40, 90, 3), 200, np.uint8)
+
+
+def test_rims_have_the_colour_of_their_type_and_the_rest_is_the_image():
+    inst_hw = np.zeros((40, 90), np.int32)
+    inst_hw[5:15, 5:15], inst_hw[5:15, 15:25], inst_hw[30:40, 80:90] = 3, 8, 9
+    picture = overlay(IMAGE, inst_hw, np.array([2, 1, 0]), ["a", "b"])[:40]
+    assert picture[5, 8].tolist() == picture[10, 14].tolist() == list(colour_of(2))
+    assert picture[10, 15].tolist() == list(colour_of(1))
+    assert picture[30, 85].tolist() == list(colour_of(0))
+    assert picture[10, 8].tolist() == picture[39, 89].tolist() == [200] * 3  # inside, and at the end of the tile
+    assert (picture != 200).any(-1).sum() == 2 * (4 * 10 - 4) + 19
+    assert (IMAGE == 200).all()
+
+
+def test_the_legend_names_every_class_and_the_unknown_only_where_there_are_some():
+    inst_hw = np.zeros((40, 90), np.int32)
+    inst_hw[1, 1] = 1
+    assert overlay(IMAGE, inst_hw, np.array([2]), ["a", "b"]).shape == (40 + 2 * LINE_PX, 90, 3)
+    with_unknown = overlay(IMAGE, inst_hw, np.array([0]), ["a", "b"])
+    assert with_unknown.shape == (40 + 3 * LINE_PX, 90, 3)
+    swatches = [with_unknown[40 + line * LINE_PX + LINE_PX // 2, 9].tolist() for line in range(3)]
+    assert swatches == [list(colour_of(kind)) for kind in range(3)]
+    assert (with_unknown[40:, 20:] < 128).any()
+
+
+def test_an_overlay_of_an_empty_tile_is_the_image_over_its_legend():
+    picture = overlay(IMAGE, np.zeros((40, 90), int), np.array([], int), ["a"])
+    assert np.array_equal(picture[:40], IMAGE)
+
+
+def test_what_does_not_fit_is_named():
+    with pytest.raises(ValueError, match=r"Image \(40, 90, 3\), map \(4, 4\) of 1 nuclei and 2 types do not fit"):
+        overlay(IMAGE, np.ones((4, 4), int), np.array([1, 1]), ["a"])
