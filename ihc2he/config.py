@@ -177,6 +177,7 @@ MOVED = {  # modules that bundles, checkpoints and configurations of earlier ver
     "ihc2he.callbacks.loggers": "ihc2he.loggers.base",
     "ihc2he.callbacks.pages": "ihc2he.report.tiles",
     "ihc2he.sweep.SweepTables": "ihc2he.sweep.callback.SweepTables",
+    "ihc2he.models.pipeline.translators.CycleGan": "ihc2he.models.pipeline.translators.LearnedTranslator",
 }
 
 

@@ -165,7 +165,8 @@ class PointsDataModule(WholeTilesDataModule):
 
     A batch of the test is a dict of lists with an entry per tile: ``name``, ``group``, ``image`` (HxWx3 uint8 RGB),
     ``mpp``, ``points`` (the reference, (N, 3) int64: x, y in px and the class from 0), ``readers`` (the points by
-    annotator) and ``second_readings`` (those among them that are of an annotator who is there already). Points that come twice are left out, with one warning; whatever else is wrong is an error.
+    annotator) and ``second_readings`` (those among them that are of an annotator who is there already). Points that
+    come twice are left out, with one warning; whatever else is wrong is an error.
 
     Args:
         root: folder with ``images``, ``points`` and perhaps ``tiles.csv``, whose column ``case`` is the group.

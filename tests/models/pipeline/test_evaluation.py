@@ -246,7 +246,10 @@ def test_points_without_classes_need_no_map():
 def test_annotators_agree_as_their_points_do_and_second_readings_are_left_out():
     points, other = np.array([[10, 10, 0], [30, 30, 1]]), np.array([[11, 10, 0]])
     readers = {"ann": points, "ben": other, "ann (hidden)": other}
-    entry = tile("a", points, readers=readers, second_readings=["ann (hidden)"]), {m: (IMAGE, found([], [])) for m in ("none+typed", "mine+typed")}
+    entry = (
+        tile("a", points, readers=readers, second_readings=["ann (hidden)"]),
+        {m: (IMAGE, found([], [])) for m in ("none+typed", "mine+typed")},
+    )
     rows = {row["metric"]: row for row in judged([entry])[3]["agreement.csv"]}
     assert rows["human_f1"] == {"metric": "human_f1", "mean": pytest.approx(2 / 3)} | {
         "min": pytest.approx(2 / 3), "max": pytest.approx(2 / 3), "n": 1,
@@ -258,9 +261,10 @@ def test_annotators_agree_as_their_points_do_and_second_readings_are_left_out():
 
 def test_readers_are_told_apart_by_what_is_known_of_them_and_not_by_their_names():
     readers = {"A. Smith (MD)": np.array([[10, 10, 0], [30, 30, 1]]), "B. Jones (MD)": np.array([[11, 10, 0]])}
-    entry = tile("a", readers["A. Smith (MD)"], readers=readers), {
-        m: (IMAGE, found([], [])) for m in ("none+typed", "mine+typed")
-    }
+    entry = (
+        tile("a", readers["A. Smith (MD)"], readers=readers),
+        {m: (IMAGE, found([], [])) for m in ("none+typed", "mine+typed")},
+    )
     rows = {row["metric"]: row for row in judged([entry])[3]["agreement.csv"]}
     assert rows["human_f1"]["mean"] == pytest.approx(2 / 3)
 
