@@ -30,7 +30,7 @@ from ihc2he.simulate.bci import MPP, write_bci
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "read": [(tiles, "_read")],
     "translate": [(inference, "translate")],
-    "segment": [(segmenters.Hovernet, "forward"), (segmenters.Classical, "forward")],
+    "segment": [(segmenters.Learned, "forward"), (segmenters.Classical, "forward")],
     "post-process": [(inference, "find_and_vote"), (module, "assemble")],
     "write": [(predictions, "write_prediction")],
 }

@@ -58,7 +58,9 @@ def test_every_experiment_composes_and_passes_preflight(name):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_passes_preflight(option):
     experiment = "cyclegan_bci"
-    if option == "model=hovernet" or option.startswith(("model/encoder", "model/scheduler")):
+    if option in ("model=hovernet", "model=centres") or option.startswith(
+        ("model/encoder", "model/scheduler", "model/decoder=hover")
+    ):
         experiment = "hovernet_pannuke"
     elif option == "model=pipeline":
         experiment = "pipeline_endonuke"

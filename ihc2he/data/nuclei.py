@@ -17,6 +17,7 @@ from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import find_images
 from ihc2he.images.labels import read_labels
+from ihc2he.nuclei.decoders.base import Decoder
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class NucleiDataModule(SegmentationDataModule):
         samples_per_epoch: int | None = None,
         sampler: str = "uniform",
         augmentation: dict[str, Any] | NucleiAugmentation | None = None,
+        decoder: dict[str, Any] | Decoder | None = None,
         rebuild: bool = False,
     ) -> None:
         super().__init__(
@@ -101,6 +103,7 @@ class NucleiDataModule(SegmentationDataModule):
             samples_per_epoch=samples_per_epoch,
             sampler=sampler,
             augmentation=augmentation,
+            decoder=decoder,
             rebuild=rebuild,
         )
         require("mpp_files", mpp_files, mpp_files is None or is_pixel_size(mpp_files), PIXEL_SIZE)

@@ -25,6 +25,7 @@ from ihc2he.data.stored import require
 from ihc2he.errors import DataError
 from ihc2he.files import exclusive
 from ihc2he.images.labels import MAX_LABEL, number_consecutively
+from ihc2he.nuclei.decoders.base import Decoder
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ class PanNukeDataModule(SegmentationDataModule):
         samples_per_epoch: int | None = None,
         sampler: str = "uniform",
         augmentation: dict[str, Any] | NucleiAugmentation | None = None,
+        decoder: dict[str, Any] | Decoder | None = None,
         rebuild: bool = False,
     ) -> None:
         super().__init__(
@@ -140,6 +142,7 @@ class PanNukeDataModule(SegmentationDataModule):
             samples_per_epoch=samples_per_epoch,
             sampler=sampler,
             augmentation=augmentation,
+            decoder=decoder,
             rebuild=rebuild,
         )
         require("split", split, split in SPLITS, "1, 2 or 3")

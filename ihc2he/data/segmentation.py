@@ -5,7 +5,8 @@ Shape suffixes: b = batch, c = colour (3), h, w = height, width, 2 = x and y.
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -23,8 +24,9 @@ from ihc2he.data.transforms import to_tensor
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.labels import number_consecutively
+from ihc2he.nuclei.decoders.base import Decoder
 from ihc2he.nuclei.instances import instance_types
-from ihc2he.nuclei.targets import hv_maps, relabel_pieces
+from ihc2he.nuclei.targets import relabel_pieces
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size, resample, resized_labels
 
 log = logging.getLogger(__name__)
@@ -49,11 +51,12 @@ class Labelled(NamedTuple):
 class SegmentationDataModule(StoreDataModule):
     """Batches of H&E with nuclei.
 
-    A training batch is ``{"image": (N, 3, H, W) float32 in [0, 1], "inst": (N, H, W) int32, "hv": (N, 2, H, W) float32,
-    "type": (N, H, W) int64}``: random crops, augmented, reflected where a tile is smaller than the crop; the pieces
-    into which a crop cuts a nucleus are instances of their own. 0 = background in ``inst`` and ``type``; ``type`` is
-    absent where there are no types. A validation or test batch holds whole tiles, no ``hv``, and also ``name`` and
-    ``group`` (the tissue) as lists of str. Order and randomness depend on (seed, epoch, index) alone.
+    A training batch is ``{"image": (N, 3, H, W) float32 in [0, 1], "inst": (N, H, W) int32, "type": (N, H, W) int64}``
+    and the targets of the decoder, for instance ``"hv": (N, 2, H, W) float32``: random crops, augmented, reflected
+    where a tile is smaller than the crop; the pieces into which a crop cuts a nucleus are instances of their own. 0 =
+    background in ``inst`` and ``type``; ``type`` is absent where there are no types. A validation or test batch holds
+    whole tiles, no targets, and also ``name`` and ``group`` (the tissue) as lists of str. Order and randomness depend
+    on (seed, epoch, index) alone.
 
     Args:
         store: folder for the tile store and what is reported beside it.
@@ -68,6 +71,7 @@ class SegmentationDataModule(StoreDataModule):
         sampler: "uniform"; "class_balanced": tiles are drawn equally often for the sake of each class;
             "tissue_balanced": each tissue is drawn equally often; "class_tissue_balanced": half of the draws of each.
         augmentation: a `NucleiAugmentation`, or its configuration; None: none.
+        decoder: of the model, or its configuration: its targets are in the training batches; None: none are.
         rebuild: build the store again even if there is one.
 
     Attributes:
@@ -94,6 +98,7 @@ class SegmentationDataModule(StoreDataModule):
         samples_per_epoch: int | None,
         sampler: str,
         augmentation: dict[str, Any] | NucleiAugmentation | None,
+        decoder: dict[str, Any] | Decoder | None,
         rebuild: bool,
     ) -> None:
         super().__init__(store=store, num_workers=num_workers, seed=seed, rebuild=rebuild)
@@ -112,6 +117,7 @@ class SegmentationDataModule(StoreDataModule):
         self.samples_per_epoch = samples_per_epoch
         self.sampler = sampler
         self.augmentation = None if augmentation is None else build(augmentation, NucleiAugmentation)
+        self.decoder = None if decoder is None else build(decoder, Decoder)  # type: ignore[type-abstract]
 
     @property
     def info(self) -> DataInfo:
@@ -137,7 +143,12 @@ class SegmentationDataModule(StoreDataModule):
     def train_dataloader(self) -> DataLoader:
         records = self._required("train")
         dataset = NucleiCrops(
-            self.tiles, records, crop_size=self.crop_size, augmentation=self.augmentation, seed=self.seed
+            self.tiles,
+            records,
+            crop_size=self.crop_size,
+            augmentation=self.augmentation,
+            seed=self.seed,
+            targets=None if self.decoder is None else partial(self.decoder.targets, mpp=self.mpp),
         )
         sampler = self._epoch_sampler(len(records), self.samples_per_epoch or len(records), self._weights(records))
         return self._loader(dataset, sampler, self.batch_size, drop_last=True)
@@ -209,6 +220,7 @@ class NucleiCrops(Dataset[dict[str, torch.Tensor]]):
         crop_size: side of the crops in px.
         augmentation: of image and labels; None for none.
         seed: of the windows and the augmentation.
+        targets: from an instance map to what a network should learn of it besides; None: nothing.
     """
 
     def __init__(
@@ -219,12 +231,14 @@ class NucleiCrops(Dataset[dict[str, torch.Tensor]]):
         crop_size: int,
         augmentation: NucleiAugmentation | None,
         seed: int,
+        targets: Callable[[NDArray[np.int32]], Mapping[str, NDArray[np.float32]]] | None = None,
     ) -> None:
         self.store = store
         self.records = records
         self.crop_size = crop_size
         self.augmentation = augmentation
         self.seed = seed
+        self.targets = targets
 
     def __len__(self) -> int:
         return len(self.records)
@@ -236,7 +250,9 @@ class NucleiCrops(Dataset[dict[str, torch.Tensor]]):
         if self.augmentation is not None:
             image, labels = self.augmentation(image, labels, int(rng.integers(2**32)))
         inst_hw = relabel_pieces(labels[0])
-        return _tensors(image, inst_hw, *labels[1:]) | {"hv": torch.from_numpy(hv_maps(inst_hw))}
+        targets = {} if self.targets is None else self.targets(inst_hw)
+        learned = {name: torch.from_numpy(target) for name, target in targets.items()}
+        return _tensors(image, inst_hw, *labels[1:]) | learned
 
     def _crop(self, number: int, rng: np.random.Generator) -> list[NDArray]:
         """Return the same random window of the image and its label maps, reflected where the tile is smaller."""

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from ihc2he.errors import DataError, did_you_mean
 from ihc2he.files import complete
 from ihc2he.nuclei.colours import colour_of, name_of
+from ihc2he.nuclei.decoders.base import Nuclei
 from ihc2he.nuclei.instances import foreground
 from ihc2he.nuclei.outlines import Outlines
-from ihc2he.nuclei.postprocess import Nuclei
 from ihc2he.nuclei.raster import fill
 from ihc2he.nuclei.table import NucleiTable, measurements
 

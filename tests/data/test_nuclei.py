@@ -11,6 +11,7 @@ from ihc2he.data.nuclei import NucleiDataModule
 from ihc2he.data.tables import read_table
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.labels import number_consecutively, read_labels
+from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.simulate import write_nuclei
 from ihc2he.tiling.resampling import resized_labels
 
@@ -118,7 +119,7 @@ def test_tissues_come_from_the_table(root, prepared):
 
 def test_without_classes_there_are_no_types(root, prepared, caplog):
     with caplog.at_level(logging.WARNING):
-        data = prepared(classes=None)
+        data = prepared(classes=None, decoder=HoverDecoder())
     assert data.classes == []
     assert set(next(iter(data.train_dataloader()))) == {"image", "inst", "hv"}
     assert set(next(iter(data.test_dataloader()))) == {"image", "inst", "name", "group"}

@@ -15,6 +15,7 @@ from numpy.lib.format import open_memmap
 from ihc2he.data import pannuke
 from ihc2he.data.pannuke import CLASSES, PanNukeDataModule, fold_files, merge_channels
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.simulate.pannuke import FOLDS as SIMULATED_FOLDS
 from ihc2he.simulate.tissue import TYPES
 
@@ -170,7 +171,7 @@ def test_another_pixel_size_resamples_image_and_labels(root, prepared):
 
 def test_simulated_tissue_fills_the_root(prepared, caplog):
     for _ in range(2):
-        data = prepared(simulate={"tiles": 6, "size": 64, "seed": 0}, crop_size=64)
+        data = prepared(simulate={"tiles": 6, "size": 64, "seed": 0}, crop_size=64, decoder=HoverDecoder())
     assert {name: len(records) for name, records in data.records.items()} == {"train": 2, "val": 2, "test": 2}
     batch = next(iter(data.train_dataloader()))
     assert batch["hv"].shape == (2, 2, 64, 64)

@@ -14,6 +14,7 @@ from ihc2he.data.nuclei import NucleiDataModule
 from ihc2he.data.samplers import SampleIndex, presence_weights
 from ihc2he.errors import ConfigError
 from ihc2he.images.labels import MAX_LABEL
+from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.nuclei.targets import hv_maps
 
 OFF = {"dihedral": False, "scale": 0.0, "elastic": 0.0, "blur": 0.0, "noise": 0.0, "hed": 0.0, "hsv": 0.0}
@@ -62,6 +63,7 @@ def make(root, tmp_path):
             "test_fraction": 0.0,
             "test_split": "all",
             "augmentation": AUGMENTATION,
+            "decoder": HoverDecoder(),
         }
         data = NucleiDataModule(**(defaults | arguments))
         data.prepare_data()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ihc2he.datainfo import check_class_names
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.metrics.agreement import ReaderCounts, agreement, score_readers
 from ihc2he.metrics.average_precision import average_precisions
@@ -116,6 +117,7 @@ def type_map(
         own = np.arange(len(types)) if classes is None else np.full(len(types), -1)
         return TypeMap(np.append(-1, own), known)
     known = [name for name in dict.fromkeys(class_map.values()) if name] if classes is None else list(classes)
+    check_class_names(known, "model.class_map")
     for name in types:
         if name not in class_map:
             msg = (

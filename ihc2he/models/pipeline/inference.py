@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ihc2he.models.pipeline.finding import Found, find_and_vote
 from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
-from ihc2he.tiling.augmentation import turned, turned_back
+from ihc2he.nuclei.decoders.base import Found, find_and_vote
+from ihc2he.tiling.augmentation import turned
 from ihc2he.tiling.resampling import resampled_size, resized
 from ihc2he.tiling.windows import cores, hann_weight, owned, window_starts
 
@@ -101,7 +101,7 @@ def predict(
                 size = resampled_size(height, width, mpp, segmenter.mpp)
                 at_size_bchw = resized(seen_bchw, *(size[::-1] if view & 4 else size))
                 for own in range(segmenter.members):
-                    maps_bkhw = turned_back(segmenter(at_size_bchw, own), view, segmenter.hv_channels)
+                    maps_bkhw = segmenter.turned_back(segmenter(at_size_bchw, own), view)
                     vote_bhw = segmenter.votes(maps_bkhw)
                     sums[name] = sums[name] + maps_bkhw if name in sums else maps_bkhw
                     if vote_bhw is not None:

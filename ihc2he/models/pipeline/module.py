@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from ihc2he.build import build
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.metrics.fidelity import Card
+from ihc2he.models.handover import worker_pool
 from ihc2he.models.pipeline.evaluation import Evaluation, Prediction, summary, type_map
 from ihc2he.models.pipeline.inference import Block, Part, TileNuclei, assemble, divide, predict, submit
 from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
 from ihc2he.models.task import Ranking, Task
-from ihc2he.nuclei.postprocess import worker_pool
 from ihc2he.tiling.augmentation import VIEWS
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from ihc2he.models.pipeline.inference import assemble, divide, predict, submit
-from ihc2he.models.pipeline.segmenters import Classical, Segmenter, find_on_hover_maps
+from ihc2he.models.pipeline.segmenters import Classical, Segmenter
 from ihc2he.models.pipeline.translators import Identity, Translator
 from ihc2he.nuclei.classical import detect_nuclei, segment_nuclei
+from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.nuclei.targets import hv_maps
 
 
@@ -26,8 +27,8 @@ class Shift(Translator):
 class FromColour(Segmenter):
     """Reads its maps off the image: red is the probability; the HV maps come from the pieces of red."""
 
-    hv_channels = (1, 2)
-    find = staticmethod(find_on_hover_maps)
+    find = staticmethod(HoverDecoder().find)
+    turned_back = staticmethod(HoverDecoder().turned_back)
 
     def __init__(self, mpp=0.25, members=1):
         super().__init__()

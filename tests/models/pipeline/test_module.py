@@ -13,7 +13,7 @@ from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError
 from ihc2he.models.pipeline import module as pipeline_module
 from ihc2he.models.pipeline.module import Pipeline
-from ihc2he.models.pipeline.segmenters import Classical, Hovernet
+from ihc2he.models.pipeline.segmenters import Classical, Learned
 from ihc2he.models.pipeline.translators import Identity, Recolour, Rendered
 from ihc2he.nuclei.classical import detect_nuclei
 
@@ -133,7 +133,7 @@ def test_a_prediction_takes_one_method(run):
 
 @pytest.mark.parametrize("stage", ["test", "predict"])
 def test_every_type_needs_a_class(run, segmenter_bundle, stage):
-    segmenter = Hovernet(segmenter_bundle(classes=["round", "long"]))
+    segmenter = Learned(segmenter_bundle(classes=["round", "long"]))
     module = pipeline(segmenters=["hovernet"], more={"hovernet": segmenter}, class_map={"round": "stroma"})
     tiles = [(annotated if stage == "test" else unlabelled)("a", tissue(48, 48))]
     with pytest.raises(ConfigError, match="no class for 'long', a type of the segmenter 'hovernet'"):
@@ -204,7 +204,7 @@ def test_validation_is_a_test_under_its_own_name(run):
 
 
 def test_points_without_classes_are_judged_whatever_the_map(run, segmenter_bundle):
-    segmenter = Hovernet(segmenter_bundle(classes=["round", "long"]))
+    segmenter = Learned(segmenter_bundle(classes=["round", "long"]))
     module = pipeline(segmenters=["hovernet"], more={"hovernet": segmenter}, class_map={"neoplastic": "epithelium"})
     _, values = run("test", module, [annotated("a", tissue(48, 48))], classes=())
     assert "test/f1/none+hovernet" in values
@@ -212,7 +212,7 @@ def test_points_without_classes_are_judged_whatever_the_map(run, segmenter_bundl
 
 
 def test_views_are_averaged_and_agree(run, segmenter_bundle):
-    segmenter = Hovernet(segmenter_bundle(classes=[]))
+    segmenter = Learned(segmenter_bundle(classes=[]))
     image = tissue(40, 56)
     plain, turned = (
         run("test", pipeline(segmenters=["s"], more={"s": segmenter}, tta=tta), [annotated("a", image)])[0].scored[0]
@@ -261,7 +261,7 @@ def test_without_translation_there_is_no_virtual_stain(run):
 
 
 def test_types_are_named_as_classes_or_by_themselves(run, segmenter_bundle):
-    segmenter = Hovernet(segmenter_bundle(classes=["round", "long"]))
+    segmenter = Learned(segmenter_bundle(classes=["round", "long"]))
     for class_map, classes in ((None, ["round", "long"]), ({"round": "kept", "long": None}, ["kept"])):
         module = pipeline(segmenters=["s"], more={"s": segmenter}, class_map=class_map)
         prediction = run("predict", module, [unlabelled("a", tissue(64, 64))])[0].predictions[0][0]
@@ -329,6 +329,6 @@ def test_the_fingerprint_knows_settings_and_weights(segmenter_bundle):
 
 
 def test_a_network_takes_tiles_of_odd_sizes(run, segmenter_bundle):
-    segmenter = Hovernet(segmenter_bundle(classes=[]))
+    segmenter = Learned(segmenter_bundle(classes=[]))
     kept, _ = run("test", pipeline(segmenters=["s"], more={"s": segmenter}), [annotated("a", tissue(37, 51))])
     assert kept.scored[0].results["none+s"].nuclei.inst_hw.shape == (37, 51)

@@ -36,7 +36,7 @@ class Plain(Task):
 def test_a_model_that_says_nothing_trains_and_tests_with_every_callback(tiles, trainer, tmp_path):
     folder = str(tmp_path)
     callbacks = [Bundles(folder), ImagePanels(folder), Results(folder), Summaries(), WorstPanels(folder)]
-    runner, module = trainer(callbacks=callbacks), Plain()
+    runner, module = trainer(*callbacks), Plain()
     runner.fit(module, tiles)
     runner.test(module, tiles, verbose=False)
     assert {path.name for path in tmp_path.iterdir()} == {"results.csv", "test.csv"}
@@ -51,7 +51,7 @@ def test_rows_without_pictures_draw_nothing(tiles, trainer, tmp_path):
         def cards(self):
             return {"score": type("Card", (), {"better": "higher", "protocol": ""})}
 
-    trainer(callbacks=[WorstPanels(str(tmp_path))]).test(Judged(), tiles, verbose=False)
+    trainer(WorstPanels(str(tmp_path))).test(Judged(), tiles, verbose=False)
     assert not (tmp_path / "worst").exists()
 
 
