@@ -2,12 +2,13 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
 from ihc2he.data.stored import require
-from ihc2he.data.tables import by_name, pixel_size, read_table
+from ihc2he.data.tables import by_name, pixel_size, read_table, stem
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
@@ -86,7 +87,7 @@ class TilesDataModule(WholeTilesDataModule):
         if not todo:
             log.info("No image is left to do.")
         table = base / "tiles.csv"
-        said = read_table(table)
+        said = read_table(table, ("um_per_px",), _names_below(base, named) if table.is_file() else None)
         self.tiles = [
             Tile(name, file, pixel_size(said.get(name, {}).get("um_per_px"), self.mpp, file, table))
             for name, file in todo.items()
@@ -112,6 +113,11 @@ def find_files(path: str) -> tuple[Path, list[Path]]:
     base = Path(*given.parts[:fixed])
     found = sorted(base.glob(str(Path(*given.parts[fixed:]))))
     return base, regular_files(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def _names_below(base: Path, named: Iterable[str]) -> set[str]:
+    """Return the names that a table may have: of the images asked for, and of those beside them."""
+    return {*named, *map(stem, find_images(base))}
 
 
 def _without_results(base: Path, files: list[Path], results: Path) -> list[Path]:
