@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ihc2he.config import moved
 from ihc2he.errors import ConfigError
+from ihc2he.files import exclusive
 
 log = logging.getLogger(__name__)
 
@@ -77,22 +77,16 @@ def alone_in(folder: Path, cfg: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         ConfigError: where the folder holds a run that is not to be continued, or that is going on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    busy = f"{folder}: another process is writing this run. Wait for its end, or choose another hydra.run.dir."
     try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        msg = f"{folder}: another process is writing this run. Wait for its end, or choose another hydra.run.dir."
-        raise ConfigError(msg) from error
-    try:
-        if (folder / "run.json").exists() and cfg["ckpt_path"] is None:
-            msg = f"{folder} already holds a run. Continue it with ckpt_path=auto, or choose another hydra.run.dir."
-            raise ConfigError(msg)
-        for left in folder.glob("checkpoints/.*.part.ckpt"):  # of a run that was killed while it wrote
-            left.unlink()
-        yield
+        with exclusive(folder / LOCK, busy):
+            if (folder / "run.json").exists() and cfg["ckpt_path"] is None:
+                msg = f"{folder} already holds a run. Continue it with ckpt_path=auto, or choose another hydra.run.dir."
+                raise ConfigError(msg)
+            for left in folder.glob("checkpoints/.*.part.ckpt"):  # of a run that was killed while it wrote
+                left.unlink()
+            yield
     finally:
-        lock.release()
         if not (folder / "run.json").exists():  # it could not start
             _tidy(folder)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
+import shutil
 import sys
 import threading
 import time
@@ -23,6 +25,11 @@ from ihc2he.config import config_dir_arguments
 from ihc2he.errors import Ihc2heError
 from ihc2he.internals.lightning import started_processes
 from ihc2he.internals.torch import process_lost
+
+log = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")  # not a file of ours
+ENOUGH_MB = 256
 
 
 class ProcessLostError(Ihc2heError):
@@ -69,6 +76,25 @@ def processes_of(trainer: Trainer) -> Iterator[None]:
         if in_sweep:
             for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
                 os.environ.pop(name, None)
+
+
+def warn_of_little_shared_memory(num_workers: int) -> None:
+    """Say before anything is loaded that loading processes may find no room for their batches."""
+    if num_workers and own_rank() == 0 and SHARED_MEMORY.is_dir() and _free_mb() < ENOUGH_MB:
+        log.warning("%s", out_of_shared_memory())
+
+
+def out_of_shared_memory() -> str:
+    """Return what to do where /dev/shm is small, as it is in containers."""
+    return (
+        f"{SHARED_MEMORY} has {_free_mb():.0f} MB free, through which loading processes hand over their batches; with "
+        f"less than {ENOUGH_MB} MB they may die of a bus error. Start the container with --shm-size=2g or --ipc=host, "
+        "or pass data.num_workers=0."
+    )
+
+
+def _free_mb() -> float:
+    return shutil.disk_usage(SHARED_MEMORY).free / 1e6
 
 
 def _end_with(parent: int) -> None:

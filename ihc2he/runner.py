@@ -24,14 +24,22 @@ from omegaconf import OmegaConf
 from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
 from ihc2he.callbacks.checkpoint import CompleteCheckpoints
+from ihc2he.callbacks.monitors import CheckMonitors
 from ihc2he.config import Stage
 from ihc2he.datainfo import info_of
-from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.files import complete
 from ihc2he.folders import alone_in, check_continuation, earlier_record, joined
 from ihc2he.internals.lightning import CHATTY, next_step, silence
-from ihc2he.internals.torch import cpu_multiplies_bf16
-from ihc2he.launching import cluster_environments, own_rank, processes_of, resume_command
+from ihc2he.internals.torch import cpu_multiplies_bf16, shared_memory_full
+from ihc2he.launching import (
+    cluster_environments,
+    out_of_shared_memory,
+    own_rank,
+    processes_of,
+    resume_command,
+    warn_of_little_shared_memory,
+)
 from ihc2he.loggers.base import forget_rows
 from ihc2he.loggers.lineage import inputs, outputs
 from ihc2he.metrics.cards import card_of
@@ -52,11 +60,16 @@ def run(cfg: dict[str, Any]) -> float | None:
 
     Raises:
         ConfigError: for a stage that cannot run, a Trainer that cannot work here, or a metric that was not logged.
+        DataError: where the loading processes have no memory to hand over their batches.
     """
     try:
         return _run(cfg)
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
+    except RuntimeError as error:
+        if shared_memory_full(error):
+            raise DataError(out_of_shared_memory()) from error
+        raise
 
 
 def _run(cfg: dict[str, Any]) -> float | None:
@@ -68,6 +81,7 @@ def _run(cfg: dict[str, Any]) -> float | None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     silence()
     _check_values(cfg)
+    warn_of_little_shared_memory(cfg["data"].get("num_workers", 0))
     cfg["trainer"]["precision"] = _precision(cfg["trainer"])
     with alone_in(folder, cfg) if first else nullcontext():
         return _run_stages(cfg, folder, first)
@@ -83,6 +97,11 @@ def _check_values(cfg: Mapping[str, Any]) -> None:
         raise ConfigError(msg)
     if not 0 <= cfg["seed"] < 2**32:
         msg = f"seed={cfg['seed']}: expected 0 to {2**32 - 1}."
+        raise ConfigError(msg)
+    key, needed = cfg["optimized_metric"], {"test": (Stage.test,), "val": (Stage.fit, Stage.validate)}
+    stages = needed.get(str(key).partition("/")[0])
+    if key is not None and stages and not set(stages) & set(cfg["stages"]):
+        msg = f"optimized_metric={key}: nothing logs it in stages={cfg['stages']}. Add {' or '.join(stages)}."
         raise ConfigError(msg)
     every = cfg["trainer"].get("check_val_every_n_epoch", 1)
     if every is not None and every < 1:
@@ -103,7 +122,11 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     trainer = build(
         cfg["trainer"],
         Trainer,
-        callbacks=[log_config, *(build(node, Callback) for node in cfg["callbacks"].values() if node)],
+        callbacks=[
+            log_config,
+            CheckMonitors(cfg["optimized_metric"]),
+            *(build(node, Callback) for node in cfg["callbacks"].values() if node),
+        ],
         logger=[build(node, Logger) for node in cfg["logger"].values() if node],
         plugins=[*cfg["trainer"].pop("plugins", ()), CompleteCheckpoints(), *cluster_environments()],
     )

@@ -61,3 +61,16 @@ def test_torchrun_inside_a_slurm_job_places_its_processes_itself(monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "night", "RANK": "0", "GROUP_RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert not any(isinstance(plugin, SLURMEnvironment) for plugin in cluster_environments())
+
+
+@pytest.mark.parametrize(("workers", "free", "lines"), [(2, 64e6, 1), (0, 64e6, 0), (2, 1e9, 0)])
+def test_little_shared_memory_is_said_before_anything_is_loaded(monkeypatch, caplog, workers, free, lines):
+    import shutil
+    from types import SimpleNamespace
+
+    from ihc2he import launching
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    launching.warn_of_little_shared_memory(workers)
+    assert len(caplog.records) == lines
+    assert ("has 64 MB free" in caplog.text and "--shm-size=2g" in caplog.text) == bool(lines)

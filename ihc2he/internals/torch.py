@@ -12,6 +12,7 @@ from typing import Any
 _LOST = (  # what gloo and NCCL say of it
     "Connection closed by peer", "Connection reset by peer", "communicator was aborted", "remote process exited",
 )  # fmt: skip
+_SHARED_MEMORY = ("out of shared memory", "unable to allocate shared memory", "unable to write to file </torch_")
 _WORKER = re.compile(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback")
 _NATIVE_BF16 = ("amx_bf16", "amx_tile", "avx512_bf16", "bf16", "sve_bf16", "svebf16")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -20,6 +21,11 @@ _CPUINFO = Path("/proc/cpuinfo")
 def process_lost(error: BaseException) -> bool:
     """Return whether an error means that another process of the group has ended."""
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST)
+
+
+def shared_memory_full(error: BaseException) -> bool:
+    """Return whether an error means that processes that load data had no room in /dev/shm for a batch."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SHARED_MEMORY)
 
 
 def without_worker(text: str) -> str:

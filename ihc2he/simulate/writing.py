@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.files import complete
 
 Job = TypeVar("Job")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file under a temporary name next to `path`, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    with complete(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:

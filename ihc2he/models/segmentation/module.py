@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -34,6 +33,8 @@ from ihc2he.tiling.augmentation import mean, predict_views
 from ihc2he.tiling.windows import predict_tiled
 
 log = logging.getLogger(__name__)
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class NucleiSegmenter(Task):
@@ -239,8 +240,8 @@ class NucleiSegmenter(Task):
             msg = "trainer.sync_batchnorm=true needs GPUs. Pass trainer=ddp_cpu, or trainer.sync_batchnorm=false."
             raise ConfigError(msg)
         for name, layer in self.named_modules():
-            plain = isinstance(layer, nn.SyncBatchNorm) or type(layer).forward is _BatchNorm.forward
-            if isinstance(layer, _BatchNorm) and not plain:
+            plain = isinstance(layer, nn.SyncBatchNorm) or type(layer).forward is nn.BatchNorm2d.forward
+            if isinstance(layer, _BATCH_NORMS) and not plain:
                 msg = (
                     f"trainer.sync_batchnorm=true would take away what {name}, a {type(layer).__name__}, does besides "
                     "normalising, such as its activation. Pass trainer.sync_batchnorm=false, or another encoder."
