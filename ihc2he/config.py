@@ -17,6 +17,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 
@@ -134,6 +135,12 @@ def group(experiment: str, mode: Any, sweep_dir: str) -> str:
     return f"{experiment}/{Path(sweep_dir).name}" if mode == RunMode.MULTIRUN else experiment
 
 
+def job_number() -> int | None:
+    """Return the number of this job in its sweep, or None where this is no job of a sweep."""
+    hydra = HydraConfig.get()
+    return None if hydra.mode != RunMode.MULTIRUN or OmegaConf.is_missing(hydra.job, "num") else hydra.job.num
+
+
 def config_dir_arguments(hydra: Any) -> list[str]:
     """Return the `--config-dir` arguments of this launch, which every command that repeats it needs.
 
@@ -149,6 +156,7 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("add", lambda *numbers: sum(numbers), replace=True)
     OmegaConf.register_new_resolver("group", group, replace=True)
+    OmegaConf.register_new_resolver("job_number", job_number, replace=True)
     OmegaConf.register_new_resolver("newest_bundle", newest_bundle, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("stamp", stamp, use_cache=True, replace=True)
@@ -177,6 +185,7 @@ MOVED = {  # modules that bundles, checkpoints and configurations of earlier ver
     "ihc2he.callbacks.loggers": "ihc2he.loggers.base",
     "ihc2he.callbacks.pages": "ihc2he.report.tiles",
     "ihc2he.sweep.SweepTables": "ihc2he.sweep.callback.SweepTables",
+    "ihc2he.models.pipeline.translators.CycleGan": "ihc2he.models.pipeline.translators.LearnedTranslator",
 }
 
 

@@ -544,7 +544,7 @@ def test_the_figures_of_memory_on_the_page_are_right():
     for d in (gan.d_he, gan.d_ihc):
         d.requires_grad_(False)  # as in the generators' step
     x = torch.rand(1, 3, 256, 256)
-    shown = [(gan, kept_for_backward(gan, lambda: gan._generator_losses(x, x)))]
+    shown = [(gan, kept_for_backward(gan, lambda: gan.generator_losses({"ihc": x, "he": x})))]
     node = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet"}
     segmenter = HoverNetSegmenter(encoder=node, optimizer=SEGMENTER["optimizer"], classes=list("abcde"))
     batch = crops(1, 256)

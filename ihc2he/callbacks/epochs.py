@@ -70,7 +70,8 @@ def _shown(trainer: Trainer) -> dict[str, float]:
     """Return what a progress bar would show, and what the checkpoints are chosen by."""
     monitored = {getattr(callback, "monitor", None) for callback in trainer.checkpoint_callbacks}
     chosen = {key: value for key, value in trainer.callback_metrics.items() if key in monitored}
-    shown = {key: value for key, value in trainer.progress_bar_metrics.items() if key.startswith(("train/", "val/"))}
+    bar: dict[str, Any] = trainer.progress_bar_metrics
+    shown = {key: value for key, value in bar.items() if key.startswith(("train/", "val/"))}
     return {key: float(value) for key, value in {**shown, **chosen}.items()}
 
 

@@ -50,6 +50,7 @@ class PointTile(NamedTuple):
         points_n3: the reference.
         readers: the points of all annotators, the reference among them.
         truth: files of what is known besides, by key of the batch: "inst", "type" and "he"; empty for real tissue.
+        second_readings: which of `readers` are those of an annotator who is there already.
     """
 
     name: str
@@ -59,6 +60,7 @@ class PointTile(NamedTuple):
     points_n3: NDArray[np.int64]
     readers: dict[str, NDArray[np.int64]]
     truth: dict[str, Path]
+    second_readings: tuple[str, ...] = ()
 
 
 def read_point_tile(tile: PointTile) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def read_point_tile(tile: PointTile) -> dict[str, Any]:
         "mpp": tile.mpp,
         "points": tile.points_n3,
         "readers": tile.readers,
+        "second_readings": tile.second_readings,
     } | {key: read_image(path) if key == "he" else read_labels(path) for key, path in tile.truth.items()}
 
 
@@ -161,8 +164,9 @@ class PointsDataModule(WholeTilesDataModule):
     """Your own images with keypoints, to judge on.
 
     A batch of the test is a dict of lists with an entry per tile: ``name``, ``group``, ``image`` (HxWx3 uint8 RGB),
-    ``mpp``, ``points`` (the reference, (N, 3) int64: x, y in px and the class from 0) and ``readers`` (the points by
-    annotator). Points that come twice are left out, with one warning; whatever else is wrong is an error.
+    ``mpp``, ``points`` (the reference, (N, 3) int64: x, y in px and the class from 0), ``readers`` (the points by
+    annotator) and ``second_readings`` (those among them that are of an annotator who is there already). Points that
+    come twice are left out, with one warning; whatever else is wrong is an error.
 
     Args:
         root: folder with ``images``, ``points`` and perhaps ``tiles.csv``, whose column ``case`` is the group.

@@ -41,7 +41,7 @@ def test_a_batch_has_the_points_beside_the_images(root, make_tile):
     assert batch["points"][0].tolist() == [[7, 3, 0], [0, 39, 1], [9, 3, 1]]
     assert batch["points"][1].shape == (0, 3)
     assert batch["readers"][0]["points"].tolist() == batch["points"][0].tolist()
-    assert set(batch) == {"name", "group", "image", "mpp", "points", "readers"}
+    assert set(batch) == {"name", "group", "image", "mpp", "points", "readers", "second_readings"}
     assert (data.classes, data.truth_classes) == (CLASSES, [])
 
 

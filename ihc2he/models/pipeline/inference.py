@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,7 +58,9 @@ class Maps(NamedTuple):
     votes_bhw: Tensor | None
 
 
-def translate(translator: Translator, x_bchw: Tensor, mpp: float, member: int = 0) -> Tensor:
+def translate(
+    translator: Translator, x_bchw: Tensor, mpp: float, member: int = 0, states: Sequence[Any] = ()
+) -> Tensor:
     """Return the H&E of tiles at the translator's pixel size, in [0, 1].
 
     Args:
@@ -66,16 +68,24 @@ def translate(translator: Translator, x_bchw: Tensor, mpp: float, member: int = 
         x_bchw: (N, 3, H, W) in [0, 1].
         mpp: pixel size of the tiles, um/px.
         member: of the translator.
+        states: of each tile, what the translator has prepared of the image that it is a part of.
     """
     if translator.mpp is not None:
         height, width = resampled_size(x_bchw.shape[-2], x_bchw.shape[-1], mpp, translator.mpp)
         x_bchw = resized(x_bchw, height, width)
-    return translator(x_bchw, member).float()
+    if all(state is None for state in states):
+        return translator(x_bchw, member).float()
+    return translator(x_bchw, member, states).float()
 
 
 @torch.no_grad()
 def predict(
-    translator: Translator, segmenters: Mapping[str, Segmenter], x_bchw: Tensor, mpp: float, views: Sequence[int] = (0,)
+    translator: Translator,
+    segmenters: Mapping[str, Segmenter],
+    x_bchw: Tensor,
+    mpp: float,
+    views: Sequence[int] = (0,),
+    states: Sequence[Any] = (),
 ) -> dict[str, Maps]:
     """Return what each segmenter says of tiles after their translation.
 
@@ -87,6 +97,7 @@ def predict(
         x_bchw: (N, 3, H, W) in [0, 1].
         mpp: pixel size of the tiles, um/px.
         views: of `ihc2he.tiling.augmentation.VIEWS`; the first has to be 0, the tile as it is.
+        states: of each tile, what the translator has prepared of the image that it is a part of.
     """
     height, width = x_bchw.shape[-2:]
     sums: dict[str, Tensor] = {}
@@ -94,7 +105,7 @@ def predict(
     he_bchw = x_bchw
     for member in range(translator.members):
         for view in views:
-            seen_bchw = translate(translator, turned(x_bchw, view), mpp, member)
+            seen_bchw = translate(translator, turned(x_bchw, view), mpp, member, states)
             if member == 0 and view == 0:
                 he_bchw = resized(seen_bchw, height, width)
             for name, segmenter in segmenters.items():

@@ -31,17 +31,23 @@ class Segmenter(nn.Module):
         mpp: pixel size that it wants, um/px.
         classes: names of the types from 1; empty: it does not type.
         members: networks of an ensemble, whose maps the caller averages.
+        files: arguments that name files, whose content is in the weights and in `facts`.
         find: from maps (K, H, W), as `reduced` leaves them, and um/px to nuclei; can be sent to another process.
     """
 
     mpp: float
     classes: Sequence[str] = ()
     members = 1
+    files: tuple[str, ...] = ()
     find: Callable[[NDArray[np.float32], float], Found]
 
     def forward(self, x_bchw: Tensor, member: int = 0) -> Tensor:
         """Return the maps of images in [0, 1] by one member, (N, K, H, W)."""
         raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """Return what tells results apart besides arguments and weights, as plain values."""
+        return {"mpp": self.mpp, "classes": list(self.classes), "members": self.members}
 
     def turned_back(self, maps_bkhw: Tensor, view: int) -> Tensor:
         """Return maps of images in another view as those of the images as they were."""
@@ -93,6 +99,8 @@ class Learned(Segmenter):
         ConfigError: without weights, or where those of a list do not go together.
         DataError: weights that cannot be read.
     """
+
+    files = ("weights",)
 
     def __init__(
         self,

@@ -297,9 +297,7 @@ class StainTranslation(Task):
         if not self._is_step(batch_idx):
             return
         if self.gradient_clip_val is not None:
-            # Lightning refuses to clip for a fused optimiser in mixed precision, even if no gradient is scaled.
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.gradient_clip_val)
+            self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
         optimizer.step()
 
     @torch.no_grad()
