@@ -75,7 +75,7 @@ def read_table(
 ) -> dict[str, dict[str, str]]:
     """Return the rows of a table beside images by the name of the image; empty where there is no such file.
 
-    A row names its image by the path below the folder, with or without extension, with ``/`` or ``\\``.
+    A row names its image by the path below the folder, with or without extension, with slashes or backslashes.
 
     Args:
         path: of the table.
@@ -161,7 +161,8 @@ def read_rows(path: Path, wanted: Sequence[str], known: Sequence[str]) -> list[t
 
 def _check_columns(path: Path, header: Sequence[str], wanted: Sequence[str], known: Sequence[str]) -> None:
     unknown = [column for column in header if column not in known]
-    for column in unknown:
+    other = next((c for c in ";\t" if len(header) == 1 and c in header[0]), None)
+    for column in unknown if other is None else ():
         if meant := _meant(column, header, known):
             msg = (
                 f"{path}: the column {column!r} is not known. Did you mean '{meant}'? Rename it, to something else "
@@ -172,10 +173,10 @@ def _check_columns(path: Path, header: Sequence[str], wanted: Sequence[str], kno
         n = header.count(column)
         if n > 1 or (n == 0 and column in wanted):
             found = ", ".join(header) or "none"
-            other = next((f" Here they are separated by {c!r}." for c in ";\t" if c in found and len(header) == 1), "")
+            hint = "" if other is None else f" Here they are separated by {other!r}."
             msg = (
                 f"{path}: found the columns {found}, expected one called {column}. The first line names the columns, "
-                f"separated by commas.{other}"
+                f"separated by commas.{hint}"
             )
             raise DataError(msg)
     if unknown:

@@ -59,8 +59,10 @@ def test_the_table_tells_pixel_sizes_and_cases(root):
 
 
 def test_a_row_of_the_table_without_an_image_is_an_error(root):
-    (root / "tiles.csv").write_text("name,um_per_px\na.png,0.25\nbb,0.25\n")
-    with pytest.raises(DataError, match=r"tiles\.csv, line 3: there is no image 'bb' below .*Did you mean 'b'\?"):
+    (root / "tiles.csv").write_text("name,um_per_px\na.png,0.25\nslide/bb,0.25\n")
+    with pytest.raises(
+        DataError, match=r"tiles\.csv, line 3: there is no image 'slide/bb' below .*Did you mean 'slide/b'\?"
+    ):
         ready(root)
 
 
