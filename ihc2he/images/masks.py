@@ -70,7 +70,7 @@ def _ink(od_hwc: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:
             wide_hw = cv2.morphologyEx(coloured_hw.view(np.uint8), cv2.MORPH_OPEN, disc)
             if wide_hw.any():  # with what is of its colour beside it
                 found_hw |= cv2.dilate(wide_hw, disc) & coloured_hw.view(np.uint8)
-    return cv2.dilate(found_hw, _disc(_EDGE / mpp)) if found_hw.any() else found_hw
+    return cv2.dilate(found_hw, _disc(_EDGE / mpp)) if found_hw.any() else found_hw  # type: ignore[return-value]
 
 
 def _disc(radius: float) -> NDArray[np.uint8]:

@@ -41,7 +41,7 @@ def white_point(image: NDArray[np.uint8]) -> White:
     shrink = (image.shape[0] * image.shape[1]) ** 0.5 / _SIDE
     if shrink > 1:
         size = (max(1, round(image.shape[1] / shrink)), max(1, round(image.shape[0] / shrink)))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     brightest_hw, darkest_hw = image.max(-1).astype(np.float32), image.min(-1).astype(np.float32)
     grey_hw = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     mean_hw, square_hw = cv2.blur(grey_hw, (5, 5)), cv2.blur(grey_hw * grey_hw, (5, 5))

@@ -298,7 +298,8 @@ class NucleiSegmenter(Task):
             raise ConfigError(msg)
         maps = self.network(self._in_format(batch["image"]))
         size = next(iter(maps.values())).shape[-2:]
-        targets = {key: centre_crop(value, *size) for key, value in batch.items() if key != "image"}
+        labels = {key: value for key, value in batch.items() if key != "image" and isinstance(value, Tensor)}
+        targets = {key: centre_crop(value, *size) for key, value in labels.items()}
         try:
             losses = self.terms(maps, targets)
         except KeyError as error:
