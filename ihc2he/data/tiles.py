@@ -41,8 +41,8 @@ class TilesDataModule(WholeTilesDataModule):
         path: a file, a folder (searched with its sub-folders) or a glob.
         mpp: um/px of the images that ``tiles.csv`` beside them does not tell of (columns name, um_per_px).
         done: folder ``done`` of the results. An image is skipped where ``<done>/<name>.json`` notes its ``size`` in
-            bytes, ``mtime_ns`` and ``mpp`` as they are now. Images below the folder that holds ``done`` are results, not
-            read.
+            bytes, ``mtime_ns`` and ``mpp`` as they are now. Images below the folder that holds ``done`` are results,
+            not read.
         batch_size: images per batch and process.
         num_workers: processes that load images.
     """
