@@ -78,8 +78,7 @@ class PredictionWriter(Callback):
         """
         if stage != "predict":
             return
-        mpp = getattr(trainer.datamodule, "mpp", None)  # type: ignore[attr-defined]
-        settings = {**pl_module.fingerprint, "mpp": mpp, "thresholds": self.thresholds, "write": sorted(self.write)}
+        settings = {**pl_module.fingerprint, "thresholds": self.thresholds, "write": sorted(self.write)}
         self._settings = json.loads(json.dumps(settings))  # as it will be when read from the file
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
         self._pending.clear()
@@ -123,9 +122,12 @@ class PredictionWriter(Callback):
         """Write the results of the batch, in threads."""
         predictions: Iterable[Prediction] = outputs
         for prediction in predictions:
-            if prediction.error is not None:
+            error = self._too_long(prediction.name)
+            if error is None and prediction.error is not None:
+                error = prediction.error
                 withdraw(self.out, prediction.name)
-                self._failed.append({"name": prediction.name, "path": prediction.path, "error": prediction.error})
+            if error is not None:
+                self._failed.append({"name": prediction.name, "path": prediction.path, "error": error})
                 continue
             assert prediction.image is not None
             assert self._pool is not None
@@ -135,6 +137,18 @@ class PredictionWriter(Callback):
             )
             self._pending.append((job, prediction.image.shape[0] * prediction.image.shape[1]))
             self._written += 1
+
+    def _too_long(self, name: str) -> str | None:
+        """Return why no files can have the name of an image, or None."""
+        most = os.pathconf(self.out, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+        *folders, last = name.split("/")
+        longest = max(len(os.fsencode(part)) for part in (*folders, f".{last}.{os.getpid()}.part.geojson"))
+        if longest <= most:
+            return None
+        return (
+            f"{last}: the name is too long: with what the files of the results add to it {longest} bytes, where this "
+            f"disk has {most}. Shorten it."
+        )
 
     def _wait(self, most_px: int) -> None:
         """Wait until at most this many pixels are waiting to be written; raise errors of the others."""
@@ -194,6 +208,7 @@ def write_prediction(
     image, nuclei, name = prediction.image, prediction.nuclei, prediction.name
     assert image is not None
     assert nuclei is not None
+    _refuse_other_source(out, prediction)
     withdraw(out, name)
     table = nuclei_table(
         nuclei.inst_hw, nuclei.types_n, nuclei.shares_n, mpp=prediction.mpp, image=image, stains=IHC_STAINS
@@ -224,7 +239,8 @@ def write_prediction(
     stat = Path(prediction.path).stat()
     counts = count_by_class(table, prediction.classes, thresholds)
     record = {
-        "source": prediction.path,
+        "source": str(Path(prediction.path).absolute()),
+        "mpp": prediction.mpp,
         "size": stat.st_size,
         "mtime_ns": stat.st_mtime_ns,
         "settings": fingerprint,
@@ -233,6 +249,18 @@ def write_prediction(
         "counts": {kind: own._asdict() for kind, own in counts.items()},
     }
     _write_json(_done(out, name), record)
+
+
+def _refuse_other_source(out: Path, prediction: Prediction) -> None:
+    """Raise a ConfigError where an image of this name has results that are of another file."""
+    done = _done(out, prediction.name)
+    source = Path(_read_json(done)["source"]) if done.is_file() else Path(prediction.path)
+    if source.exists() and source.resolve() != Path(prediction.path).resolve():
+        msg = (
+            f"out={out} has the results of another image called {prediction.name}: {source}. Those of "
+            f"{prediction.path} would take their place. Choose another out=, one for each folder of images."
+        )
+        raise ConfigError(msg)
 
 
 def withdraw(out: Path, name: str) -> None:

@@ -1,12 +1,12 @@
 """Images to find nuclei in; and what the readers of whole tiles share: names, pixel sizes, batches of lists."""
 
-import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
+from ihc2he.data.finished import Notes, check_sources, each_once, is_done, read_notes
 from ihc2he.data.stored import require
 from ihc2he.data.tables import by_name, pixel_size, read_table, stem
 from ihc2he.datainfo import DataInfo
@@ -42,7 +42,8 @@ class TilesDataModule(WholeTilesDataModule):
         path: a file, a folder (searched with its sub-folders) or a glob.
         mpp: um/px of the images that ``tiles.csv`` beside them does not tell of (columns name, um_per_px).
         done: folder ``done`` of the results. An image is skipped where ``<done>/<name>.json`` notes its ``size`` in
-            bytes and ``mtime_ns`` as they are now. Images below the folder that holds ``done`` are results, not read.
+            bytes, ``mtime_ns`` and ``mpp`` as they are now. Images below the folder that holds ``done`` are results,
+            not read.
         batch_size: images per batch and process.
         num_workers: processes that load images.
     """
@@ -80,18 +81,23 @@ class TilesDataModule(WholeTilesDataModule):
                 "Pass a file, a folder or a glob in quotes."
             )
             raise DataError(msg)
-        named = by_name(base, files)
-        todo = {name: file for name, file in named.items() if self.done is None or not _is_done(self.done, name, file)}
-        if len(todo) < len(named):
-            log.info("%d of %d images were finished before and are skipped.", len(named) - len(todo), len(named))
-        if not todo:
-            log.info("No image is left to do.")
+        named = each_once(by_name(base, files))
         table = base / "tiles.csv"
         said = read_table(table, ("um_per_px",), _names_below(base, named) if table.is_file() else None)
-        self.tiles = [
+        notes: Notes = {}
+        if self.done is not None:
+            notes = read_notes(self.done)
+            check_sources(self.done, notes, named)
+        found = [
             Tile(name, file, pixel_size(said.get(name, {}).get("um_per_px"), self.mpp, file, table))
-            for name, file in todo.items()
+            for name, file in named.items()
         ]
+        self.tiles = [tile for tile in found if not is_done(notes.get(tile.name), tile.path, tile.mpp)]
+        if len(self.tiles) < len(found):
+            skipped = len(found) - len(self.tiles)
+            log.info("%d of %d images were finished before and are skipped.", skipped, len(found))
+        if not self.tiles:
+            log.info("No image is left to do.")
 
     def predict_dataloader(self) -> TileLoader:
         return self._loader(self.tiles, _read)
@@ -127,15 +133,6 @@ def _without_results(base: Path, files: list[Path], results: Path) -> list[Path]
     if not results.resolve().is_relative_to(base.resolve()):
         return files
     return [file for file in files if not file.resolve().is_relative_to(results.resolve())]
-
-
-def _is_done(done: Path, name: str, file: Path) -> bool:
-    try:
-        note = json.loads((done / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or a damaged one: the image is done again
-        return False
-    now = file.stat()
-    return (note.get("size"), note.get("mtime_ns")) == (now.st_size, now.st_mtime_ns)
 
 
 def _read(tile: Tile) -> dict[str, Any]:

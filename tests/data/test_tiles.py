@@ -162,6 +162,46 @@ def test_finished_images_are_skipped(folder, tmp_path, caplog):
     assert "No image is left to do" in caplog.text
 
 
+def test_an_image_whose_pixel_size_was_corrected_is_done_again(folder, tmp_path):
+    done = tmp_path / "out" / "done"
+    for name in ("a.png", "deep/b.jpg", "deep/c.d.tif"):
+        note(done, name.rpartition(".")[0], folder / name, mpp=0.5)
+    assert names(ready(folder, done=str(done))) == []
+    (folder / "tiles.csv").write_text("name,um_per_px\ndeep/b,0.25\n")
+    assert names(ready(folder, done=str(done))) == ["deep/b"]
+    assert names(ready(folder, done=str(done), mpp=0.3)) == ["a", "deep/b", "deep/c.d"]
+
+
+def test_equal_names_of_two_folders_are_refused(folder, tmp_path, write_image, make_tile):
+    done = tmp_path / "out" / "done"
+    note(done, "a", folder / "a.png", source=str(folder / "a.png"))
+    write_image(tmp_path / "other" / "a.png", make_tile(5))
+    with pytest.raises(ConfigError, match=r"results of another image called a: .*slides/a\.png.*other/a\.png"):
+        ready(tmp_path / "other", done=str(done))
+    (folder / "a.png").unlink()  # gone, so these are the results of nothing
+    assert names(ready(tmp_path / "other", done=str(done))) == ["a"]
+
+
+def test_images_that_were_moved_stay_finished(folder, tmp_path):
+    done = tmp_path / "out" / "done"
+    note(done, "a", folder / "a.png", source=str(folder / "a.png"))
+    folder.rename(tmp_path / "elsewhere")
+    assert names(ready(tmp_path / "elsewhere", done=str(done))) == ["deep/b", "deep/c.d"]
+
+
+def test_one_image_is_not_counted_under_two_names(folder, tmp_path):
+    done = tmp_path / "out" / "done"
+    note(done, "deep/b", folder / "deep" / "b.jpg", source=str(folder / "deep" / "b.jpg"))
+    with pytest.raises(ConfigError, match=r"b\.jpg under the name deep/b; as b it would be counted twice"):
+        ready(folder / "deep", done=str(done))
+
+
+def test_links_to_images_of_the_same_folder_are_counted_once(folder, caplog):
+    (folder / "z.png").symlink_to(folder / "a.png")
+    assert names(ready(folder)) == ["a", "deep/b", "deep/c.d"]
+    assert "left out 1 images that are links to others, such as z, which is a" in caplog.text
+
+
 def test_a_changed_image_or_a_damaged_note_is_done_again(folder, tmp_path):
     done = tmp_path / "out" / "done"
     note(done, "a", folder / "a.png", size=1)
