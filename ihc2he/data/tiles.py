@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ihc2he.build import build
 from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
 from ihc2he.data.finished import Notes, check_sources, each_once, is_done, read_notes
 from ihc2he.data.stored import require
@@ -13,6 +15,7 @@ from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import SUFFIXES, find_images, regular_files
+from ihc2he.images.source import ImageSource
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,9 @@ class TilesDataModule(WholeTilesDataModule):
         done: folder ``done`` of the results. An image is skipped where ``<done>/<name>.json`` notes its ``size`` in
             bytes, ``mtime_ns`` and ``mpp`` as they are now. Images below the folder that holds ``done`` are results,
             not read.
+        source: node of an `ihc2he.images.source.ImageSource` of your own, which is given ``path`` and ``mpp``, for
+            files that this package cannot read; name such files one by one or rename them, since folders are searched
+            for PNG, JPEG and TIFF. None: those are read.
         batch_size: images per batch and process.
         num_workers: processes that load images.
     """
@@ -54,6 +60,7 @@ class TilesDataModule(WholeTilesDataModule):
         path: str | None,
         mpp: float | None = None,
         done: str | None = None,
+        source: dict[str, Any] | None = None,
         batch_size: int = 1,
         num_workers: int = 2,
     ) -> None:
@@ -63,6 +70,7 @@ class TilesDataModule(WholeTilesDataModule):
         require("mpp", mpp, mpp is None or is_pixel_size(mpp), PIXEL_SIZE)
         self.path = str(path)
         self.mpp = mpp
+        self.source = source
         self.done = None if done is None else Path(done).expanduser()
 
     @property
@@ -100,7 +108,7 @@ class TilesDataModule(WholeTilesDataModule):
             log.info("No image is left to do.")
 
     def predict_dataloader(self) -> TileLoader:
-        return self._loader(self.tiles, _read)
+        return self._loader(self.tiles, partial(_read, source=self.source))
 
 
 def find_files(path: str) -> tuple[Path, list[Path]]:
@@ -135,10 +143,13 @@ def _without_results(base: Path, files: list[Path], results: Path) -> list[Path]
     return [file for file in files if not file.resolve().is_relative_to(results.resolve())]
 
 
-def _read(tile: Tile) -> dict[str, Any]:
+def _read(tile: Tile, source: dict[str, Any] | None) -> dict[str, Any]:
     image, error = None, None
     try:
-        image = read_image(tile.path)
+        if source is None:
+            image = read_image(tile.path)
+        else:
+            image = build(source, ImageSource, path=str(tile.path), mpp=tile.mpp).whole()  # type: ignore[type-abstract]
     except DataError as problem:
         error = str(problem)
     except MemoryError:
