@@ -20,7 +20,7 @@ from ihc2he.data.tables import by_name, pixel_size, read_rows, read_table
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import DataError, did_you_mean
 from ihc2he.images.decoding import read_image
-from ihc2he.images.finding import find_images, regular_files
+from ihc2he.images.finding import find_images, regular_files, walk
 from ihc2he.images.labels import read_labels
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
@@ -206,7 +206,10 @@ class PointsDataModule(WholeTilesDataModule):
             by_name(folder, files)
             for folder, files in (
                 (self.root / "images", (self.root / "images" / name for name in find_images(self.root / "images"))),
-                (self.root / "points", regular_files(sorted((self.root / "points").rglob("[!.]*.csv")))),
+                (
+                    self.root / "points",
+                    regular_files(path for path in walk(self.root / "points") if path.suffix == ".csv"),
+                ),
             )
         )
         self._require_partners(images, points)

@@ -14,7 +14,7 @@ from ihc2he.data.tables import by_name, pixel_size, read_table, stem
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
-from ihc2he.images.finding import SUFFIXES, find_images, regular_files
+from ihc2he.images.finding import SUFFIXES, endings, find_images, regular_files, walk
 from ihc2he.images.source import ImageSource
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
@@ -85,7 +85,7 @@ class TilesDataModule(WholeTilesDataModule):
             files = _without_results(base, files, self.done.parent)
         if not files:
             msg = (
-                f"data.path={self.path}: found no image there, expected PNG, JPEG or TIFF files. "
+                f"data.path={self.path}: found no image there, expected PNG, JPEG or TIFF files.{_others(base)} "
                 "Pass a file, a folder or a glob in quotes."
             )
             raise DataError(msg)
@@ -127,6 +127,11 @@ def find_files(path: str) -> tuple[Path, list[Path]]:
     base = Path(*given.parts[:fixed])
     found = sorted(base.glob(str(Path(*given.parts[fixed:]))))
     return base, regular_files(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def _others(base: Path) -> str:
+    found = ", ".join(f"{n} {ending}" for ending, n in endings(walk(base)).items())
+    return f" Found: {found}." if found else ""
 
 
 def _names_below(base: Path, named: Iterable[str]) -> set[str]:

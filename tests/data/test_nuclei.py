@@ -371,3 +371,38 @@ def test_resampled_labels_keep_their_place_and_share(shape):
 
 def test_numbering_a_map_without_background():
     assert number_consecutively(np.array([[9, 4], [4, 9]])).tolist() == [[2, 1], [1, 2]]
+
+
+def squares(values):
+    """Return a map with squares of 6 px in a row of each value, 2 px apart."""
+    inst = np.zeros((48, 48), np.uint16)
+    for k, value in enumerate(values):
+        inst[10:16, 8 * k : 8 * k + 6] = value
+    return inst
+
+
+@pytest.mark.parametrize("values", [[255, 255], [255] * 5, [1] * 3, [1, 1, 1, 2, 2]])
+def test_masks_that_mark_nuclei_alike_are_refused_or_split(root, prepared, write_image, values):
+    write_image(root / "instances" / "3.png", squares(values))
+    with pytest.raises(
+        DataError,
+        match=rf"instances/3\.png: found {len(values)} separate pieces, but only {len(set(values))} values .*"
+        r"pass data\.binary_masks=split",
+    ):
+        prepared(classes=None)
+    data = prepared(classes=None, binary_masks="split", test_split="all")
+    batch = next(batch for batch in data.test_dataloader() if batch["name"] == ["3"])
+    assert batch["inst"].unique().tolist() == list(range(len(values) + 1))
+
+
+@pytest.mark.parametrize("values", [[1], [255], [1, 1], [7, 7, 8], [1, 2, 255, 255], []])
+def test_a_nucleus_cut_in_two_and_stray_pixels_pass(root, prepared, write_image, values):
+    inst = squares(values)
+    if values:
+        inst[40, ::3] = values[0]  # stray pixels
+    write_image(root / "instances" / "3.png", inst)
+    data = prepared(classes=None, test_split="all")
+    batch = next(batch for batch in data.test_dataloader() if batch["name"] == ["3"])
+    assert batch["inst"].max() == len(set(values))
+    with pytest.raises(DataError, match=r"binary_masks: built with None, now 'split'"):
+        prepared(classes=None, binary_masks="split")
