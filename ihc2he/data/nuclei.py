@@ -12,7 +12,7 @@ from ihc2he.data.segmentation import Labelled, SegmentationDataModule
 from ihc2he.data.splits import SPLITS, stratified_sample
 from ihc2he.data.store import Record
 from ihc2he.data.stored import require
-from ihc2he.data.tables import read_table, stem
+from ihc2he.data.tables import pixel_size, read_table, stem
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import find_images
@@ -22,6 +22,7 @@ from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
 
+COLUMNS = ("split", "um_per_px", "tissue")
 TEST_SPLITS = (*SPLITS, "all")
 
 HOW_TO_GET = """\
@@ -133,7 +134,7 @@ class NucleiDataModule(SegmentationDataModule):
             log.warning("%s is not used: data.classes names no types.", self.root / "types")
         for role, found in roles.items():
             _require_same_names(self.root / role, found, images)
-        table = read_table(self.root / "tiles.csv")
+        table = read_table(self.root / "tiles.csv", COLUMNS, images)
         if table:
             _require_same_names(self.root / "tiles.csv", table, images)
         tiles = [self._tile(name, table.get(name, {}), {role: roles[role][name] for role in roles}) for name in images]
@@ -147,25 +148,19 @@ class NucleiDataModule(SegmentationDataModule):
         return tiles
 
     def _tile(self, name: str, said: dict[str, str], files: dict[str, Path]) -> Tile:
-        where = f"{self.root / 'tiles.csv'}: {name}"
+        table = self.root / "tiles.csv"
         split = said.get("split") or ""
         if split not in (*SPLITS, ""):
-            msg = f"{where}: split {split!r}, expected {', '.join(SPLITS)} or nothing."
+            msg = f"{table}: {name}: split {split!r}, expected {', '.join(SPLITS)} or nothing."
             raise DataError(msg)
-        mpp = said.get("um_per_px") or self.mpp_files
-        if mpp is None:
+        said_mpp = said.get("um_per_px")
+        if not said_mpp and self.mpp_files is None:
             msg = (
                 f"data.mpp_files={self.mpp_files}: the pixel size of {files['images']} is not known. Pass it in um/px "
                 "(about 0.25 for a 40x scan, 0.5 for 20x), or give tiles.csv a column um_per_px."
             )
             raise ConfigError(msg)
-        try:
-            mpp = float(mpp)
-        except ValueError:
-            mpp = -1.0
-        if not is_pixel_size(mpp):
-            msg = f"{where}: um_per_px {said.get('um_per_px')!r}, expected {PIXEL_SIZE}, such as 0.25."
-            raise DataError(msg)
+        mpp = pixel_size(said_mpp, self.mpp_files, files["images"], table)
         return Tile(name, split, said.get("tissue") or "", mpp, files)
 
     def sources(self, tiles: Sequence[Tile]) -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """Images to find nuclei in; and what the readers of whole tiles share: names, pixel sizes, batches of lists."""
 
 import logging
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from ihc2he.build import build
 from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
 from ihc2he.data.finished import Notes, check_sources, each_once, is_done, read_notes
 from ihc2he.data.stored import require
-from ihc2he.data.tables import by_name, pixel_size, read_table
+from ihc2he.data.tables import by_name, pixel_size, read_table, stem
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
@@ -90,7 +91,7 @@ class TilesDataModule(WholeTilesDataModule):
             raise DataError(msg)
         named = each_once(by_name(base, files))
         table = base / "tiles.csv"
-        said = read_table(table)
+        said = read_table(table, ("um_per_px",), _names_below(base, named) if table.is_file() else None)
         notes: Notes = {}
         if self.done is not None:
             notes = read_notes(self.done)
@@ -126,6 +127,11 @@ def find_files(path: str) -> tuple[Path, list[Path]]:
     base = Path(*given.parts[:fixed])
     found = sorted(base.glob(str(Path(*given.parts[fixed:]))))
     return base, regular_files(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def _names_below(base: Path, named: Iterable[str]) -> set[str]:
+    """Return the names that a table may have: of the images asked for, and of those beside them."""
+    return {*named, *map(stem, find_images(base))}
 
 
 def _without_results(base: Path, files: list[Path], results: Path) -> list[Path]:
