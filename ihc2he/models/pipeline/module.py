@@ -234,8 +234,9 @@ class Pipeline(Task):
         parts: list[dict[str, list[Part]]] = [{method: [] for method in self.methods} for _ in tiles]
         images = {name: [_source(tile, name, own) for tile in tiles] for name, own in self.translators.items()}  # type: ignore[arg-type]
         states = {
-            name: [own.prepare(ArraySource(image)) for image in images[name]] for name, own in self.translators.items()
-        }  # type: ignore[operator]
+            name: [own.prepare(ArraySource(image)) for image in images[name]]  # type: ignore[operator, union-attr]
+            for name, own in self.translators.items()
+        }
         for block in blocks:
             for name, translator in self.translators.items():
                 self._wait()
