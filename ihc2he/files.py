@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,6 +52,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[s
 def exclusive(path: Path, busy: str | None = None) -> Iterator[None]:
     """Hold a lock file, which the system releases when the process that holds it dies.
 
+    On a disk that can only be read nobody writes what the lock is for, so none is held.
+
     Args:
         path: of the lock file.
         busy: what to tell the user where another process holds it; None: wait for that process.
@@ -67,6 +70,9 @@ def exclusive(path: Path, busy: str | None = None) -> Iterator[None]:
             raise ConfigError(busy) from error
         log.info("Waiting for another process, which holds %s.", path)
         lock.acquire()
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from ihc2he.data.exploration import draw_exploration, stain_statistics, warn_if_
 from ihc2he.data.samplers import SampleIndex, balancing_weights
 from ihc2he.data.splits import STAINS, split_records
 from ihc2he.data.store import Record, Skipped, TileStore
-from ihc2he.data.stored import StoreDataModule, require
+from ihc2he.data.stored import StoreDataModule, require, unless_read_only
 from ihc2he.data.transforms import augment, normalise, training_transform
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
@@ -344,12 +344,15 @@ class TranslationDataModule(StoreDataModule):
                     "data.on_bad_file=skip."
                 )
                 raise DataError(msg)
-            table.unlink(missing_ok=True)
+            if table.is_file():
+                with unless_read_only(table):
+                    table.unlink()
             return
         _, too_small = self._split(store)
         reason = f"smaller than the training crop of {self.crop_size} px"
         skipped = [*store.skipped, *(Skipped(_tile_name(store.rows[i]), reason) for i in too_small)]
-        write_csv(table, [entry._asdict() for entry in skipped], Skipped._fields)
+        with unless_read_only(table):
+            write_csv(table, [entry._asdict() for entry in skipped], Skipped._fields)
         if skipped:
             log.warning("%d images are left out, listed in %s:", len(skipped), table)
         for name, why in skipped:

@@ -70,7 +70,8 @@ def open_simulation(out: Path | str, owns: str, layout: str, tiles: int, size: i
             differing = ", ".join(f"{k}={found.get(k)}" for k in {**found, **wanted} if found.get(k) != wanted.get(k))
             msg = f"{out} holds another simulation ({differing}). Delete the folder or choose another out=."
             raise DataError(msg)
-    elif (out / owns).exists():
+        return out
+    if (out / owns).exists():
         msg = f"{out / owns} exists, but is not a simulation; it may be real data. Choose another out=."
         raise DataError(msg)
     write_text(note, json.dumps(wanted, indent=1) + "\n")

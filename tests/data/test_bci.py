@@ -270,3 +270,12 @@ def test_values_out_of_range_are_refused(arguments, message):
 def test_a_batch_larger_than_an_epoch_is_refused(bci):
     with pytest.raises(ConfigError, match=r"data\.batch_size=19: an epoch has only 18 samples per process"):
         bci(batch_size=19).train_dataloader()
+
+
+def test_simulated_tissue_and_its_store_may_lie_on_a_disk_that_can_only_be_read(tmp_path, bci, read_only):
+    arguments = {"root": str(tmp_path / "sim"), "simulate": {"tiles": 6, "size": 64, "seed": 0}, "val_fraction": 0.3}
+    bci(**arguments)
+    before = {file: file.stat() for file in tmp_path.rglob("*")}
+    read_only(tmp_path)
+    assert len(bci(**arguments).tiles.rows) == 6
+    assert {file: file.stat() for file in tmp_path.rglob("*")}.keys() == before.keys()

@@ -1,5 +1,6 @@
 import csv
 import logging
+import os
 
 import cv2
 import numpy as np
@@ -124,6 +125,24 @@ def test_bad_files_can_be_left_out_and_are_listed(bad, tmp_path, caplog):
     assert set(listed) == {"truncated.png", "text.png", "empty.tif", "tiny.png"}
     assert "truncated" in listed["truncated.png"]
     assert all(name in caplog.text for name in listed)
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_finished_store_may_lie_on_a_disk_that_can_only_be_read(bad, tmp_path, read_only, caplog, reports):
+    store = tmp_path / "store"
+    ready(bad(on_bad_file="skip"))
+    os.utime(tmp_path / "he" / "00.png", ns=(1, 1))
+    if not reports:
+        for name in ("index.csv", "skipped.csv", "exploration.png", "tiles.lock"):
+            (store / name).unlink(missing_ok=True)
+    before = {file: file.read_bytes() for file in store.iterdir()}
+    read_only(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        data = ready(bad(on_bad_file="skip"))
+    assert len(list(data.test_dataloader())) > 0
+    assert "4 images are left out" in caplog.text
+    assert ("index.csv: could not be written" in caplog.text) is not reports
+    assert {file: file.read_bytes() for file in store.iterdir()} == before
 
 
 def test_the_list_of_skipped_files_goes_when_nothing_is_skipped(bad, tmp_path):
