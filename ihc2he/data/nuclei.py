@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from ihc2he.data.augmentation import NucleiAugmentation
@@ -12,7 +14,7 @@ from ihc2he.data.segmentation import Labelled, SegmentationDataModule
 from ihc2he.data.splits import SPLITS, stratified_sample
 from ihc2he.data.store import Record
 from ihc2he.data.stored import require
-from ihc2he.data.tables import read_table, stem
+from ihc2he.data.tables import pixel_size, read_table, stem
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import find_images
@@ -22,6 +24,8 @@ from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
 
+COLUMNS = ("split", "um_per_px", "tissue")
+BINARY_MASKS = ("error", "split")
 TEST_SPLITS = (*SPLITS, "all")
 
 HOW_TO_GET = """\
@@ -66,6 +70,8 @@ class NucleiDataModule(SegmentationDataModule):
         mpp: um/px of the images it yields; tiles of another pixel size are resampled.
         val_fraction: of the tiles, for validation, where ``tiles.csv`` has no splits.
         test_fraction: of the tiles, for testing, where ``tiles.csv`` has no splits.
+        binary_masks: of ``instances`` that mark all nuclei alike (`marks_nuclei_alike`): "error", or "split": every
+            piece of equal values that hang together, also by corners, is a nucleus, in all tiles.
         test_split: which tiles the test is on: "test", "val" or "train", or "all" (of a model trained elsewhere).
     """
 
@@ -85,6 +91,7 @@ class NucleiDataModule(SegmentationDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         test_split: str = "test",
+        binary_masks: str = "error",
         samples_per_epoch: int | None = None,
         sampler: str = "uniform",
         augmentation: dict[str, Any] | NucleiAugmentation | None = None,
@@ -110,11 +117,13 @@ class NucleiDataModule(SegmentationDataModule):
         require("val_fraction", val_fraction, 0 <= val_fraction < 1, "from 0 to below 1")
         require("test_fraction", test_fraction, 0 <= test_fraction < 1, "from 0 to below 1")
         require("test_split", test_split, test_split in TEST_SPLITS, " or ".join(TEST_SPLITS))
+        require("binary_masks", binary_masks, binary_masks in BINARY_MASKS, " or ".join(BINARY_MASKS))
         self.root = Path(root).expanduser()
         self.mpp_files = mpp_files
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.test_split = test_split
+        self.binary_masks = binary_masks
 
     def test_dataloader(self) -> DataLoader:
         if not self.records["test"]:
@@ -133,7 +142,7 @@ class NucleiDataModule(SegmentationDataModule):
             log.warning("%s is not used: data.classes names no types.", self.root / "types")
         for role, found in roles.items():
             _require_same_names(self.root / role, found, images)
-        table = read_table(self.root / "tiles.csv")
+        table = read_table(self.root / "tiles.csv", COLUMNS, images)
         if table:
             _require_same_names(self.root / "tiles.csv", table, images)
         tiles = [self._tile(name, table.get(name, {}), {role: roles[role][name] for role in roles}) for name in images]
@@ -147,25 +156,19 @@ class NucleiDataModule(SegmentationDataModule):
         return tiles
 
     def _tile(self, name: str, said: dict[str, str], files: dict[str, Path]) -> Tile:
-        where = f"{self.root / 'tiles.csv'}: {name}"
+        table = self.root / "tiles.csv"
         split = said.get("split") or ""
         if split not in (*SPLITS, ""):
-            msg = f"{where}: split {split!r}, expected {', '.join(SPLITS)} or nothing."
+            msg = f"{table}: {name}: split {split!r}, expected {', '.join(SPLITS)} or nothing."
             raise DataError(msg)
-        mpp = said.get("um_per_px") or self.mpp_files
-        if mpp is None:
+        said_mpp = said.get("um_per_px")
+        if not said_mpp and self.mpp_files is None:
             msg = (
                 f"data.mpp_files={self.mpp_files}: the pixel size of {files['images']} is not known. Pass it in um/px "
                 "(about 0.25 for a 40x scan, 0.5 for 20x), or give tiles.csv a column um_per_px."
             )
             raise ConfigError(msg)
-        try:
-            mpp = float(mpp)
-        except ValueError:
-            mpp = -1.0
-        if not is_pixel_size(mpp):
-            msg = f"{where}: um_per_px {said.get('um_per_px')!r}, expected {PIXEL_SIZE}, such as 0.25."
-            raise DataError(msg)
+        mpp = pixel_size(said_mpp, self.mpp_files, files["images"], table)
         return Tile(name, split, said.get("tissue") or "", mpp, files)
 
     def sources(self, tiles: Sequence[Tile]) -> dict[str, Path]:
@@ -188,8 +191,23 @@ class NucleiDataModule(SegmentationDataModule):
                 raise DataError(msg)
         if "types" in maps:
             self._check_types(tile, maps)
+        maps["instances"] = self._instances(maps["instances"], tile.files["instances"])
         row = {"name": tile.name, "split": tile.split, "group": tile.tissue}
         return self._to_record(Labelled(image, maps["instances"], maps.get("types")), tile.mpp, row)
+
+    def _instances(self, labels: NDArray[np.int32], file: Path) -> NDArray[np.int32]:
+        pieces = _pieces(labels)
+        if self.binary_masks == "split":
+            return pieces
+        if marks_nuclei_alike(labels, pieces):
+            values = np.unique(labels[labels > 0]).tolist()
+            msg = (
+                f"{file}: found {pieces.max()} separate pieces, but only {len(values)} values ({_first(values)}); "
+                "expected a number of its own for each nucleus. If the values mark all nuclei, or their types, pass "
+                "data.binary_masks=split: every piece is then a nucleus, so nuclei that touch become one."
+            )
+            raise DataError(msg)
+        return labels
 
     def _check_types(self, tile: Tile, maps: dict[str, Any]) -> None:
         types, inside = maps["types"], maps["instances"] > 0
@@ -232,7 +250,39 @@ class NucleiDataModule(SegmentationDataModule):
         return HOW_TO_GET.format(images=self.root / "images", root=self.root, store=self.store_path)
 
     def settings(self) -> dict[str, Any]:
-        return {"mpp": self.mpp, "mpp_files": self.mpp_files, "classes": self.classes}
+        split = {"binary_masks": "split"} if self.binary_masks == "split" else {}  # absent from stores made before it
+        return {"mpp": self.mpp, "mpp_files": self.mpp_files, "classes": self.classes} | split
+
+
+def marks_nuclei_alike(labels: NDArray[np.int32], pieces: NDArray[np.int32]) -> bool:
+    """Return whether a map marks several nuclei by one number, as binary masks and maps of types do.
+
+    It does where the only value is 255 and there are two pieces or more, and where there are more than twice as many
+    pieces as values, so that a nucleus may be cut in two. Pieces up to a tenth of the largest do not count: stray
+    pixels are no nuclei. Of 100 published tiles that were looked at, none has more than 1.02 pieces for a value.
+
+    Args:
+        labels: HxW, 0 = background.
+        pieces: its connected pieces of equal values, from 1 to n.
+
+    >>> binary = np.array([[255, 0, 255]])
+    >>> marks_nuclei_alike(binary, np.array([[1, 0, 2]])), marks_nuclei_alike(binary // 255, np.array([[1, 0, 2]]))
+    (True, False)
+    """
+    areas = np.bincount(pieces[pieces > 0], minlength=1)
+    count = int((areas > areas.max() / 10).sum())
+    values = np.unique(labels[labels > 0])
+    return count > 2 * len(values) or (count > 1 and values.tolist() == [255])
+
+
+def _pieces(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    from skimage.measure import label
+
+    return label(labels, connectivity=2, background=0).astype(np.int32)
+
+
+def _first(values: Sequence[int], n: int = 3) -> str:
+    return ", ".join(map(str, values[:n])) + (", ..." if len(values) > n else "")
 
 
 def _by_name(folder: Path) -> dict[str, Path]:

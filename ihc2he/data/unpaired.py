@@ -1,7 +1,5 @@
 """Two folders of images, one of IHC and one of H&E, of any size and without any correspondence."""
 
-import logging
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,8 @@ from ihc2he.data.stored import require
 from ihc2he.data.translation import RawTile, TranslationDataModule
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
-from ihc2he.images.finding import SUFFIXES, find_images
+from ihc2he.images.finding import SUFFIXES, endings, find_images, walk
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size, resample
-
-log = logging.getLogger(__name__)
 
 
 class UnpairedDataModule(TranslationDataModule):
@@ -123,16 +119,10 @@ class UnpairedDataModule(TranslationDataModule):
         for split, stains in present.items():
             for stain, folder in stains.items():
                 names = find_images(folder)
-                others = Counter(path.suffix.lower() or path.name for path in _other_files(folder))
                 if not names:
-                    msg = (
-                        f"{folder}: expected {stain} images ({', '.join(SUFFIXES)}), found {dict(others) or 'nothing'}."
-                    )
+                    found = endings(walk(folder)) or "nothing"
+                    msg = f"{folder}: expected {stain} images ({', '.join(SUFFIXES)}), found {found}."
                     raise DataError(msg)
-                if others:
-                    log.warning(
-                        "%s: files that are no images by their extension are not read: %s", folder, dict(others)
-                    )
                 tiles += [RawTile(name, split, "", {stain: folder / name}) for name in names]
         return tiles or None
 
@@ -158,7 +148,3 @@ def inside(folder: str, other: str) -> bool:
     (True, False)
     """
     return Path(folder).resolve().is_relative_to(Path(other).resolve())
-
-
-def _other_files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() not in SUFFIXES]

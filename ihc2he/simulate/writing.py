@@ -14,6 +14,7 @@ from rich.progress import track
 
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.files import complete
+from ihc2he.images.decoding import read_samples
 
 Job = TypeVar("Job")
 
@@ -37,8 +38,7 @@ def write_image(path: Path, image: NDArray[np.uint8 | np.uint16]) -> None:
 
 def read_image(path: Path) -> NDArray:
     """Return an image that `write_image` wrote: RGB of HxWx3, or grey of HxW."""
-    image: NDArray[Any] = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)  # type: ignore
-    return image[..., ::-1] if image.ndim == 3 else image
+    return read_samples(path, raw=True).labels()
 
 
 def open_simulation(out: Path | str, owns: str, layout: str, tiles: int, size: int, seed: int, **settings: Any) -> Path:

@@ -214,17 +214,27 @@ def test_what_does_not_fit_is_named(root, prepared, tmp_path, spoil, message):
         (lambda rows: rows[0].update(split=""), r"tiles\.csv: 1 tiles have no split, such as 0"),
         (
             lambda rows: rows[0].update(um_per_px="40x"),
-            r"tiles\.csv: 0: um_per_px '40x', expected um/px from 0.01 to 100",
+            r"tiles\.csv: um_per_px '40x' for 0\.png, expected um/px from 0.01 to 100",
         ),
         (
             lambda rows: rows[0].update(um_per_px="inf"),
-            r"tiles\.csv: 0: um_per_px 'inf', expected um/px from 0.01 to 100",
+            r"tiles\.csv: um_per_px 'inf' for 0\.png, expected um/px from 0.01 to 100",
         ),
-        (lambda rows: rows[0].update(um_per_px=0), r"tiles\.csv: 0: um_per_px '0', expected um/px from 0.01 to 100"),
+        (
+            lambda rows: rows[0].update(um_per_px=0),
+            r"tiles\.csv: um_per_px '0' for 0\.png, expected um/px from 0.01 to 100",
+        ),
         (lambda rows: rows.pop(0), r"tiles\.csv: has no 0 \(1 such\)"),
-        (lambda rows: rows[0].update(name="7"), r"tiles\.csv: has no 0"),
+        (
+            lambda rows: rows[0].update(name="7"),
+            r"tiles\.csv, line 2: there is no image '7' below .*nuclei\. Known: 0, 1",
+        ),
+        (lambda rows: rows[0].update(name=" 0"), r"line 2: there is no image ' 0' below .*Did you mean '0'\?"),
+        (lambda rows: [row.update(Split=row.pop("split")) for row in rows], r"column 'Split' .*Did you mean 'split'\?"),
+        (lambda rows: [row.update(mpp=row.pop("um_per_px")) for row in rows], r"column 'mpp' .*mean 'um_per_px'\?"),
+        (lambda rows: rows[0].update(um_per_px="0,25"), r"um_per_px '0,25' for 0\.png.* Write 0\.25, with a point"),
         (lambda rows: rows[0].update(name="1.png"), r"tiles\.csv: 1 comes twice"),
-        (lambda rows: [row.pop("name") for row in rows], r"tiles\.csv: found the columns \['split', .*called name"),
+        (lambda rows: [row.pop("name") for row in rows], r"tiles\.csv: found the columns split, .*called name"),
     ],
 )
 def test_a_wrong_table_is_named(root, prepared, change, message):
@@ -241,6 +251,7 @@ def test_a_wrong_table_is_named(root, prepared, change, message):
         (b"\xff\xfen\0", r"tiles\.csv: not a CSV file in UTF-8"),
         (b'name,split\n"0,train\n', r"tiles\.csv: not a CSV file in UTF-8 \(unexpected end of data"),
         (b"name,split\n0,train,x\n", r"tiles\.csv, line 2: more fields than the first line names"),
+        (b"name,split\n0\n", r"tiles\.csv, line 2: fewer fields than the first line names"),
         (b"name,split\n,train\n", r"tiles\.csv, line 2: the name is empty"),
     ],
 )
@@ -360,3 +371,38 @@ def test_resampled_labels_keep_their_place_and_share(shape):
 
 def test_numbering_a_map_without_background():
     assert number_consecutively(np.array([[9, 4], [4, 9]])).tolist() == [[2, 1], [1, 2]]
+
+
+def squares(values):
+    """Return a map with squares of 6 px in a row of each value, 2 px apart."""
+    inst = np.zeros((48, 48), np.uint16)
+    for k, value in enumerate(values):
+        inst[10:16, 8 * k : 8 * k + 6] = value
+    return inst
+
+
+@pytest.mark.parametrize("values", [[255, 255], [255] * 5, [1] * 3, [1, 1, 1, 2, 2]])
+def test_masks_that_mark_nuclei_alike_are_refused_or_split(root, prepared, write_image, values):
+    write_image(root / "instances" / "3.png", squares(values))
+    with pytest.raises(
+        DataError,
+        match=rf"instances/3\.png: found {len(values)} separate pieces, but only {len(set(values))} values .*"
+        r"pass data\.binary_masks=split",
+    ):
+        prepared(classes=None)
+    data = prepared(classes=None, binary_masks="split", test_split="all")
+    batch = next(batch for batch in data.test_dataloader() if batch["name"] == ["3"])
+    assert batch["inst"].unique().tolist() == list(range(len(values) + 1))
+
+
+@pytest.mark.parametrize("values", [[1], [255], [1, 1], [7, 7, 8], [1, 2, 255, 255], []])
+def test_a_nucleus_cut_in_two_and_stray_pixels_pass(root, prepared, write_image, values):
+    inst = squares(values)
+    if values:
+        inst[40, ::3] = values[0]  # stray pixels
+    write_image(root / "instances" / "3.png", inst)
+    data = prepared(classes=None, test_split="all")
+    batch = next(batch for batch in data.test_dataloader() if batch["name"] == ["3"])
+    assert batch["inst"].max() == len(set(values))
+    with pytest.raises(DataError, match=r"binary_masks: built with None, now 'split'"):
+        prepared(classes=None, binary_masks="split")

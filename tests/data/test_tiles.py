@@ -116,6 +116,17 @@ def test_the_pixel_size_of_the_table_comes_first(folder):
     assert [tile.mpp for tile in ready(folder, mpp=None).tiles] == [0.1, 0.2, 0.3]
 
 
+def test_a_row_of_the_table_without_an_image_is_an_error(folder):
+    (folder / "tiles.csv").write_text("name,um_per_px\ndeep/bb,0.25\n")
+    with pytest.raises(
+        DataError, match=r"line 2: there is no image 'deep/bb' below .*slides\. Did you mean 'deep/b'\?"
+    ):
+        ready(folder)
+    (folder / "tiles.csv").write_text("name,um_per_px\ndeep\\b.JPG,0.25\na.png,0.3\n")  # as Windows writes it
+    assert [tile.mpp for tile in ready(folder).tiles] == [0.3, 0.25, 0.5]
+    assert [tile.mpp for tile in ready(folder / "a.png").tiles] == [0.3], "the table may name those not asked for"
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "half"])
 def test_a_pixel_size_that_makes_no_sense(folder, value):
     (folder / "tiles.csv").write_text(f"name,um_per_px\na,{value}\n")

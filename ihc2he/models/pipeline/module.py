@@ -249,8 +249,8 @@ class Pipeline(Task):
         images = {name: [_source(tile, name, own) for tile in tiles] for name, own in self.translators.items()}  # type: ignore[arg-type]
         wholes = [self._whole(tile, mpp) for tile in tiles]
         sources = {name: [ArraySource(image, mpp, white=self.white) for image in own] for name, own in images.items()}
-        states = {name: [own.prepare(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator]
-        whites = {name: [own.white_of(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator]
+        states = {name: [own.prepare(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator, union-attr]
+        whites = {name: [own.white_of(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator, union-attr]
         for block in blocks:
             for name, translator in self.translators.items():
                 self._wait()
