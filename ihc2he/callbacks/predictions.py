@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 KINDS = ("he", "instances", "geojson", "nuclei", "overlay")
 OVERLAY_PX = (400, 4096)  # smallest and largest size of an overlay's longer side
+INK_TO_SAY = 0.01  # share of an image from which ink is worth a line in the log
 MAX_PENDING_PX = 1 << 25  # of images that wait to be written; more would use too much memory
 
 
@@ -211,8 +212,9 @@ def write_prediction(
     _refuse_other_source(out, prediction)
     withdraw(out, name)
     table = nuclei_table(
-        nuclei.inst_hw, nuclei.types_n, nuclei.shares_n, mpp=prediction.mpp, image=image, stains=IHC_STAINS
-    )
+        nuclei.inst_hw, nuclei.types_n, nuclei.shares_n,
+        mpp=prediction.mpp, image=image, stains=IHC_STAINS, white=prediction.white,
+    )  # fmt: skip
     extra: dict[str, NDArray] = {"score": nuclei.scores_n}
     if nuclei.agreement_n is not None:
         extra["agreement"] = nuclei.agreement_n
@@ -236,6 +238,11 @@ def write_prediction(
         files.append(f"overlay/{name}.png")
         picture = overlay(image, nuclei.inst_hw, nuclei.types_n, prediction.classes, OVERLAY_PX)
         write_png(out / files[-1], picture)
+    if prediction.ink_share >= INK_TO_SAY:
+        log.warning(
+            "%s: ink covers %.0f %% of the image; nuclei under it are not counted, nor is its area.",
+            prediction.path, 100 * prediction.ink_share,
+        )  # fmt: skip
     stat = Path(prediction.path).stat()
     counts = count_by_class(table, prediction.classes, thresholds)
     record = {
@@ -245,7 +252,9 @@ def write_prediction(
         "mtime_ns": stat.st_mtime_ns,
         "settings": fingerprint,
         "files": files,
-        "area_mm2": image.shape[0] * image.shape[1] * prediction.mpp**2 / 1e6,
+        "white": list(prediction.white),
+        "ink_share": prediction.ink_share,
+        "area_mm2": image.shape[0] * image.shape[1] * prediction.mpp**2 / 1e6 * (1 - prediction.ink_share),
         "counts": {kind: own._asdict() for kind, own in counts.items()},
     }
     _write_json(_done(out, name), record)
@@ -275,6 +284,7 @@ def withdraw(out: Path, name: str) -> None:
 
 SUMMARY = (
     "image", "class", "nuclei", "positive", "percent_positive", "h_score", "area_mm2", "nuclei_per_mm2",
+    "percent_ink",
 )  # fmt: skip
 
 
@@ -286,18 +296,20 @@ def summary(out: Path) -> list[dict[str, Any]]:
     Args:
         out: the folder of the run; all images in its `done/` count, whichever run wrote them.
     """
-    rows, images, areas = [], [], []
+    rows, images, areas, inks = [], [], [], []
     for path in sorted(out.glob("done/**/*.json")):
         record = _read_json(path)
         counts = {kind: Counts(**own) for kind, own in record["counts"].items()}
         name = path.relative_to(out / "done").as_posix().removesuffix(".json")
-        rows += _rows(name, counts, record["area_mm2"])
+        ink = record.get("ink_share", 0.0)  # version 0.1.0 did not look for any
+        rows += _rows(name, counts, record["area_mm2"], ink)
+        inks.append(ink * record["area_mm2"] / (1 - ink) if ink < 1 else 0.0)
         images.append(counts)
         areas.append(record["area_mm2"])
-    return rows + _rows("all images", pooled(images), sum(areas))
+    return rows + _rows("all images", pooled(images), sum(areas), sum(inks) / ((sum(inks) + sum(areas)) or 1))
 
 
-def _rows(name: str, counts: Mapping[str, Counts], area_mm2: float) -> list[dict[str, Any]]:
+def _rows(name: str, counts: Mapping[str, Counts], area_mm2: float, ink_share: float) -> list[dict[str, Any]]:
     return [
         {
             "image": name,
@@ -307,7 +319,8 @@ def _rows(name: str, counts: Mapping[str, Counts], area_mm2: float) -> list[dict
             "percent_positive": f"{own.percent_positive:.2f}" if own.nuclei else "",
             "h_score": f"{own.h_score:.2f}" if own.nuclei else "",
             "area_mm2": f"{area_mm2:.6g}",
-            "nuclei_per_mm2": f"{own.nuclei / area_mm2:.6g}",
+            "nuclei_per_mm2": f"{own.nuclei / area_mm2:.6g}" if area_mm2 else "",
+            "percent_ink": f"{100 * ink_share:.2f}",
         }
         for kind, own in counts.items()
     ]

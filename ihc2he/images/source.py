@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 from ihc2he.errors import DataError
 from ihc2he.images import tiff
 from ihc2he.images.decoding import read_image
+from ihc2he.stain.white import White, white_point
 from ihc2he.tiling.resampling import resize
 
 if TYPE_CHECKING:
     import tifffile
 
+_WHITE_PX = 2048  # longer side of the thumbnail in which the white point is looked for
 _ROWS = 1024  # of the strips that a thumbnail is made of
 
 
@@ -49,6 +52,11 @@ class ImageSource(ABC):
             DataError: where the file cannot be read.
         """
 
+    @cached_property
+    def white(self) -> White:
+        """The white point of the whole image: the colour of its glass, see `ihc2he.stain.white`."""
+        return white_point(self.thumbnail(_WHITE_PX))
+
     def whole(self) -> NDArray[np.uint8]:
         """Return the whole image at full resolution, HxWx3 uint8 RGB."""
         return self.read(slice(0, self.shape[0]), slice(0, self.shape[1]))
@@ -76,10 +84,15 @@ class ArraySource(ImageSource):
         image: HxWx3 uint8 RGB.
         mpp: um/px; None where it is not known.
         name: for messages.
+        white: its white point, where it is known; None: it is estimated when somebody asks.
     """
 
-    def __init__(self, image: NDArray[np.uint8], mpp: float | None = None, name: str = "image") -> None:
+    def __init__(
+        self, image: NDArray[np.uint8], mpp: float | None = None, name: str = "image", white: White | None = None
+    ) -> None:
         self.image, self.mpp, self.name = image, mpp, name
+        if white is not None:
+            self.white = white
         self.shape = image.shape[:2]  # type: ignore[assignment]
 
     def read(self, rows: slice, columns: slice, level: int = 0) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from ihc2he.errors import ConfigError, DataError
 Method = Literal["reinhard", "macenko"]
 Statistics = tuple[NDArray[np.floating], NDArray[np.floating]]
 
-_LIGHT = 240.0  # torchstain's intensity of glass
+LIGHT = 240.0  # torchstain's intensity of glass
 _TRANSPARENT = 0.15  # natural optical density; Macenko's method leaves out pixels that have less in some channel
 _LEAST_TISSUE = 0.05  # share of a tile; below, the 99th percentile that scales Macenko's stains is close to glass
 _LEAST_SPREAD = 0.1  # of a channel, in CIE Lab units: less than one of 255 grey levels
@@ -124,16 +124,16 @@ def with_statistics(method: Method, target: Statistics, own: Statistics, image: 
         (mean, std), (to_mean, to_std) = own, target
         moved_hwc = (lab_hwc - mean.astype(np.float32)) / std.astype(np.float32) * to_std + to_mean
         return (lab2rgb(moved_hwc * scale + shift) * 255).astype(np.uint8)
-    od_cm = -np.log((image.reshape(-1, 3).astype(np.float64) + 1) / _LIGHT).T
+    od_cm = -np.log((image.reshape(-1, 3).astype(np.float64) + 1) / LIGHT).T
     (vectors_c2, strongest_2), (to_vectors_c2, to_strongest_2) = own, target
     amounts_2m = np.linalg.lstsq(vectors_c2, od_cm, rcond=None)[0] / (strongest_2 / to_strongest_2)[:, None]
-    made_cm = np.minimum(_LIGHT * np.exp(-to_vectors_c2 @ amounts_2m), 255)
+    made_cm = np.minimum(LIGHT * np.exp(-to_vectors_c2 @ amounts_2m), 255)
     return made_cm.T.reshape(image.shape).astype(np.uint8)
 
 
 def statistics(method: Method, image: NDArray[np.uint8]) -> Statistics | None:
     """Return what torchstain finds on a tile, or None where that means nothing."""
-    dark_mc = -np.log((image.reshape(-1, 3) + 1.0) / _LIGHT) >= _TRANSPARENT
+    dark_mc = -np.log((image.reshape(-1, 3) + 1.0) / LIGHT) >= _TRANSPARENT
     tissue_m = dark_mc.all(1) if method == "macenko" else dark_mc.any(1)
     if tissue_m.mean() < _LEAST_TISSUE or (image == image[0, 0]).all():
         return None

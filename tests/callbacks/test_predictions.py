@@ -39,7 +39,7 @@ def predicted(name, path, side=20, **changes):
     image[2:8, 2:8] = (100, 50, 20)
     whole = {
         "name": name, "path": str(path), "error": None, "image": image, "he": 255 - image,
-        "nuclei": tile_nuclei(side), "mpp": 0.5, "classes": CLASSES,
+        "nuclei": tile_nuclei(side), "mpp": 0.5, "classes": CLASSES, "white": (255.0, 255.0, 255.0), "ink_share": 0.0,
     }  # fmt: skip
     return SimpleNamespace(**(whole | changes))
 
@@ -148,7 +148,7 @@ def test_the_summary_counts_each_image_and_class_and_all_images(run, tmp_path):
     assert [key[1] for key in rows][:4] == ["epithelium", "stroma", "unknown", "all"]
     assert rows["b", "all"] == {
         "image": "b", "class": "all", "nuclei": "3", "positive": "1", "percent_positive": "33.33", "h_score": "100.00",
-        "area_mm2": "0.0001", "nuclei_per_mm2": "30000",
+        "area_mm2": "0.0001", "nuclei_per_mm2": "30000", "percent_ink": "0.00",
     }  # fmt: skip
     whole = rows["all images", "epithelium"]
     assert (whole["nuclei"], whole["percent_positive"], whole["h_score"]) == ("2", "100.00", "300.00")

@@ -24,6 +24,7 @@ from ihc2he.models.pipeline.inference import TileNuclei
 from ihc2he.models.pipeline.method import Method, Role
 from ihc2he.models.pipeline.truth import compare_with_truth, stain_counts, truth_cards, truth_scores
 from ihc2he.ranks import from_all_ranks
+from ihc2he.stain.white import FULL, White
 
 _NO_INTERVAL = Interval(np.nan, np.nan, np.nan)
 COMPARED = ("f1", "precision", "recall", "f1_inside", "f1_macro", "count_mae", "pq", "aji")  # with the baseline
@@ -42,6 +43,8 @@ class Prediction:
         nuclei: of types as `classes` names them.
         mpp: um/px.
         classes: names of the types from 1.
+        white: white point of the IHC.
+        ink_share: share of the image that ink covers.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Prediction:
     nuclei: TileNuclei | None
     mpp: float
     classes: list[str]
+    white: White = FULL
+    ink_share: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,17 @@ from torch import Tensor, nn
 from ihc2he import __version__
 from ihc2he.build import build
 from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.images.masks import ink_mask
 from ihc2he.images.source import ArraySource
 from ihc2he.metrics.fidelity import Card
 from ihc2he.models.handover import worker_pool
 from ihc2he.models.pipeline.evaluation import MethodComparison, Prediction, summary, type_map
-from ihc2he.models.pipeline.inference import Block, Part, TileNuclei, assemble, divide, predict, submit
+from ihc2he.models.pipeline.inference import Block, Part, TileNuclei, Whole, assemble, divide, predict, submit
 from ihc2he.models.pipeline.method import Method
 from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
 from ihc2he.models.task import Ranking, Task
+from ihc2he.stain.white import White
 from ihc2he.tiling.augmentation import VIEWS
 
 log = logging.getLogger(__name__)
@@ -46,13 +48,14 @@ class _Pending:
     tile: Mapping[str, Any]
     blocks: Sequence[Block]
     parts: Mapping[str, Sequence[Part]]  # by method, one for each block
+    whole: Whole
 
     def ready(self) -> bool:
         return all(part.promise.done() for parts in self.parts.values() for part in parts)
 
     def results(self) -> dict[str, tuple[NDArray[np.uint8], TileNuclei]]:
         shape = self.tile["image"].shape[:2]
-        return {method: assemble(shape, self.blocks, parts) for method, parts in self.parts.items()}
+        return {method: assemble(shape, self.blocks, parts, self.whole.ink_hw) for method, parts in self.parts.items()}
 
 
 class Pipeline(Task):
@@ -73,6 +76,8 @@ class Pipeline(Task):
         ap_map: classes that average precision counts as another.
         tta: average maps over the eight flips and quarter turns of a tile.
         block: px, larger tiles are divided into overlapping blocks.
+        white: colour of empty glass, [R, G, B] up to 255, from which optical densities count; None: it is estimated in
+            each image.
         workers: processes that turn maps into nuclei beside the GPU; 0: a thread of this one.
         resamples: of the bootstrap, for the intervals; 0: there are none.
         seed: of the bootstrap.
@@ -92,6 +97,7 @@ class Pipeline(Task):
         ap_map: Mapping[str, str] | None = None,
         tta: bool = False,
         block: int = 1024,
+        white: Sequence[float] | None = None,
         workers: int = 2,
         resamples: int = 2000,
         seed: int = 0,
@@ -115,6 +121,10 @@ class Pipeline(Task):
         self.ap_map = dict(ap_map or {})
         self.views = list(VIEWS) if tta else [0]
         self.block = block
+        if white is not None and (len(white) != 3 or not all(0 < value <= 255 for value in white)):
+            msg = f"model.white={list(white)}: expected the colour of glass as [R, G, B], each above 0 and up to 255."
+            raise ConfigError(msg)
+        self.white: White | None = None if white is None else (white[0], white[1], white[2])
         self.workers = workers
         self.resamples, self.seed = resamples, seed
         self._tables: dict[str, list[dict[str, Any]]] = {}
@@ -143,7 +153,7 @@ class Pipeline(Task):
 
         No path is in it, so that weights may be moved.
         """
-        settings = {"views": self.views, "block": self.block, "class_map": self.class_map}
+        settings = {"views": self.views, "block": self.block, "class_map": self.class_map, "white": self.white}
         return {
             "ihc2he": __version__, "methods": self.methods, **settings, **self._nodes, "weights": _digest(self),
         }  # fmt: skip
@@ -214,7 +224,11 @@ class Pipeline(Task):
         tile = done.tile
         made = None if self.translators[pair.translator].role == "none" else he
         own, mpp = types.apply(nuclei), float(tile["mpp"])
-        return Prediction(tile["name"], tile["path"], None, tile["image"], made, own, mpp, types.classes)
+        white, ink_hw = done.whole
+        share = float(ink_hw.mean())
+        return Prediction(
+            tile["name"], tile["path"], None, tile["image"], made, own, mpp, types.classes, white, share
+        )  # fmt: skip
 
     def _found(self, batch: dict[str, Any], last: bool) -> Iterator[_Pending]:
         """Hand the maps of a batch to the workers; yield tiles that are ready, in their order, or all at the end."""
@@ -233,22 +247,29 @@ class Pipeline(Task):
         blocks = divide(height, width, max(self.block, 2 * round(OVERLAP_UM / mpp)), round(OVERLAP_UM / mpp))
         parts: list[dict[str, list[Part]]] = [{method: [] for method in self.methods} for _ in tiles]
         images = {name: [_source(tile, name, own) for tile in tiles] for name, own in self.translators.items()}  # type: ignore[arg-type]
-        states = {
-            name: [own.prepare(ArraySource(image)) for image in images[name]]  # type: ignore[operator, union-attr]
-            for name, own in self.translators.items()
-        }
+        wholes = [self._whole(tile, mpp) for tile in tiles]
+        sources = {name: [ArraySource(image, mpp, white=self.white) for image in own] for name, own in images.items()}
+        states = {name: [own.prepare(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator, union-attr]
+        whites = {name: [own.white_of(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator, union-attr]
         for block in blocks:
             for name, translator in self.translators.items():
                 self._wait()
                 x_bchw = self._images([image[block.rows, block.columns] for image in images[name]])
                 segmenters = dict(self.segmenters.items())
                 maps = predict(translator, segmenters, x_bchw, mpp, self.views, states[name])  # type: ignore[arg-type]
+                inks = [whole.ink_hw[block.rows, block.columns] for whole in wholes]
                 for segmenter, found in maps.items():
-                    for i, part in enumerate(submit(self._pool, self.segmenters[segmenter], found)):  # type: ignore[arg-type]
+                    submitted = submit(self._pool, self.segmenters[segmenter], found, whites[name], inks)  # type: ignore[arg-type]
+                    for i, part in enumerate(submitted):
                         parts[i][str(Method(name, segmenter))].append(part)
                         nbytes = 3 * tiles[i]["image"][block.rows, block.columns].nbytes  # IHC, H&E and instances
                         self._waiting.append((part.promise, part.nbytes + nbytes))
-        return [_Pending(tile, blocks, own) for tile, own in zip(tiles, parts, strict=True)]
+        return [_Pending(*entry) for entry in zip(tiles, [blocks] * len(tiles), parts, wholes, strict=True)]
+
+    def _whole(self, tile: Mapping[str, Any], mpp: float) -> Whole:
+        """Return what is known of a whole image of IHC before its blocks are predicted."""
+        white = self.white or ArraySource(tile["image"]).white
+        return Whole(white, ink_mask(tile["image"], mpp, white))
 
     def _wait(self) -> None:
         """Wait until the maps that the workers have not seen yet are few enough; keep nothing that they have found."""

@@ -20,7 +20,9 @@ from ihc2he.errors import ConfigError
 from ihc2he.models.pipeline.finding import find_in_density
 from ihc2he.models.segmentation.loading import Loaded, load_segmenter
 from ihc2he.nuclei.decoders.base import Found
+from ihc2he.stain.white import White
 from ihc2he.tiling.augmentation import turned_back
+from ihc2he.tiling.resampling import resized_labels
 from ihc2he.tiling.windows import predict_tiled
 
 
@@ -61,6 +63,16 @@ class Segmenter(nn.Module):
         """Return what `find` needs of averaged maps, which leaves the device and travels to another process."""
         return maps_bkhw
 
+    def corrected(self, maps_khw: NDArray[np.float32], white: White, ink_hw: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return the reduced maps of a tile after what is known of the whole image.
+
+        Args:
+            maps_khw: as `reduced` returns them.
+            white: white point of the H&E.
+            ink_hw: where ink covers the tile; nuclei there are dropped later.
+        """
+        return maps_khw
+
 
 class Classical(Segmenter):
     """The detector of `ihc2he.nuclei.classical`: no learning, no types.
@@ -81,6 +93,12 @@ class Classical(Segmenter):
     def forward(self, x_bchw: Tensor, member: int = 0) -> Tensor:
         """Return the optical density of red, (N, 1, H, W)."""
         return -x_bchw[:, :1].float().clamp_min(1 / 255).log10()
+
+    def corrected(self, maps_khw: NDArray[np.float32], white: White, ink_hw: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return densities that count from the white point, NaN under ink, so that no threshold hangs on it."""
+        od_khw = np.maximum(maps_khw + np.float32(np.log10(white[0] / 255)), 0)
+        od_khw[:, resized_labels(ink_hw, *od_khw.shape[1:])] = np.nan
+        return od_khw
 
 
 class Learned(Segmenter):

@@ -25,8 +25,9 @@ from ihc2he.images.source import ArraySource, ImageSource
 from ihc2he.models.bundle import load_bundle
 from ihc2he.models.checkpoint import read_checkpoint
 from ihc2he.models.pipeline.method import Role
-from ihc2he.stain.normalise import Method, Statistics, pooled, statistics, target_statistics, with_statistics
+from ihc2he.stain.normalise import LIGHT, Method, Statistics, pooled, statistics, target_statistics, with_statistics
 from ihc2he.stain.recolour import recolour
+from ihc2he.stain.white import FULL, White, relative_to_white
 from ihc2he.tiling.windows import predict_tiled
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,10 @@ class Translator(nn.Module):
         """Return what `forward` has to know of a whole image, once, before its blocks are translated; None: nothing."""
         return None
 
+    def white_of(self, image: ImageSource) -> White:
+        """Return the white point of the H&E that is made of an image."""
+        return FULL
+
     def facts(self) -> dict[str, Any]:
         """Return what tells results apart besides arguments and weights, as plain values."""
         return {"mpp": self.mpp, "members": self.members}
@@ -90,6 +95,10 @@ class Identity(Translator):
         """Return the images."""
         return x_bchw
 
+    def white_of(self, image: ImageSource) -> White:
+        """Return that of the image."""
+        return image.white
+
 
 class Rendered(Identity):
     """The true H&E of simulated tissue, as if the translation were perfect: the ceiling."""
@@ -115,8 +124,15 @@ class Recolour(Translator):
         }  # fmt: skip
 
     def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
-        """Return the recoloured images, differentiable."""
+        """Return the recoloured images, differentiable; a state is the white point of an image."""
+        if states:
+            scale_bc11 = 255 / torch.tensor(states, device=x_bchw.device)[:, :, None, None]
+            x_bchw = (x_bchw * scale_bc11).clamp(0, 1)
         return recolour(x_bchw, **self.constants)
+
+    def prepare(self, image: ImageSource) -> White:
+        """Return the white point of the image."""
+        return image.white
 
 
 # ------------------------------------------------------------------ classical normalisation
@@ -142,13 +158,17 @@ class _Normalised(Translator):
         """Return the statistics of the target too."""
         return super().facts() | {"target": [np.round(values, 6).tolist() for values in self.target]}
 
-    def prepare(self, image: ImageSource) -> tuple[Statistics | None]:
-        """Return the statistics of the image, None in their place where they mean nothing."""
+    def prepare(self, image: ImageSource) -> tuple[Statistics | None, White]:
+        """Return the statistics of the image, None in their place where they mean nothing, and its white point."""
         pixels = image.whole() if image.shape[0] * image.shape[1] <= _WHOLE_PX else image.thumbnail(_THUMBNAIL_PX)
-        own = statistics(self.method, pixels)
+        own = statistics(self.method, self._lit(pixels, image.white))
         self.seen += 1
         self.unchanged += own is None
-        return (own,)
+        return own, image.white
+
+    def _lit(self, image: NDArray[np.uint8], white: White) -> NDArray[np.uint8]:
+        """Return an image with its glass where the method expects it; Reinhard's counts no optical densities."""
+        return relative_to_white(image, white, LIGHT) if self.method == "macenko" else image
 
     def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
         """Return the normalised images."""
@@ -156,8 +176,8 @@ class _Normalised(Translator):
         states = states or [self.prepare(ArraySource(image)) for image in images]
         made = np.stack(
             [
-                image if own is None else with_statistics(self.method, self.target, own, image)
-                for image, (own,) in zip(images, states, strict=True)
+                image if own is None else with_statistics(self.method, self.target, own, self._lit(image, white))
+                for image, (own, white) in zip(images, states, strict=True)
             ]
         )
         return torch.from_numpy(made).to(x_bchw.device).permute(0, 3, 1, 2).float() / 255

@@ -13,6 +13,7 @@ from torch import nn
 from ihc2he.build import build
 from ihc2he.config import config_dir, preflight
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.source import ArraySource
 from ihc2he.models.bundle import save_bundle
 from ihc2he.models.pipeline import translators
 from ihc2he.models.pipeline.translators import (
@@ -292,3 +293,15 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path):
     torch.save(other, tmp_path / "other.ckpt")
     with pytest.raises(ConfigError, match=r"other\.ckpt: holds no generator.*RUN/bundles/g_ihc2he"):
         LearnedTranslator(str(tmp_path / "other.ckpt"), mpp=0.5)
+
+
+def test_grey_glass_gets_no_eosin():
+    white = (216.0, 216.0, 225.0)
+    tile = np.full((64, 64, 3), white, np.uint8)
+    tile[20:40, 20:40] = (110, 80, 60)
+    translator = Recolour(h_gain=1.7, dab_gain=0.2, eosin_level=0.22, eosin_gain=1.0)
+    x_bchw = torch.from_numpy(tile).permute(2, 0, 1)[None] / 255
+    state = translator.prepare(ArraySource(tile))
+    assert state == white
+    assert translator(x_bchw, 0, [state])[..., :10, :].min() > 0.99
+    assert translator(x_bchw)[:, 1, :10].max() < 0.9  # counted from 255 it would be pink
