@@ -46,8 +46,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 INFO: dict[str, dict[str, Any]] = {
     "translator": {"stain_in": "IHC", "stain_out": "H&E", "mpp": MPP, "value_range": [-1, 1]},
-    "segmenter": {"classes": list("abcde"), "mpp": 0.25},
-}
+    "segmenter": {
+        "classes": list("abcde"), "mpp": 0.25, "decoder": {"_target_": "ihc2he.nuclei.decoders.hover.HoverDecoder"},
+    },
+}  # fmt: skip
 
 
 def bundles(folder: Path, size: str) -> dict[str, Path]:
