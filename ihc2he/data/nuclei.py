@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("split", "um_per_px", "tissue")
 BINARY_MASKS = ("error", "split")
+TARGET_MPP = 0.25
 TEST_SPLITS = (*SPLITS, "all")
 
 HOW_TO_GET = """\
@@ -66,8 +67,9 @@ class NucleiDataModule(SegmentationDataModule):
     Args:
         root: folder with ``images`` and the others.
         classes: names of the types from 1; None: types are not used.
-        mpp_files: um/px of the files where ``tiles.csv`` does not say.
-        mpp: um/px of the images it yields; tiles of another pixel size are resampled.
+        mpp: um/px of the files where ``tiles.csv`` does not say.
+        target_mpp: um/px of the images it yields; tiles of another pixel size are resampled.
+        mpp_files: former name of `mpp`; where it is given, `mpp` means what it meant then, `target_mpp`.
         val_fraction: of the tiles, for validation, where ``tiles.csv`` has no splits.
         test_fraction: of the tiles, for testing, where ``tiles.csv`` has no splits.
         binary_masks: of ``instances`` that mark all nuclei alike (`marks_nuclei_alike`): "error", or "split": every
@@ -81,8 +83,9 @@ class NucleiDataModule(SegmentationDataModule):
         root: str,
         store: str,
         classes: Sequence[str] | None = None,
+        mpp: float | None = None,
+        target_mpp: float = TARGET_MPP,
         mpp_files: float | None = None,
-        mpp: float = 0.25,
         crop_size: int = 256,
         batch_size: int = 8,
         eval_batch_size: int = 1,
@@ -98,9 +101,11 @@ class NucleiDataModule(SegmentationDataModule):
         decoder: dict[str, Any] | Decoder | None = None,
         rebuild: bool = False,
     ) -> None:
+        if mpp_files is not None:
+            mpp, target_mpp = _as_named_now(mpp_files, mpp, target_mpp)
         super().__init__(
             store=store,
-            mpp=mpp,
+            target_mpp=target_mpp,
             classes=classes or (),
             crop_size=crop_size,
             batch_size=batch_size,
@@ -113,13 +118,13 @@ class NucleiDataModule(SegmentationDataModule):
             decoder=decoder,
             rebuild=rebuild,
         )
-        require("mpp_files", mpp_files, mpp_files is None or is_pixel_size(mpp_files), PIXEL_SIZE)
+        require("mpp", mpp, mpp is None or is_pixel_size(mpp), PIXEL_SIZE)
         require("val_fraction", val_fraction, 0 <= val_fraction < 1, "from 0 to below 1")
         require("test_fraction", test_fraction, 0 <= test_fraction < 1, "from 0 to below 1")
         require("test_split", test_split, test_split in TEST_SPLITS, " or ".join(TEST_SPLITS))
         require("binary_masks", binary_masks, binary_masks in BINARY_MASKS, " or ".join(BINARY_MASKS))
         self.root = Path(root).expanduser()
-        self.mpp_files = mpp_files
+        self.mpp = mpp
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.test_split = test_split
@@ -146,6 +151,7 @@ class NucleiDataModule(SegmentationDataModule):
         if table:
             _require_same_names(self.root / "tiles.csv", table, images)
         tiles = [self._tile(name, table.get(name, {}), {role: roles[role][name] for role in roles}) for name in images]
+        self._check_mpp(tiles, table)
         without = [tile.name for tile in tiles if not tile.split]
         if 0 < len(without) < len(tiles):
             msg = (
@@ -155,20 +161,24 @@ class NucleiDataModule(SegmentationDataModule):
             raise DataError(msg)
         return tiles
 
+    def _check_mpp(self, tiles: Sequence[Tile], table: dict[str, dict[str, str]]) -> None:
+        """Refuse a pixel size that no tile has: `mpp` was once what `target_mpp` is now."""
+        told = all(table.get(tile.name, {}).get("um_per_px") for tile in tiles)
+        if self.mpp is not None and told and all(tile.mpp != self.mpp for tile in tiles):
+            msg = (
+                f"data.mpp={self.mpp}: {self.root / 'tiles.csv'} tells the pixel size of every file, such as "
+                f"{tiles[0].mpp} of {tiles[0].name}. Leave out data.mpp; for images of {self.mpp} um/px pass "
+                f"data.target_mpp={self.mpp}."
+            )
+            raise ConfigError(msg)
+
     def _tile(self, name: str, said: dict[str, str], files: dict[str, Path]) -> Tile:
         table = self.root / "tiles.csv"
         split = said.get("split") or ""
         if split not in (*SPLITS, ""):
             msg = f"{table}: {name}: split {split!r}, expected {', '.join(SPLITS)} or nothing."
             raise DataError(msg)
-        said_mpp = said.get("um_per_px")
-        if not said_mpp and self.mpp_files is None:
-            msg = (
-                f"data.mpp_files={self.mpp_files}: the pixel size of {files['images']} is not known. Pass it in um/px "
-                "(about 0.25 for a 40x scan, 0.5 for 20x), or give tiles.csv a column um_per_px."
-            )
-            raise ConfigError(msg)
-        mpp = pixel_size(said_mpp, self.mpp_files, files["images"], table)
+        mpp = pixel_size(said.get("um_per_px"), self.mpp, files["images"], table)
         return Tile(name, split, said.get("tissue") or "", mpp, files)
 
     def sources(self, tiles: Sequence[Tile]) -> dict[str, Path]:
@@ -251,7 +261,25 @@ class NucleiDataModule(SegmentationDataModule):
 
     def settings(self) -> dict[str, Any]:
         split = {"binary_masks": "split"} if self.binary_masks == "split" else {}  # absent from stores made before it
-        return {"mpp": self.mpp, "mpp_files": self.mpp_files, "classes": self.classes} | split
+        return {"target_mpp": self.target_mpp, "mpp": self.mpp, "classes": self.classes} | split
+
+
+def _as_named_now(mpp_files: float, mpp: float | None, target_mpp: float) -> tuple[float, float]:
+    """Return `mpp` and `target_mpp` of arguments in their former meaning, and say so."""
+    require("mpp_files", mpp_files, is_pixel_size(mpp_files), PIXEL_SIZE)
+    if mpp is not None and target_mpp != TARGET_MPP:
+        msg = (
+            f"data.mpp_files={mpp_files}, data.mpp={mpp}, data.target_mpp={target_mpp}: former and present names "
+            "together. Pass data.mpp, the pixel size of the files, and data.target_mpp, what the model sees."
+        )
+        raise ConfigError(msg)
+    target = target_mpp if mpp is None else mpp
+    log.warning(
+        "data.mpp_files=%g is called data.mpp now, and what the model sees data.target_mpp: understood as data.mpp=%g "
+        "data.target_mpp=%g.",
+        mpp_files, mpp_files, target,
+    )  # fmt: skip
+    return mpp_files, target
 
 
 def marks_nuclei_alike(labels: NDArray[np.int32], pieces: NDArray[np.int32]) -> bool:

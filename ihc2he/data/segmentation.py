@@ -60,7 +60,7 @@ class SegmentationDataModule(StoreDataModule):
 
     Args:
         store: folder for the tile store and what is reported beside it.
-        mpp: um/px of the images it yields.
+        target_mpp: um/px of the images it yields.
         classes: names of the types from 1; empty where there are none.
         crop_size: side of the training crops in px.
         batch_size: training crops per batch and process.
@@ -75,7 +75,7 @@ class SegmentationDataModule(StoreDataModule):
         rebuild: build the store again even if there is one.
 
     Attributes:
-        mpp: um/px of the images it yields.
+        target_mpp: um/px of the images it yields.
         classes: names of the types from 1, without background.
 
     Raises:
@@ -88,7 +88,7 @@ class SegmentationDataModule(StoreDataModule):
         self,
         *,
         store: str,
-        mpp: float,
+        target_mpp: float,
         classes: Sequence[str],
         crop_size: int,
         batch_size: int,
@@ -103,13 +103,13 @@ class SegmentationDataModule(StoreDataModule):
     ) -> None:
         super().__init__(store=store, num_workers=num_workers, seed=seed, rebuild=rebuild)
         require("seed", seed, seed >= 0, "0 or more")
-        require("mpp", mpp, is_pixel_size(mpp), PIXEL_SIZE)
+        require("target_mpp", target_mpp, is_pixel_size(target_mpp), PIXEL_SIZE)
         require("crop_size", crop_size, crop_size >= 1, "at least 1 px")
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
         require("eval_batch_size", eval_batch_size, eval_batch_size >= 1, "at least 1")
         require("samples_per_epoch", samples_per_epoch, samples_per_epoch is None or samples_per_epoch > 0, "1 or more")
         require("sampler", sampler, sampler in SAMPLERS, " or ".join(SAMPLERS))
-        self.mpp = mpp
+        self.target_mpp = target_mpp
         self.classes = list(classes)
         self.crop_size = crop_size
         self.batch_size = batch_size
@@ -122,7 +122,7 @@ class SegmentationDataModule(StoreDataModule):
     @property
     def info(self) -> DataInfo:
         """What models, callbacks and the runner may know of the images."""
-        return DataInfo(self.mpp, self.classes, store=self.store_path)
+        return DataInfo(self.target_mpp, self.classes, store=self.store_path)
 
     @abstractmethod
     def divide(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
@@ -133,7 +133,9 @@ class SegmentationDataModule(StoreDataModule):
         rows = TileStore(self.store_path).rows
         if vanished := sum(row.get("vanished", 0) for row in rows):
             of = vanished + sum(row["nuclei"] for row in rows)
-            log.warning("%d of %d nuclei are smaller than a pixel of %g um and are lost.", vanished, of, self.mpp)
+            log.warning(
+                "%d of %d nuclei are smaller than a pixel of %g um and are lost.", vanished, of, self.target_mpp
+            )
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store and divide its records; reads no image."""
@@ -148,7 +150,7 @@ class SegmentationDataModule(StoreDataModule):
             crop_size=self.crop_size,
             augmentation=self.augmentation,
             seed=self.seed,
-            targets=None if self.decoder is None else partial(self.decoder.targets, mpp=self.mpp),
+            targets=None if self.decoder is None else partial(self.decoder.targets, mpp=self.target_mpp),
         )
         sampler = self._epoch_sampler(len(records), self.samples_per_epoch or len(records), self._weights(records))
         return self._loader(dataset, sampler, self.batch_size, drop_last=True)
@@ -195,8 +197,8 @@ class SegmentationDataModule(StoreDataModule):
         return np.mean([np.asarray(part) / sum(part) for part in parts], axis=0).tolist()
 
     def _to_record(self, tile: Labelled, source_mpp: float, row: dict[str, Any]) -> Record:
-        """Return what the store keeps of a tile, at `mpp` and with instances from 1 to n."""
-        image = resample(tile.image, source_mpp, self.mpp)
+        """Return what the store keeps of a tile, at `target_mpp` and with instances from 1 to n."""
+        image = resample(tile.image, source_mpp, self.target_mpp)
         inst_hw = number_consecutively(resized_labels(tile.inst_hw, *image.shape[:2]))
         vanished = len(np.unique(tile.inst_hw[tile.inst_hw > 0])) - int(inst_hw.max())
         arrays = {"image": image, "inst": _compact(inst_hw)}

@@ -222,6 +222,9 @@ def check_store(path: Path, sources: Mapping[str, Path] | None, settings: Mappin
     """
     with _open_finished(path) as file:
         built_with = dict(json.loads(file.attrs["settings"]))
+        if "target_mpp" in settings and "target_mpp" not in built_with:  # of version 0.1, with the names it had
+            former = {"mpp": "target_mpp", "mpp_files": "mpp"}
+            built_with = {former.get(key, key): value for key, value in built_with.items()}
         names = [name.decode() for name in file["source/name"][()]]
         sizes, times, hashes = (file[f"source/{column}"][()] for column in ("size", "mtime_ns", "hash"))
     different = [

@@ -130,6 +130,12 @@ class StoreDataModule(LightningDataModule, ABC):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
+def require_native(mpp: float, native: float) -> None:
+    """Raise a ConfigError unless a pixel size is that of the published files: it was once what `target_mpp` is now."""
+    advice = f"{native}, the um/px of the published files; for images of {mpp} um/px pass data.target_mpp={mpp}"
+    require("mpp", mpp, mpp == native, advice)
+
+
 @contextmanager
 def unless_read_only(report: Path) -> Iterator[None]:
     """Do without a report where it cannot be written: a finished store may lie on a disk that can only be read."""

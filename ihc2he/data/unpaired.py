@@ -28,7 +28,8 @@ class UnpairedDataModule(TranslationDataModule):
         stain_a: what the A folders of ``root`` hold, "ihc" or "he" (MIST has H&E in A).
         mpp_ihc: um/px of the IHC files.
         mpp_he: um/px of the H&E files.
-        mpp: um/px of the images it yields; None: the coarser of the two, so that no detail is made up.
+        target_mpp: um/px of the images it yields; None: the coarser of the two, so that no detail is made up.
+        mpp: its former name; refused, since it is the pixel size of the files elsewhere.
 
     Raises:
         ConfigError: where a folder or a pixel size is not given.
@@ -44,6 +45,7 @@ class UnpairedDataModule(TranslationDataModule):
         stain_a: str = "ihc",
         mpp_ihc: float | None = None,
         mpp_he: float | None = None,
+        target_mpp: float | None = None,
         mpp: float | None = None,
         crop_size: int = 256,
         batch_size: int = 1,
@@ -78,10 +80,12 @@ class UnpairedDataModule(TranslationDataModule):
         if ihc is not None and he is not None and (inside(ihc, he) or inside(he, ihc)):
             msg = f"data.ihc={ihc}, data.he={he}: one lies inside the other, so its images would count as both stains."
             raise ConfigError(msg)
-        require("mpp", mpp, mpp is None or is_pixel_size(mpp), PIXEL_SIZE)
+        advice = f"data.mpp_ihc and data.mpp_he for the files; for images of {mpp} um/px pass data.target_mpp={mpp}"
+        require("mpp", mpp, mpp is None, advice)
+        require("target_mpp", target_mpp, target_mpp is None or is_pixel_size(target_mpp), PIXEL_SIZE)
         super().__init__(
             store=store,
-            mpp=max(mpp_ihc, mpp_he) if mpp is None else mpp,
+            target_mpp=max(mpp_ihc, mpp_he) if target_mpp is None else target_mpp,
             crop_size=crop_size,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
@@ -128,7 +132,7 @@ class UnpairedDataModule(TranslationDataModule):
 
     def read_tile(self, tile: RawTile) -> dict[str, NDArray]:
         ((stain, path),) = tile.files.items()
-        return {stain: resample(read_image(path), self.source_mpp[stain], self.mpp)}
+        return {stain: resample(read_image(path), self.source_mpp[stain], self.target_mpp)}
 
     def how_to_get(self) -> str:
         missing = ", ".join(str(folder) for stains in self.folders.values() for folder in stains.values())
@@ -138,7 +142,8 @@ class UnpairedDataModule(TranslationDataModule):
         )
 
     def settings(self) -> dict[str, Any]:
-        return {"mpp": self.mpp, "mpp_ihc": self.source_mpp["ihc"], "mpp_he": self.source_mpp["he"]}
+        sizes = {"mpp_ihc": self.source_mpp["ihc"], "mpp_he": self.source_mpp["he"]}
+        return {"target_mpp": self.target_mpp} | sizes
 
 
 def inside(folder: str, other: str) -> bool:

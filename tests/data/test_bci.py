@@ -73,8 +73,8 @@ def test_evaluation_batch_is_whole_and_paired(bci, make_tile):
 
 
 def test_pixel_size_resamples_the_tiles(bci):
-    data = bci(mpp=0.92)
-    assert data.mpp == 0.92
+    data = bci(target_mpp=0.92)
+    assert data.target_mpp == 0.92
     assert next(iter(data.test_dataloader()))["he"].shape == (1, 3, 32, 32)
     with pytest.raises(DataError, match=r"mpp: built with 0\.92, now 0\.46"):
         bci()
@@ -255,7 +255,8 @@ def test_tiles_smaller_than_the_crop_fail_before_training_only(bci):
         ({"sampler": "level_balance"}, r"data\.sampler=level_balance: expected uniform or level_balanced"),
         ({"fraction": 0.0}, r"data\.fraction=0\.0: expected above 0 and at most 1"),
         ({"val_fraction": 1.0}, r"data\.val_fraction=1\.0: expected"),
-        ({"mpp": 0}, r"data\.mpp=0: expected"),
+        ({"target_mpp": 0}, r"data\.target_mpp=0: expected um/px"),
+        ({"mpp": 0.92}, r"data\.mpp=0\.92: expected 0\.46, .* for images of 0\.92 um/px pass data\.target_mpp=0\.92\."),
         ({"crop_size": 16}, r"data\.crop_size=16: expected at least 32 px"),
         ({"batch_size": 0}, r"data\.batch_size=0: expected at least 1"),
         ({"samples_per_epoch": 0}, r"data\.samples_per_epoch=0: expected"),

@@ -56,7 +56,7 @@ def prepared(tmp_path):
             "root": str(tmp_path / "nuclei"),
             "store": str(tmp_path / "store"),
             "classes": CLASSES,
-            "mpp_files": 0.25,
+            "mpp": 0.25,
             "crop_size": 32,
             "batch_size": 2,
             "num_workers": 0,
@@ -145,7 +145,7 @@ def test_nuclei_that_vanish_are_counted_and_told(root, prepared, caplog, write_i
     inst = labels()[0]
     inst[1, 3] = 44  # one pixel
     write_image(root / "instances" / "2.png", inst)
-    data = prepared(mpp=1.0, classes=None, crop_size=8)
+    data = prepared(target_mpp=1.0, classes=None, crop_size=8)
     assert "1 of 19 nuclei are smaller than a pixel of 1 um and are lost" in caplog.text
     assert (data.store_folder / "index.csv").read_text().splitlines()[3] == "2,,,12,12,3,1"
 
@@ -278,8 +278,26 @@ def test_a_changed_table_is_noticed(root, prepared):
 
 
 def test_the_pixel_size_must_be_known(root, prepared):
-    with pytest.raises(ConfigError, match=r"data\.mpp_files=None: the pixel size of .*images/0\.png is not known"):
-        prepared(mpp_files=None)
+    with pytest.raises(ConfigError, match=r"data\.mpp=null: the pixel size of .*images/0\.png is not known"):
+        prepared(mpp=None)
+
+
+@pytest.mark.parametrize(
+    ("former", "mpp", "target"),
+    [({"mpp_files": 0.5}, 0.5, 0.25), ({"mpp_files": 0.5, "mpp": 1.0}, 0.5, 1.0),
+     ({"mpp_files": 0.5, "target_mpp": 0.5}, 0.5, 0.5)],
+)  # fmt: skip
+def test_the_former_names_of_pixel_sizes_are_understood_and_said(caplog, former, mpp, target):
+    data = NucleiDataModule(root="a", store="b", **former)
+    assert (data.mpp, data.target_mpp, data.info.mpp) == (mpp, target, target)
+    assert f"understood as data.mpp={mpp:g} data.target_mpp={target:g}." in caplog.text
+
+
+def test_a_pixel_size_that_no_file_has_is_an_error_that_names_the_other_key(root, prepared):
+    write_table(root, table())
+    with pytest.raises(ConfigError, match=r"data\.mpp=0\.5: .*tiles\.csv tells .* such as 0\.25 of 0.*target_mpp=0\.5"):
+        prepared(mpp=0.5)
+    assert prepared(mpp=0.25).target_mpp == 0.25
 
 
 def test_without_data_it_says_what_is_expected(tmp_path, prepared):
@@ -292,7 +310,13 @@ def test_without_data_it_says_what_is_expected(tmp_path, prepared):
     ("arguments", "message"),
     [
         ({"test_split": "both"}, r"data\.test_split=both: expected train or val or test or all"),
+        ({"mpp": 0.0}, r"data\.mpp=0\.0: expected"),
         ({"mpp_files": 0.0}, r"data\.mpp_files=0\.0: expected"),
+        (
+            {"mpp_files": 0.5, "mpp": 0.5, "target_mpp": 1.0},
+            r"data\.mpp_files=0\.5, .*former and present names together",
+        ),
+        ({"target_mpp": 0}, r"data\.target_mpp=0: expected"),
         ({"val_fraction": 1.0}, r"data\.val_fraction=1\.0: expected"),
     ],
 )
@@ -308,7 +332,7 @@ def test_names_may_hold_dots(tmp_path):
 
 def test_a_simulated_tree_works_as_it_is(tmp_path, prepared):
     write_nuclei(tmp_path / "nuclei", tiles=15, size=40)
-    data = prepared(classes=["a", "b", "c", "d", "e"], mpp_files=None)
+    data = prepared(classes=["a", "b", "c", "d", "e"], mpp=None)
     assert (len(data.records["train"]), len(data.records["val"])) == (12, 3)
     assert next(iter(data.train_dataloader()))["type"].shape == (2, 32, 32)
 
@@ -321,7 +345,7 @@ def test_a_simulated_tree_works_as_it_is(tmp_path, prepared):
     ],
 )
 def test_real_tiles_work_as_they_are(realdata, prepared, folder, classes, train, val, nuclei):
-    data = prepared(root=str(realdata / folder), classes=classes, mpp_files=None, crop_size=256, test_split="val")
+    data = prepared(root=str(realdata / folder), classes=classes, mpp=None, crop_size=256, test_split="val")
     assert [len(data.records[split]) for split in ("train", "val", "test")] == [train, val, val]
     assert sum(row["nuclei"] for row in data.tiles.rows) == nuclei
     batch = next(iter(data.train_dataloader()))

@@ -107,7 +107,7 @@ def test_an_evaluation_batch_is_the_tile_as_published(root, prepared):
 
 def test_what_a_user_can_read_of_it(root, prepared):
     data = prepared()
-    assert data.mpp == 0.25
+    assert data.target_mpp == 0.25
     assert data.classes == ["neoplastic", "inflammatory", "connective", "dead", "epithelial"]
     lines = (data.store_folder / "index.csv").read_text().splitlines()
     assert lines[0] == (
@@ -164,7 +164,7 @@ def test_smaller_copies_of_the_arrays_give_the_same(tmp_path, prepared, dtype):
 
 
 def test_another_pixel_size_resamples_image_and_labels(root, prepared):
-    batch = next(iter(prepared(mpp=0.5).val_dataloader()))
+    batch = next(iter(prepared(target_mpp=0.5).val_dataloader()))
     assert batch["image"].shape == (1, 3, 16, 16)
     assert (batch["inst"] > 0).sum() == 72 / 4
 

@@ -22,7 +22,7 @@ def names(data, split, stain):
 
 def test_both_stains_come_at_the_coarser_pixel_size(unpaired):
     data = ready(unpaired())
-    assert data.mpp == 0.5
+    assert data.target_mpp == 0.5
     batch = next(iter(data.test_dataloader()))
     assert batch["ihc"].shape == batch["he"].shape == (1, 3, 64, 64)
     assert batch["paired"].tolist() == [False]
@@ -30,7 +30,7 @@ def test_both_stains_come_at_the_coarser_pixel_size(unpaired):
 
 
 def test_enlarging_needs_to_be_asked_for(unpaired):
-    batch = next(iter(ready(unpaired(mpp=0.25)).test_dataloader()))
+    batch = next(iter(ready(unpaired(target_mpp=0.25)).test_dataloader()))
     assert batch["ihc"].shape == batch["he"].shape == (1, 3, 128, 128)
 
 
@@ -246,3 +246,8 @@ def test_the_exploration_picture_can_be_drawn_of_one_image_each(unpaired, tmp_pa
     ready(data)
     assert cv2.imread(str(tmp_path / "store" / "exploration.png")) is not None
     assert len(data.train_dataloader()) == 1
+
+
+def test_the_former_name_of_the_target_is_refused_with_the_present_one(unpaired):
+    with pytest.raises(ConfigError, match=r"data\.mpp=1\.0: expected data\.mpp_ihc .*pass data\.target_mpp=1\.0\."):
+        unpaired(mpp=1.0)

@@ -54,7 +54,7 @@ def test_a_model_of_the_package_trains_on_it_and_is_judged(command, mine):
         (f"P{k // 2 + 1}_tile{k}", 4) for k in range(8)
     ]
     info = json.loads((run / "bundles" / "segmenter" / "config.json").read_text())
-    assert (info["mpp"], info["classes"]) == (0.25, ["round", "long"])
+    assert (info["mpp"], info["classes"]) == (0.5, ["round", "long"])
     assert list((run / "images" / "test").glob("*.png"))
 
 

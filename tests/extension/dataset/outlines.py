@@ -23,7 +23,8 @@ class OutlinesDataModule(SegmentationDataModule):
     Args:
         root: folder of the images; ``NAME.json`` is a list of nuclei with ``type`` and ``outline``, points x, y in px.
         patients: whose tiles are "train", "val" and "test".
-        mpp: um/px of the files, and of the images it yields.
+        mpp: um/px of the files.
+        target_mpp: um/px of the images it yields.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class OutlinesDataModule(SegmentationDataModule):
         patients: dict[str, list[str]],
         classes: list[str],
         mpp: float,
+        target_mpp: float,
         crop_size: int = 256,
         batch_size: int = 8,
         eval_batch_size: int = 1,
@@ -45,7 +47,7 @@ class OutlinesDataModule(SegmentationDataModule):
     ) -> None:
         super().__init__(
             store=store,
-            mpp=mpp,
+            target_mpp=target_mpp,
             classes=classes,
             crop_size=crop_size,
             batch_size=batch_size,
@@ -59,6 +61,7 @@ class OutlinesDataModule(SegmentationDataModule):
             rebuild=rebuild,
         )
         self.root = Path(root)
+        self.mpp = mpp
         self.patients = patients
 
     def find_tiles(self) -> list[Path] | None:
@@ -91,4 +94,4 @@ class OutlinesDataModule(SegmentationDataModule):
         return f"{self.root}: found no image. Pass data.root=FOLDER with images and a JSON file beside each."
 
     def settings(self) -> dict[str, Any]:
-        return {"mpp": self.mpp, "classes": self.classes}
+        return {"target_mpp": self.target_mpp, "mpp": self.mpp, "classes": self.classes}
