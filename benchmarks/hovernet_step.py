@@ -18,8 +18,8 @@ from timing import Row, argument, finish, names_of, ratios, take_turns
 from training import Batch, in_turns
 
 from ihc2he.config import config_dir
-from ihc2he.models.pipeline.segmenters import PANNUKE
 from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter
+from ihc2he.models.segmentation.loading import PANNUKE
 from ihc2he.nuclei.targets import hv_maps, relabel_pieces
 
 

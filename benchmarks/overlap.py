@@ -21,9 +21,9 @@ import torch
 from predicting import bundles, copies, pipeline, predict, simulated
 from timing import argument, finish, names_of
 
+from ihc2he.models.handover import worker_pool
 from ihc2he.models.pipeline import inference, module, segmenters
 from ihc2he.models.pipeline.finding import find_and_vote
-from ihc2he.nuclei.postprocess import worker_pool
 from ihc2he.simulate.bci import MPP
 
 SIDE, MAPS_SIDE, NUCLEI, CLASSES = 256, 471, 120, 6  # px of tiles and of maps
@@ -60,7 +60,7 @@ def measure(folder: Path, tiles: int, device_ms: int, workers: int) -> dict[str,
         promise.result()
     with (
         patch.object(module, "predict", device),
-        patch.object(segmenters.Hovernet, "reduced", lambda *_: reduced_bkhw),
+        patch.object(segmenters.Learned, "reduced", lambda *_: reduced_bkhw),
     ):
         found = predict(model, images, MPP, loaders=1)
     return {

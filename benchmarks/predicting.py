@@ -30,7 +30,7 @@ from ihc2he.simulate.bci import MPP, write_bci
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "read": [(tiles, "_read")],
     "translate": [(inference, "translate")],
-    "segment": [(segmenters.Hovernet, "forward"), (segmenters.Classical, "forward")],
+    "segment": [(segmenters.Learned, "forward"), (segmenters.Classical, "forward")],
     "post-process": [(inference, "find_and_vote"), (module, "assemble")],
     "write": [(predictions, "write_prediction")],
 }
@@ -46,8 +46,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 INFO: dict[str, dict[str, Any]] = {
     "translator": {"stain_in": "IHC", "stain_out": "H&E", "mpp": MPP, "value_range": [-1, 1]},
-    "segmenter": {"classes": list("abcde"), "mpp": 0.25},
-}
+    "segmenter": {
+        "classes": list("abcde"), "mpp": 0.25, "decoder": {"_target_": "ihc2he.nuclei.decoders.hover.HoverDecoder"},
+    },
+}  # fmt: skip
 
 
 def bundles(folder: Path, size: str) -> dict[str, Path]:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
+
+from ihc2he.datainfo import DataInfo
 
 Batch = dict[str, Tensor]
 
@@ -97,5 +99,17 @@ def fit(
         accelerator=accelerator, devices=1, max_epochs=1, precision=precision, callbacks=list(callbacks), logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    needed = [samples[i % len(samples)] for i in range(steps * batch)]
-    trainer.fit(module, torch.utils.data.DataLoader(needed, batch_size=batch))  # type: ignore[arg-type]
+    trainer.fit(module, datamodule=_Repeated(samples, batch, steps, getattr(module, "classes", ())))
+
+
+class _Repeated(LightningDataModule):
+    """Samples over and over, at 0.25 um/px and with the types that the model has."""
+
+    def __init__(self, samples: Sequence[Batch], batch: int, steps: int, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.info = DataInfo(mpp=0.25, classes=classes)
+        self.batch = batch
+        self.needed = [samples[i % len(samples)] for i in range(steps * batch)]
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(self.needed, batch_size=self.batch)  # type: ignore[arg-type]

@@ -6,15 +6,18 @@ import importlib
 import inspect
 import os
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
+from hashlib import sha256
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 
@@ -86,9 +89,15 @@ def stamp() -> str:
     if run_id and run_id != "none":
         return run_id
     job, interactive = env.get("SLURM_JOB_ID"), env.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if job and not interactive:  # the same when it is requeued
-        return "-".join(filter(None, ("slurm", job, env.get("SLURM_STEP_ID"))))
+    if job and not interactive:  # the same when it is requeued, and another for another command of the job
+        return "-".join(filter(None, ("slurm", job, env.get("SLURM_STEP_ID"), _command_id(sys.argv[1:]))))
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+
+
+def _command_id(arguments: Sequence[str]) -> str:
+    """Return six digits that tell command lines apart, whether they continue a run or begin it."""
+    own = [argument for argument in arguments if not argument.startswith("ckpt_path=")]
+    return sha256("\0".join(own).encode()).hexdigest()[:6]
 
 
 def newest_run(folder: str | Path) -> Path | None:
@@ -126,6 +135,12 @@ def group(experiment: str, mode: Any, sweep_dir: str) -> str:
     return f"{experiment}/{Path(sweep_dir).name}" if mode == RunMode.MULTIRUN else experiment
 
 
+def job_number() -> int | None:
+    """Return the number of this job in its sweep, or None where this is no job of a sweep."""
+    hydra = HydraConfig.get()
+    return None if hydra.mode != RunMode.MULTIRUN or OmegaConf.is_missing(hydra.job, "num") else hydra.job.num
+
+
 def config_dir_arguments(hydra: Any) -> list[str]:
     """Return the `--config-dir` arguments of this launch; every command that repeats it needs them.
 
@@ -141,6 +156,7 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("add", lambda *numbers: sum(numbers), replace=True)
     OmegaConf.register_new_resolver("group", group, replace=True)
+    OmegaConf.register_new_resolver("job_number", job_number, replace=True)
     OmegaConf.register_new_resolver("newest_bundle", newest_bundle, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("stamp", stamp, use_cache=True, replace=True)
@@ -165,9 +181,11 @@ MOVED = {  # modules that bundles, checkpoints and configurations of earlier ver
     "ihc2he.models.hovernet.encoders": "ihc2he.models.segmentation.encoders",
     "ihc2he.models.hovernet.evaluation": "ihc2he.models.segmentation.evaluation",
     "ihc2he.models.hovernet": "ihc2he.models.segmentation.hovernet",
+    "ihc2he.models.pipeline.segmenters.Hovernet": "ihc2he.models.pipeline.segmenters.Learned",
     "ihc2he.callbacks.loggers": "ihc2he.loggers.base",
     "ihc2he.callbacks.pages": "ihc2he.report.tiles",
     "ihc2he.sweep.SweepTables": "ihc2he.sweep.callback.SweepTables",
+    "ihc2he.models.pipeline.translators.CycleGan": "ihc2he.models.pipeline.translators.LearnedTranslator",
 }
 
 
@@ -239,7 +257,7 @@ def preflight(cfg: Mapping[str, Any]) -> None:
         ConfigError: for an unknown argument (with the nearest known one), or a text instead of a number.
     """
     for path, node in target_nodes(cfg):
-        parameters = _signature(locate(node["_target_"], f"{path}._target_")).parameters
+        parameters = signature(locate(node["_target_"], f"{path}._target_")).parameters
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             continue
         known = [name for name in parameters if name != "self"]
@@ -255,7 +273,8 @@ def preflight(cfg: Mapping[str, Any]) -> None:
                 raise ConfigError(msg)
 
 
-def _signature(target: Callable[..., Any]) -> inspect.Signature:
+def signature(target: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a class or function, with its annotations as objects where that is possible."""
     try:
         return inspect.signature(target, eval_str=True)
     except (NameError, TypeError, AttributeError):  # annotations that only type checkers can resolve

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MANY = 100  # names that are no longer listed
+
 
 class Ihc2heError(Exception):
     """A mistake in the user's input. The command line prints its message without a traceback."""
@@ -17,9 +19,10 @@ class DataError(Ihc2heError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint with the nearest known name, or with all of them if none is near.
+    """Return a hint that names the nearest known name, or lists them all, or the first of many, where none is near.
 
-    The hint starts with a space so that it can be appended to a finished sentence.
+    The hint starts with a space so that it can be appended to a finished sentence. Names that are equal but for case
+    and the blanks around them are nearest.
 
     >>> did_you_mean("max_epoch", ["max_epochs", "precision"])
     " Did you mean 'max_epochs'?"
@@ -27,7 +30,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     ' Known: a, b.'
     """
     known = sorted(set(known))
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    folded = name.strip().casefold()
+    near = [other for other in known if other.strip().casefold() == folded]
+    near = near or get_close_matches(name.strip(), known, n=1, cutoff=0.6)
     if near:
         return f" Did you mean '{near[0]}'?"
-    return f" Known: {', '.join(known)}." if known else ""
+    more = f", ... ({len(known)} in all)" if len(known) > MANY else ""
+    return f" Known: {', '.join(known[: 5 if more else None])}{more}." if known else ""

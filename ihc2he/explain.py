@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import re
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from ihc2he.config import config_dir
-from ihc2he.errors import Ihc2heError, did_you_mean
+from ihc2he.config import config_dir, locate, signature
+from ihc2he.errors import ConfigError, Ihc2heError, did_you_mean
 from ihc2he.internals.torch import without_worker
+from ihc2he.typed import parse_options
 
 E = TypeVar("E", bound=BaseException)
 
-PLUGINS = {  # what to install for configurations whose names begin like this
+PLAIN = re.compile(r"[\w./+-]*", re.ASCII)  # values that Hydra's grammar reads as they are
+
+PLUGINS = {  # what to install for the configurations whose names begin so
     "hydra/sweeper/optuna": "ihc2he[sweep]",
     "hydra/launcher/joblib": "ihc2he[sweep]",
     "hydra/launcher/submitit_": "ihc2he[sweep]",
@@ -44,23 +50,60 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error}. Check the path and its permissions (HYDRA_FULL_ERROR=1 shows where)."
     if isinstance(error, OverrideParseException):
-        key, _, value = error.override.partition("=")
-        quoted = f" Quote a value with special characters: \"{key}='{value}'\"" if "=" in value else ""
-        return f"Cannot read '{error.override}'.{quoted}"
+        return f"Cannot read '{error.override}'.{_quoting(error.override)}"
     cause = _first_of(OmegaConfBaseException, error)
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key == "experiment":
-        return "The file of the experiment must begin with the line '# @package _global_'; expected keys of the root."
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key is not None:
-        parent = cause.parent_node
-        known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
-        if "." not in cause.full_key:
-            known += _groups()
-        return f"There is no key '{cause.full_key}'.{did_you_mean(str(cause.key), known)}"
+        return _unknown_key(cause)
     if isinstance(cause, ValidationError):
         return f"{cause.full_key}: {_joined(str(cause.msg))}"
     if cause is not None and cause.full_key:
         return f"{cause.full_key}: {_joined(str(cause.msg or cause))}"
     return _joined(str(error) or str(cause) or type(error).__name__)
+
+
+def write_what_is_possible() -> None:
+    """Let standard output and error write a code for a sign that their encoding does not have, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook or a test may have put something else there
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _unknown_key(error: ConfigAttributeError | ConfigKeyError) -> str:
+    """Return what to write instead of a key that is not there."""
+    if error.full_key == "experiment":
+        return "The file of the experiment has to begin with the line '# @package _global_'; expected keys of the root."
+    parent = error.parent_node
+    if _takes(parent, str(error.key)):
+        return f"There is no '{error.full_key}' in the configuration yet; to add it, write +{error.full_key}=VALUE."
+    known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
+    if "." not in str(error.full_key):
+        known += _groups()
+    return f"There is no key '{error.full_key}'.{did_you_mean(str(error.key), known)}"
+
+
+def _quoting(override: str) -> str:
+    """Return how to quote a value that Hydra's grammar cannot read, in a shell too; nothing where that is not why.
+
+    >>> print(_quoting("out=scan(1)"))
+     Quote a value with special characters: "out='scan(1)'"
+    """
+    key, _, value = override.partition("=")
+    if PLAIN.fullmatch(value):
+        return ""
+    inner = f"{key}='{value}'" if "'" not in value else f'{key}="{value}"'
+    shell = f'"{inner}"' if "'" not in value else shlex.quote(inner)
+    return f" Quote a value with special characters: {shell}"
+
+
+def _takes(node: Any, key: str) -> bool:
+    """Return whether the class that a node describes has an argument of this name."""
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    if target is None:
+        return False
+    try:
+        return key in signature(locate(target)).parameters
+    except ConfigError:  # another mistake, which is named when this one is mended
+        return False
 
 
 def _first_of(kind: type[E], error: BaseException | None) -> E | None:
@@ -99,15 +142,9 @@ def experiments(folders: Iterable[Path]) -> str:
     return f"Choose an experiment: python -m ihc2he.train experiment=NAME [key=value ...]\n\n{listed}"
 
 
-def config_folders(argv: Sequence[str]) -> list[Path]:
-    """Return the folders that a command line adds with `--config-dir FOLDER`."""
-    return [Path(argv[i + 1]) for i, argument in enumerate(argv[:-1]) if argument in ("--config-dir", "-cd")]
-
-
 def unreadable_file(argv: Sequence[str]) -> str | None:
-    """Return what is wrong with the user's first configuration file that cannot be read, or None."""
-    joined = [Path(text.partition("=")[2]) for text in argv if text.startswith("--config-dir=")]
-    for file in (file for folder in [*config_folders(argv), *joined] for file in sorted(folder.rglob("*.yaml"))):
+    """Return what is wrong with the first of the user's configuration files that cannot be read, or None."""
+    for file in (file for folder in parse_options(argv)[0] for file in sorted(folder.rglob("*.yaml"))):
         try:
             OmegaConf.load(file)
         except Exception as error:  # of several libraries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from ihc2he.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +49,30 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[s
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock file, which the system releases when the process that holds it dies."""
+def exclusive(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock file, which the system releases when the process that holds it dies.
+
+    On a disk that can only be read nobody writes what the lock is for, so none is held.
+
+    Args:
+        path: of the lock file.
+        busy: what to tell the user where another process holds it; None: wait for that process.
+
+    Raises:
+        ConfigError: with that text.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
-    except Timeout:
-        log.info("Waiting for another process, which has locked %s.", path)
+    except Timeout as error:
+        if busy is not None:
+            raise ConfigError(busy) from error
+        log.info("Waiting for another process, which holds %s.", path)
         lock.acquire()
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
     try:
         yield
     finally:

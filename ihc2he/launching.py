@@ -1,20 +1,20 @@
-"""The processes of a launch: which one is first, which folder they use, and how they end together."""
+"""The processes of a launch: which is the first, what they run, and how they end together."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Trainer
@@ -22,9 +22,14 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from omegaconf import read_write
 
 from ihc2he.config import config_dir_arguments
-from ihc2he.errors import ConfigError, Ihc2heError
+from ihc2he.errors import Ihc2heError
 from ihc2he.internals.lightning import started_processes
 from ihc2he.internals.torch import process_lost
+
+log = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")  # not a file of ours
+ENOUGH_MB = 256
 
 
 class ProcessLostError(Ihc2heError):
@@ -36,33 +41,6 @@ def own_rank() -> int:
     # In this order: a SLURM session has a number of its own, even for processes that Lightning starts in it.
     names = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return int(next((value for value in names if value), "0"))
-
-
-@contextmanager
-def alone_in(folder: Path, cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Lock a run's folder against other runs.
-
-    Raises:
-        ConfigError: if the folder has a run that is not to be continued, or that is still running.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        msg = f"{folder}: another process is writing this run. Wait for its end, or choose another hydra.run.dir."
-        raise ConfigError(msg) from error
-    try:
-        if (folder / "run.json").exists() and cfg["ckpt_path"] is None:
-            msg = f"{folder} already holds a run. Continue it with ckpt_path=auto, or choose another hydra.run.dir."
-            raise ConfigError(msg)
-        for left in folder.glob("checkpoints/.*.part.ckpt"):  # of a run that was killed while writing
-            left.unlink()
-        yield
-    finally:
-        lock.release()
-        if all(path.name == ".lock" or path.suffix == ".log" for path in folder.iterdir()):  # it could not start
-            shutil.rmtree(folder)
 
 
 def cluster_environments() -> list[Any]:
@@ -98,6 +76,25 @@ def processes_of(trainer: Trainer) -> Iterator[None]:
         if in_sweep:
             for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
                 os.environ.pop(name, None)
+
+
+def warn_of_little_shared_memory(num_workers: int) -> None:
+    """Say before anything is loaded that loading processes may find no room for their batches."""
+    if num_workers and own_rank() == 0 and SHARED_MEMORY.is_dir() and _free_mb() < ENOUGH_MB:
+        log.warning("%s", out_of_shared_memory())
+
+
+def out_of_shared_memory() -> str:
+    """Return what to do where /dev/shm is small, as it is in containers."""
+    return (
+        f"{SHARED_MEMORY} has {_free_mb():.0f} MB free, through which loading processes hand over their batches; with "
+        f"less than {ENOUGH_MB} MB they may die of a bus error. Start the container with --shm-size=2g or --ipc=host, "
+        "or pass data.num_workers=0."
+    )
+
+
+def _free_mb() -> float:
+    return shutil.disk_usage(SHARED_MEMORY).free / 1e6
 
 
 def _end_with(parent: int) -> None:

@@ -24,15 +24,25 @@ from omegaconf import OmegaConf
 from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
 from ihc2he.callbacks.checkpoint import CompleteCheckpoints
+from ihc2he.callbacks.monitors import CheckMonitors
 from ihc2he.config import Stage
 from ihc2he.datainfo import info_of
-from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.files import complete
+from ihc2he.folders import alone_in, check_continuation, earlier_record, joined
 from ihc2he.internals.lightning import CHATTY, next_step, silence
-from ihc2he.internals.torch import cpu_multiplies_bf16
-from ihc2he.launching import alone_in, cluster_environments, own_rank, processes_of, resume_command
+from ihc2he.internals.torch import cpu_multiplies_bf16, shared_memory_full
+from ihc2he.launching import (
+    cluster_environments,
+    out_of_shared_memory,
+    own_rank,
+    processes_of,
+    resume_command,
+    warn_of_little_shared_memory,
+)
 from ihc2he.loggers.base import forget_rows
 from ihc2he.loggers.lineage import inputs, outputs
+from ihc2he.metrics.cards import card_of
 from ihc2he.models.checkpoint import read_checkpoint
 from ihc2he.models.task import Task, as_task
 from ihc2he.report.page import write_report
@@ -49,12 +59,17 @@ def run(cfg: dict[str, Any]) -> float | None:
         cfg: a composed, resolved and checked configuration of plain values.
 
     Raises:
-        ConfigError: for a stage that cannot run, a Trainer that does not work here, or a metric that was not logged.
+        ConfigError: for a stage that cannot run, a Trainer that cannot work here, or a metric that was not logged.
+        DataError: where the loading processes have no memory to hand over their batches.
     """
     try:
         return _run(cfg)
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
+    except RuntimeError as error:
+        if shared_memory_full(error):
+            raise DataError(out_of_shared_memory()) from error
+        raise
 
 
 def _run(cfg: dict[str, Any]) -> float | None:
@@ -66,6 +81,7 @@ def _run(cfg: dict[str, Any]) -> float | None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     silence()
     _check_values(cfg)
+    warn_of_little_shared_memory(cfg["data"].get("num_workers", 0))
     cfg["trainer"]["precision"] = _precision(cfg["trainer"])
     with alone_in(folder, cfg) if first else nullcontext():
         return _run_stages(cfg, folder, first)
@@ -81,6 +97,11 @@ def _check_values(cfg: Mapping[str, Any]) -> None:
         raise ConfigError(msg)
     if not 0 <= cfg["seed"] < 2**32:
         msg = f"seed={cfg['seed']}: expected 0 to {2**32 - 1}."
+        raise ConfigError(msg)
+    key, needed = cfg["optimized_metric"], {"test": (Stage.test,), "val": (Stage.fit, Stage.validate)}
+    stages = needed.get(str(key).partition("/")[0])
+    if key is not None and stages and not set(stages) & set(cfg["stages"]):
+        msg = f"optimized_metric={key}: nothing logs it in stages={cfg['stages']}. Add {' or '.join(stages)}."
         raise ConfigError(msg)
     every = cfg["trainer"].get("check_val_every_n_epoch", 1)
     if every is not None and every < 1:
@@ -101,13 +122,20 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     trainer = build(
         cfg["trainer"],
         Trainer,
-        callbacks=[log_config, *(build(node, Callback) for node in cfg["callbacks"].values() if node)],
+        callbacks=[
+            log_config,
+            CheckMonitors(cfg["optimized_metric"]),
+            *(build(node, Callback) for node in cfg["callbacks"].values() if node),
+        ],
         logger=[build(node, Logger) for node in cfg["logger"].values() if node],
         plugins=[*cfg["trainer"].pop("plugins", ()), CompleteCheckpoints(), *cluster_environments()],
     )
-    with _record(folder, cfg, trainer.loggers, log_config, enabled=first) as record, processes_of(trainer):
-        ckpt_path = _checkpoint(cfg, folder, module)
-        if ckpt_path and first and Stage.fit in cfg["stages"]:
+    trains = Stage.fit in cfg["stages"]
+    ckpt_path = _checkpoint(cfg, folder, module)
+    changed = check_continuation(folder, cfg, ckpt_path, trains) if ckpt_path else []
+    # Until here the folder is as it was.
+    with _record(folder, cfg, trainer.loggers, log_config, changed, enabled=first) as record, processes_of(trainer):
+        if ckpt_path and first and trains:
             content = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
             forget_rows(folder / "metrics.csv", next_step(content))
         for stage in cfg["stages"]:
@@ -116,6 +144,8 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
             record["seconds"][stage] = round(time.perf_counter() - started, 2)
             record["device"] = str(trainer.strategy.root_device)
             record["world_size"] = trainer.world_size
+            if card := card_of(cfg["optimized_metric"] or "", module.cards):
+                record["better"] = card.better  # for the sweep, which knows no cards
             _check_interrupted(trainer)
     for logger in trainer.loggers:
         logger.finalize("success")
@@ -202,13 +232,29 @@ def _precision(trainer: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _record(
-    folder: Path, cfg: Mapping[str, Any], loggers: list[Logger], log_config: _LogConfig, enabled: bool
+    folder: Path,
+    cfg: Mapping[str, Any],
+    loggers: list[Logger],
+    log_config: _LogConfig,
+    changed: list[str],
+    enabled: bool,
 ) -> Iterator[dict[str, Any]]:
     """Write `config.yaml` and `run.json` in the run's folder: what was run, with what, how long, and how it ended.
 
-    In any case, `report.html` shows the results that exist.
+    However it ended, `report.html` shows what is there. In the folder of an earlier run, what does not train leaves
+    `config.yaml` as it is.
+
+    Args:
+        folder: of the run.
+        cfg: the configuration.
+        loggers: to be told at the end.
+        log_config: which finds what the run reads.
+        changed: what is not as in the run that is continued or judged.
+        enabled: whether this process writes at all.
     """
     heard = _Warnings()
+    trains = Stage.fit in cfg["stages"]
+    earlier = earlier_record(folder)
     record: dict[str, Any] = {
         "status": "running",
         "command": " ".join(sys.argv),
@@ -219,15 +265,17 @@ def _record(
         "seconds": {},
         "inputs": log_config.inputs,
         "outputs": [],
+        **({"changed": changed} if changed else {}),
         "warnings": heard.lines,
     }
 
     def write() -> None:
         if enabled:
             with complete(folder / "run.json") as temporary:
-                temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+                content = joined(earlier, record, trains)
+                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    if enabled:
+    if enabled and (trains or earlier is None):
         with complete(folder / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(cfg))), encoding="utf-8")
     write()

@@ -19,8 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ihc2he import config, explain
+from ihc2he import config, explain, typed
 from ihc2he.errors import ConfigError, Ihc2heError
+from ihc2he.internals.matplotlib import load
 from ihc2he.internals.optuna import no_trial_succeeded
 
 EXPECTED = (Ihc2heError, HydraException, OmegaConfBaseException, OSError)
@@ -42,6 +43,8 @@ def run(cfg: DictConfig) -> float | None:
             plain = cast(
                 "dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
             )
+            load()  # before torchmetrics does
+            typed.restore_texts(plain, HydraConfig.get().overrides.task)
             config.preflight(plain)
 
             from ihc2he import launching, runner
@@ -61,13 +64,15 @@ def main() -> None:
     """
     global _started  # noqa: PLW0603
     _started = False
-    folders = explain.config_folders(sys.argv[1:])
+    explain.write_what_is_possible()
+    folders, rest = typed.parse_options(sys.argv[1:])
     try:
         config.register()
-        if len(sys.argv) == 1 + 2 * len(folders):
+        if not rest:
             print(explain.experiments([*folders, config.config_dir()]))
             return
         explain.warn_shadowed(folders, config.config_dir())
+        sys.argv[1:] = typed.as_typed(sys.argv[1:])
         with _full_error(True):  # Hydra then raises instead of printing
             hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name="train")(run)()
     except EXPECTED as error:

@@ -1,4 +1,5 @@
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,9 @@ def test_every_experiment_composes_and_passes_preflight(name):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_passes_preflight(option):
     experiment = "cyclegan_bci"
-    if option == "model=hovernet" or option.startswith(("model/encoder", "model/scheduler")):
+    if option in ("model=hovernet", "model=centres") or option.startswith(
+        ("model/encoder", "model/scheduler", "model/decoder=hover")
+    ):
         experiment = "hovernet_pannuke"
     elif option == "model=pipeline":
         experiment = "pipeline_endonuke"
@@ -205,9 +208,14 @@ def test_processes_started_apart_agree_on_the_folder(monkeypatch):
     assert config.stamp() != config.stamp()
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.delenv("SLURM_STEP_ID", raising=False)
-    assert config.stamp() == "slurm-77"
+    assert re.fullmatch("slurm-77-[0-9a-f]{6}", config.stamp())
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     monkeypatch.setenv("SLURM_STEP_ID", "0")
-    assert config.stamp() == "slurm-77-0"  # the same folder when the job is requeued
+    first = config.stamp()
+    assert re.fullmatch("slurm-77-0-[0-9a-f]{6}", first)
+    monkeypatch.setattr("sys.argv", [*sys.argv, "ckpt_path=auto"])
+    assert config.stamp() == first  # the same folder when the job is requeued, or continued
+    monkeypatch.setattr("sys.argv", [*sys.argv, "seed=2"])
+    assert config.stamp() != first  # another command of the job
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "abc")
     assert config.stamp() == "abc"

@@ -362,16 +362,17 @@ def test_the_slurm_script_of_the_page_goes_on_where_it_was_stopped(tmp_path):
         **{"SLURM_JOB_ID": "4207", "SLURM_JOB_NAME": "cyclegan", "SLURM_NODELIST": "localhost"},
         **{"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"},
     }
-    run = tmp_path / "outputs" / "smoke" / "cyclegan_bci" / "slurm-4207-0"
+    runs = tmp_path / "outputs" / "smoke" / "cyclegan_bci"
     with (tmp_path / "said.log").open("w") as log:
         script = {"args": ["bash", "train.sbatch"], "cwd": tmp_path, "env": env, "stdout": log, "stderr": log}
         with subprocess.Popen(**script) as job:
             deadline = time.monotonic() + 150
-            while not (run / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:
+            while not list(runs.glob("slurm-4207-0-*/checkpoints/last.ckpt")) and time.monotonic() < deadline:
                 time.sleep(0.2)
             for pid in [int(pid) for pid in (tmp_path / "tasks").read_text().split()] + [job.pid]:
                 os.kill(pid, signal.SIGTERM)
             assert job.wait(60) == 143, (tmp_path / "said.log").read_text()
+        (run,) = runs.iterdir()
         assert (tmp_path / "asked").read_text() == "requeue 4207\n"
         assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
         stopped = checkpoint(run)["global_step"]
@@ -543,7 +544,7 @@ def test_the_figures_of_memory_on_the_page_are_right():
     for d in (gan.d_he, gan.d_ihc):
         d.requires_grad_(False)  # as in the generators' step
     x = torch.rand(1, 3, 256, 256)
-    shown = [(gan, kept_for_backward(gan, lambda: gan._generator_losses(x, x)))]
+    shown = [(gan, kept_for_backward(gan, lambda: gan.generator_losses({"ihc": x, "he": x})))]
     node = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet"}
     segmenter = HoverNetSegmenter(encoder=node, optimizer=SEGMENTER["optimizer"], classes=list("abcde"))
     batch = crops(1, 256)

@@ -8,7 +8,7 @@ from ihc2he.errors import ConfigError
 @pytest.mark.parametrize(
     ("env", "expected"),
     [
-        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "night"}, "slurm-7-0"),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "night"}, "slurm-7-0-"),
         ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "bash"}, None),  # one session, many runs
         ({"TORCHELASTIC_RUN_ID": "night", "SLURM_JOB_ID": "7"}, "night"),
         ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1"}, None),
@@ -20,7 +20,8 @@ def test_all_processes_of_a_launch_name_the_same_folder(monkeypatch, env, expect
 
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert stamp() == expected if expected else stamp().startswith("20")
+    assert stamp() == stamp() if expected else stamp() != stamp()
+    assert stamp().startswith(expected or "20")
 
 
 def test_torchrun_without_an_id_is_refused(monkeypatch):
@@ -60,3 +61,16 @@ def test_torchrun_inside_a_slurm_job_places_its_processes_itself(monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "night", "RANK": "0", "GROUP_RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert not any(isinstance(plugin, SLURMEnvironment) for plugin in cluster_environments())
+
+
+@pytest.mark.parametrize(("workers", "free", "lines"), [(2, 64e6, 1), (0, 64e6, 0), (2, 1e9, 0)])
+def test_little_shared_memory_is_said_before_anything_is_loaded(monkeypatch, caplog, workers, free, lines):
+    import shutil
+    from types import SimpleNamespace
+
+    from ihc2he import launching
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    launching.warn_of_little_shared_memory(workers)
+    assert len(caplog.records) == lines
+    assert ("has 64 MB free" in caplog.text and "--shm-size=2g" in caplog.text) == bool(lines)

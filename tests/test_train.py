@@ -152,7 +152,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does_not_pass_for_done(number,
         (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt: there is no such file", 2),
         (
             ["optimized_metric=val/he/sim", "stages=[fit]"],
-            "'val/he/sim' was not logged. Did you mean 'val/he/ssim'?",
+            "'val/he/sim' is not logged. Did you mean 'val/he/ssim'?",
             2,
         ),
     ],

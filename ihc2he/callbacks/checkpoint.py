@@ -254,8 +254,11 @@ class StopOnNaN(Callback):
             return
         good = newest(Path(getattr(callback, "best_model_path", "")) for callback in trainer.checkpoint_callbacks)
         kept = f"The last good checkpoint is {good}." if good else "No checkpoint had been written yet."
+        automatic = trainer.lightning_module.automatic_optimization  # or the module clips by itself
+        clip = "+trainer.gradient_clip_val=1" if automatic else "model.gradient_clip_val=1"
         msg = (
             f"The loss became NaN or infinite in epoch {trainer.current_epoch}, by step {trainer.global_step}. "
-            f"{kept} Continue from it with a smaller model.optimizer.lr, or with model.gradient_clip_val=1."
+            f"{kept} Begin another run from it (ckpt_path=FILE) with {clip}, or from the start with "
+            "a smaller model.optimizer.lr."
         )
         raise TrainingDivergedError(msg)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ihc2he.images.writing import write_png
 from ihc2he.internals.lightning import logged_step
+from ihc2he.nuclei.drawing import LINE_PX, write
 
-HEADER_PX = 22
+HEADER_PX = LINE_PX
 
 
 class ImagePanels(Callback):
@@ -100,7 +101,7 @@ def _cell(title: str, image_chw: Tensor, side: int) -> NDArray[np.uint8]:
         picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=kind)
     cell = np.full((picture.shape[0] + HEADER_PX + 2, max(picture.shape[1], 96) + 4, 3), 255, np.uint8)
     cell[HEADER_PX : HEADER_PX + picture.shape[0], 2 : 2 + picture.shape[1]] = picture
-    cv2.putText(cell, title, (3, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    write(cell, title, 3, 0)
     return cell
 
 

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 KINDS = ("he", "instances", "geojson", "nuclei", "overlay")
 OVERLAY_PX = (400, 4096)  # smallest and largest size of an overlay's longer side
+INK_TO_SAY = 0.01  # share of an image from which ink is worth a line in the log
 MAX_PENDING_PX = 1 << 25  # of images that wait to be written; more would use too much memory
 
 
@@ -78,8 +79,7 @@ class PredictionWriter(Callback):
         """
         if stage != "predict":
             return
-        mpp = getattr(trainer.datamodule, "mpp", None)  # type: ignore[attr-defined]
-        settings = {**pl_module.fingerprint, "mpp": mpp, "thresholds": self.thresholds, "write": sorted(self.write)}
+        settings = {**pl_module.fingerprint, "thresholds": self.thresholds, "write": sorted(self.write)}
         self._settings = json.loads(json.dumps(settings))  # as it will be when read from the file
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
         self._pending.clear()
@@ -123,9 +123,12 @@ class PredictionWriter(Callback):
         """Write the results of the batch, in threads."""
         predictions: Iterable[Prediction] = outputs
         for prediction in predictions:
-            if prediction.error is not None:
+            error = self._too_long(prediction.name)
+            if error is None and prediction.error is not None:
+                error = prediction.error
                 withdraw(self.out, prediction.name)
-                self._failed.append({"name": prediction.name, "path": prediction.path, "error": prediction.error})
+            if error is not None:
+                self._failed.append({"name": prediction.name, "path": prediction.path, "error": error})
                 continue
             assert prediction.image is not None
             assert self._pool is not None
@@ -135,6 +138,18 @@ class PredictionWriter(Callback):
             )
             self._pending.append((job, prediction.image.shape[0] * prediction.image.shape[1]))
             self._written += 1
+
+    def _too_long(self, name: str) -> str | None:
+        """Return why no files can have the name of an image, or None."""
+        most = os.pathconf(self.out, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+        *folders, last = name.split("/")
+        longest = max(len(os.fsencode(part)) for part in (*folders, f".{last}.{os.getpid()}.part.geojson"))
+        if longest <= most:
+            return None
+        return (
+            f"{last}: the name is too long: with what the files of the results add to it {longest} bytes, where this "
+            f"disk has {most}. Shorten it."
+        )
 
     def _wait(self, most_px: int) -> None:
         """Wait until at most this many pixels are waiting to be written; raise errors of the others."""
@@ -194,10 +209,12 @@ def write_prediction(
     image, nuclei, name = prediction.image, prediction.nuclei, prediction.name
     assert image is not None
     assert nuclei is not None
+    _refuse_other_source(out, prediction)
     withdraw(out, name)
     table = nuclei_table(
-        nuclei.inst_hw, nuclei.types_n, nuclei.shares_n, mpp=prediction.mpp, image=image, stains=IHC_STAINS
-    )
+        nuclei.inst_hw, nuclei.types_n, nuclei.shares_n,
+        mpp=prediction.mpp, image=image, stains=IHC_STAINS, white=prediction.white,
+    )  # fmt: skip
     extra: dict[str, NDArray] = {"score": nuclei.scores_n}
     if nuclei.agreement_n is not None:
         extra["agreement"] = nuclei.agreement_n
@@ -221,18 +238,38 @@ def write_prediction(
         files.append(f"overlay/{name}.png")
         picture = overlay(image, nuclei.inst_hw, nuclei.types_n, prediction.classes, OVERLAY_PX)
         write_png(out / files[-1], picture)
+    if prediction.ink_share >= INK_TO_SAY:
+        log.warning(
+            "%s: ink covers %.0f %% of the image; nuclei under it are not counted, nor is its area.",
+            prediction.path, 100 * prediction.ink_share,
+        )  # fmt: skip
     stat = Path(prediction.path).stat()
     counts = count_by_class(table, prediction.classes, thresholds)
     record = {
-        "source": prediction.path,
+        "source": str(Path(prediction.path).absolute()),
+        "mpp": prediction.mpp,
         "size": stat.st_size,
         "mtime_ns": stat.st_mtime_ns,
         "settings": fingerprint,
         "files": files,
-        "area_mm2": image.shape[0] * image.shape[1] * prediction.mpp**2 / 1e6,
+        "white": list(prediction.white),
+        "ink_share": prediction.ink_share,
+        "area_mm2": image.shape[0] * image.shape[1] * prediction.mpp**2 / 1e6 * (1 - prediction.ink_share),
         "counts": {kind: own._asdict() for kind, own in counts.items()},
     }
     _write_json(_done(out, name), record)
+
+
+def _refuse_other_source(out: Path, prediction: Prediction) -> None:
+    """Raise a ConfigError where an image of this name has results that are of another file."""
+    done = _done(out, prediction.name)
+    source = Path(_read_json(done)["source"]) if done.is_file() else Path(prediction.path)
+    if source.exists() and source.resolve() != Path(prediction.path).resolve():
+        msg = (
+            f"out={out} has the results of another image called {prediction.name}: {source}. Those of "
+            f"{prediction.path} would take their place. Choose another out=, one for each folder of images."
+        )
+        raise ConfigError(msg)
 
 
 def withdraw(out: Path, name: str) -> None:
@@ -247,6 +284,7 @@ def withdraw(out: Path, name: str) -> None:
 
 SUMMARY = (
     "image", "class", "nuclei", "positive", "percent_positive", "h_score", "area_mm2", "nuclei_per_mm2",
+    "percent_ink",
 )  # fmt: skip
 
 
@@ -258,18 +296,20 @@ def summary(out: Path) -> list[dict[str, Any]]:
     Args:
         out: the folder of the run; all images in its `done/` count, whichever run wrote them.
     """
-    rows, images, areas = [], [], []
+    rows, images, areas, inks = [], [], [], []
     for path in sorted(out.glob("done/**/*.json")):
         record = _read_json(path)
         counts = {kind: Counts(**own) for kind, own in record["counts"].items()}
         name = path.relative_to(out / "done").as_posix().removesuffix(".json")
-        rows += _rows(name, counts, record["area_mm2"])
+        ink = record.get("ink_share", 0.0)  # version 0.1.0 did not look for any
+        rows += _rows(name, counts, record["area_mm2"], ink)
+        inks.append(ink * record["area_mm2"] / (1 - ink) if ink < 1 else 0.0)
         images.append(counts)
         areas.append(record["area_mm2"])
-    return rows + _rows("all images", pooled(images), sum(areas))
+    return rows + _rows("all images", pooled(images), sum(areas), sum(inks) / ((sum(inks) + sum(areas)) or 1))
 
 
-def _rows(name: str, counts: Mapping[str, Counts], area_mm2: float) -> list[dict[str, Any]]:
+def _rows(name: str, counts: Mapping[str, Counts], area_mm2: float, ink_share: float) -> list[dict[str, Any]]:
     return [
         {
             "image": name,
@@ -279,7 +319,8 @@ def _rows(name: str, counts: Mapping[str, Counts], area_mm2: float) -> list[dict
             "percent_positive": f"{own.percent_positive:.2f}" if own.nuclei else "",
             "h_score": f"{own.h_score:.2f}" if own.nuclei else "",
             "area_mm2": f"{area_mm2:.6g}",
-            "nuclei_per_mm2": f"{own.nuclei / area_mm2:.6g}",
+            "nuclei_per_mm2": f"{own.nuclei / area_mm2:.6g}" if area_mm2 else "",
+            "percent_ink": f"{100 * ink_share:.2f}",
         }
         for kind, own in counts.items()
     ]

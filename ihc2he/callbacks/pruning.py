@@ -23,8 +23,10 @@ class Pruning(Callback):
     has reached, and `pruned.txt` in its folder says so.
 
     Hydra's Optuna plugin gives a job no trial to report to. Therefore the job opens the study itself; its trial is the
-    newest running one whose parameters are all among the job's overrides. Only the first rank asks the study, and all
-    ranks stop together. If the study cannot be used, training continues.
+    running one whose parameters are all among the job's overrides. Several are, if the sampler has drawn the same
+    values for two jobs that run at a time, or if a killed job has left one. Then the number of the job decides: the
+    plugin creates the trials of jobs that run at a time one after the other, and the next ones when all have ended.
+    Only the first rank asks the study, and all ranks stop together. If the study cannot be used, training continues.
 
     Args:
         storage: URL of the study's database; None = there is none.
@@ -34,6 +36,9 @@ class Pruning(Callback):
         dirpath: the run's folder.
         n_startup_trials: finished trials before the first one can be ended.
         n_warmup_epochs: epochs of a trial before it can be ended.
+        job: number of the job in its sweep, from 0; None: unknown, and the newest of several trials is taken.
+        n_jobs: jobs at a time.
+        n_trials: jobs of the sweep.
     """
 
     def __init__(
@@ -45,6 +50,9 @@ class Pruning(Callback):
         dirpath: str,
         n_startup_trials: int = 5,
         n_warmup_epochs: int = 20,
+        job: int | None = None,
+        n_jobs: int = 1,
+        n_trials: int | None = None,
     ) -> None:
         self.storage = storage
         self.study_name = study_name
@@ -53,6 +61,9 @@ class Pruning(Callback):
         self.dirpath = Path(dirpath)
         self.n_startup_trials = n_startup_trials
         self.n_warmup_epochs = n_warmup_epochs
+        self.job = job
+        self.n_jobs = n_jobs
+        self.n_trials = n_trials
         self._study: Any = None
         self._storage: Any = None
         self._trial: int | None = None  # its id in the storage
@@ -90,7 +101,28 @@ class Pruning(Callback):
             msg = f"study {self.study_name}: no running trial has this job's parameters"
             raise LookupError(msg)
         study_id = storage.get_study_id_from_name(study.study_name)
-        self._trial = storage.get_trial_id_from_study_id_trial_number(study_id, max(own))
+        asked = max(trial.number for trial in study.get_trials(deepcopy=False))
+        self._trial = storage.get_trial_id_from_study_id_trial_number(study_id, self._own(own, asked))
+
+    def _own(self, numbers: Sequence[int], asked: int) -> int:
+        """Return which of the trials with this job's parameters is this job's.
+
+        Args:
+            numbers: of these trials.
+            asked: number of the study's newest trial, which is that of the last of the jobs that run together.
+
+        Raises:
+            LookupError: where two sweeps add to the study at a time, so that the numbers tell nothing.
+        """
+        if self.job is None or len(numbers) == 1:
+            return max(numbers)
+        together = self.job // self.n_jobs * self.n_jobs
+        last = min(together + self.n_jobs, self.n_trials or together + self.n_jobs) - 1
+        own = asked - (last - self.job)
+        if own not in numbers:
+            msg = f"study {self.study_name}: several running trials have this job's parameters"
+            raise LookupError(msg)
+        return own
 
     def _lags_behind(self, trainer: Trainer) -> bool:
         value, epoch = float(trainer.callback_metrics[self.monitor]), trainer.current_epoch

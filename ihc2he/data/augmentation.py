@@ -59,7 +59,7 @@ class NucleiAugmentation:
             ("hsv", hsv, 1),
         ):
             if not 0 <= value <= limit:
-                msg = f"data.augmentation.{name}={value}: expected 0 to {limit}."
+                msg = f"data.augmentation.{name}={value}: expected from 0 to {limit}."
                 raise ConfigError(msg)
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise its import asks a server for updates
         import albumentations as A

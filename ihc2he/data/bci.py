@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from ihc2he.data.splits import SPLITS
 from ihc2he.data.store import TileStore
-from ihc2he.data.stored import require
+from ihc2he.data.stored import require_native
 from ihc2he.data.translation import RawTile, TranslationDataModule
 from ihc2he.errors import DataError
 from ihc2he.files import exclusive
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import find_images
-from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size, resample
+from ihc2he.tiling.resampling import resample
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,8 @@ class BCIDataModule(TranslationDataModule):
         root: folder of the dataset; its layout is found by looking.
         simulate: arguments of `ihc2he.simulate.bci.write_bci` (tiles, size, seed), to fill ``root`` with simulated
             tissue instead.
-        mpp: um/px of the images it yields; other than the native 0.46 resamples the tiles.
+        mpp: um/px of the files: 0.46.
+        target_mpp: um/px of the images it yields; other than 0.46 resamples the tiles.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class BCIDataModule(TranslationDataModule):
         root: str,
         store: str,
         mpp: float = NATIVE_MPP,
+        target_mpp: float = NATIVE_MPP,
         crop_size: int = 256,
         batch_size: int = 1,
         eval_batch_size: int = 1,
@@ -146,10 +148,10 @@ class BCIDataModule(TranslationDataModule):
         simulate: dict[str, Any] | None = None,
         rebuild: bool = False,
     ) -> None:
-        require("mpp", mpp, is_pixel_size(mpp), PIXEL_SIZE)
+        require_native(mpp, NATIVE_MPP)
         super().__init__(
             store=store,
-            mpp=mpp,
+            target_mpp=target_mpp,
             crop_size=crop_size,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
@@ -194,14 +196,14 @@ class BCIDataModule(TranslationDataModule):
             )
             msg = f"{ihc_path}: {ihc_size} px, but its partner {he_path} has {he_size}. Download both again."
             raise DataError(msg)
-        return {stain: resample(image, NATIVE_MPP, self.mpp) for stain, image in images.items()}
+        return {stain: resample(image, NATIVE_MPP, self.target_mpp) for stain, image in images.items()}
 
     def how_to_get(self) -> str:
         found = ", ".join(sorted(path.name for path in self.root.iterdir())[:8]) if self.root.is_dir() else "no folder"
         return HOW_TO_GET.format(root=self.root, found=f"found: {found or 'nothing'}", store=self.store_path)
 
     def settings(self) -> dict[str, Any]:
-        return {"mpp": self.mpp}
+        return {"target_mpp": self.target_mpp}
 
 
 def warn_of_counts(rows: list[dict[str, Any]]) -> None:

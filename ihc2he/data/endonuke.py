@@ -160,15 +160,18 @@ class EndoNukeDataModule(WholeTilesDataModule):
             image = images[number]
             size = image_size(image)
             readers: dict[str, NDArray[np.int64]] = {}
+            again = []
             for label in annotations[number]:
-                name = f"{label.annotator} ({label.split})" if label.annotator in readers else label.annotator
+                name = label.annotator
+                if name in readers:
+                    name = f"{label.annotator} ({label.split})"
+                    again.append(name)
                 readers[name] = keep_good(_read_points(labels[label], faults), size, labels[label], faults)
             reference_n3 = next(iter(readers.values()))
             mpp = self.mpp or _pixel_size(image, size, side_um)
             truth = {key: home / "truth" / folder / image.relative_to(home) for key, folder in TRUTH.items()}
-            return PointTile(
-                str(number), groups[number], image, mpp, reference_n3, readers, truth if self.truth_classes else {}
-            )
+            known = truth if self.truth_classes else {}
+            return PointTile(str(number), groups[number], image, mpp, reference_n3, readers, known, tuple(again))
 
         numbers = self._divided(sorted({label.number for label in chosen}))
         self.tiles = {split: [tile(number) for number in numbers[split]] for split in numbers}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ihc2he.data.store import TileStore
 from ihc2he.files import complete, write_csv
+from ihc2he.internals.matplotlib import load
 from ihc2he.stain.deconvolution import HE, IHC, optical_density, separate
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ def write_nuclei_index(path: Path, store: TileStore) -> None:
 
 def draw_exploration(path: Path, store: TileStore) -> None:
     """Draw the level distribution, the histograms of the stains and example tiles of both stains."""
+    load()
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
     examples = _examples(store)

@@ -21,10 +21,11 @@ from ihc2he.data.augmentation import NucleiAugmentation
 from ihc2he.data.download import download, unpack
 from ihc2he.data.segmentation import Labelled, SegmentationDataModule
 from ihc2he.data.store import Record, TileStore
-from ihc2he.data.stored import require
+from ihc2he.data.stored import require, require_native
 from ihc2he.errors import DataError
 from ihc2he.files import exclusive
 from ihc2he.images.labels import MAX_LABEL, number_consecutively
+from ihc2he.nuclei.decoders.base import Decoder
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,8 @@ class PanNukeDataModule(SegmentationDataModule):
         download: fetch what is not there.
         simulate: arguments of `ihc2he.simulate.pannuke.write_pannuke` (tiles, size, seed), to fill ``root`` with
             simulated tissue instead.
-        mpp: um/px of the images it yields; other than the native 0.25 resamples the tiles.
+        mpp: um/px of the files: 0.25.
+        target_mpp: um/px of the images it yields; other than 0.25 resamples the tiles.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class PanNukeDataModule(SegmentationDataModule):
         download: bool = False,
         simulate: dict[str, Any] | None = None,
         mpp: float = NATIVE_MPP,
+        target_mpp: float = NATIVE_MPP,
         crop_size: int = 256,
         batch_size: int = 16,
         eval_batch_size: int = 16,
@@ -126,11 +129,12 @@ class PanNukeDataModule(SegmentationDataModule):
         samples_per_epoch: int | None = None,
         sampler: str = "uniform",
         augmentation: dict[str, Any] | NucleiAugmentation | None = None,
+        decoder: dict[str, Any] | Decoder | None = None,
         rebuild: bool = False,
     ) -> None:
         super().__init__(
             store=store,
-            mpp=mpp,
+            target_mpp=target_mpp,
             classes=CLASSES,
             crop_size=crop_size,
             batch_size=batch_size,
@@ -140,8 +144,10 @@ class PanNukeDataModule(SegmentationDataModule):
             samples_per_epoch=samples_per_epoch,
             sampler=sampler,
             augmentation=augmentation,
+            decoder=decoder,
             rebuild=rebuild,
         )
+        require_native(mpp, NATIVE_MPP)
         require("split", split, split in SPLITS, "1, 2 or 3")
         self.root = Path(root).expanduser()
         self.split = split
@@ -191,7 +197,7 @@ class PanNukeDataModule(SegmentationDataModule):
         return HOW_TO_GET.format(root=self.root, found=f"found: {found or 'nothing'}", store=self.store_path)
 
     def settings(self) -> dict[str, Any]:
-        return {"mpp": self.mpp}
+        return {"target_mpp": self.target_mpp}
 
 
 def fetch(root: Path) -> None:

@@ -3,7 +3,6 @@
 Shape suffixes: n = points, 3 = (x, y, class). Coordinates are whole px; (0, 0) is the centre of the top-left pixel.
 """
 
-import csv
 import logging
 import re
 import struct
@@ -17,11 +16,11 @@ from numpy.typing import NDArray
 
 from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
 from ihc2he.data.stored import require
-from ihc2he.data.tables import by_name, pixel_size, read_table
+from ihc2he.data.tables import by_name, pixel_size, read_rows, read_table
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import DataError, did_you_mean
 from ihc2he.images.decoding import read_image
-from ihc2he.images.finding import find_images, regular_files
+from ihc2he.images.finding import find_images, regular_files, walk
 from ihc2he.images.labels import read_labels
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
@@ -50,6 +49,7 @@ class PointTile(NamedTuple):
         points_n3: the reference.
         readers: the points of all annotators, the reference among them.
         truth: files of what is known besides, by key of the batch: "inst", "type" and "he"; empty for real tissue.
+        second_readings: which of `readers` are those of an annotator who is there already.
     """
 
     name: str
@@ -59,6 +59,7 @@ class PointTile(NamedTuple):
     points_n3: NDArray[np.int64]
     readers: dict[str, NDArray[np.int64]]
     truth: dict[str, Path]
+    second_readings: tuple[str, ...] = ()
 
 
 def read_point_tile(tile: PointTile) -> dict[str, Any]:
@@ -70,6 +71,7 @@ def read_point_tile(tile: PointTile) -> dict[str, Any]:
         "mpp": tile.mpp,
         "points": tile.points_n3,
         "readers": tile.readers,
+        "second_readings": tile.second_readings,
     } | {key: read_image(path) if key == "he" else read_labels(path) for key, path in tile.truth.items()}
 
 
@@ -161,8 +163,9 @@ class PointsDataModule(WholeTilesDataModule):
     """Your own images with keypoints, to judge on.
 
     A batch of the test is a dict of lists with an entry per tile: ``name``, ``group``, ``image`` (HxWx3 uint8 RGB),
-    ``mpp``, ``points`` (the reference, (N, 3) int64: x, y in px and the class from 0) and ``readers`` (the points by
-    annotator). Points that come twice are left out, with one warning; whatever else is wrong is an error.
+    ``mpp``, ``points`` (the reference, (N, 3) int64: x, y in px and the class from 0), ``readers`` (the points by
+    annotator) and ``second_readings`` (those among them that are of an annotator who is there already). Points that
+    come twice are left out, with one warning; whatever else is wrong is an error.
 
     Args:
         root: folder with ``images``, ``points`` and perhaps ``tiles.csv``, whose column ``case`` is the group.
@@ -203,11 +206,14 @@ class PointsDataModule(WholeTilesDataModule):
             by_name(folder, files)
             for folder, files in (
                 (self.root / "images", (self.root / "images" / name for name in find_images(self.root / "images"))),
-                (self.root / "points", regular_files(sorted((self.root / "points").rglob("[!.]*.csv")))),
+                (
+                    self.root / "points",
+                    regular_files(path for path in walk(self.root / "points") if path.suffix == ".csv"),
+                ),
             )
         )
         self._require_partners(images, points)
-        table = read_table(self.root / "tiles.csv")
+        table = read_table(self.root / "tiles.csv", ("um_per_px", "case"), images)
         faults = Faults("repeated", "Mend the file.")
         self.tiles = []
         for name, image in images.items():
@@ -245,45 +251,29 @@ def read_points(path: Path, classes: Sequence[str]) -> list[Point]:
         DataError: for a missing column, a coordinate that is no number, and an unknown class.
     """
     wanted = ["x", "y", *(["class"] if classes else [])]
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            if missing := [name for name in wanted if (reader.fieldnames or []).count(name) != 1]:
-                msg = (
-                    f"{path}: found the columns {', '.join(reader.fieldnames or ()) or 'none'}, expected one called "
-                    f"{missing[0]}. The first line names the columns, separated by commas."
-                )
-                raise DataError(msg)
-            points = []
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in row:
-                    msg = (
-                        f"{where}: more fields than the first line names. Check the separators, and write 5.5, not 5,5."
-                    )
-                    raise DataError(msg)
-                kind = _class(row["class"], classes, where) if classes else 0
-                points.append(Point(reader.line_num, _whole(row, "x", where), _whole(row, "y", where), kind))
-            return points
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        msg = f"{path}: not a CSV file in UTF-8 ({error}). Export it again."
-        raise DataError(msg) from error
+    points = []
+    for line, row in read_rows(path, wanted, wanted):
+        where = f"{path}, line {line}"
+        kind = _class(row["class"], classes, where) if classes else 0
+        points.append(Point(line, _whole(row, "x", where), _whole(row, "y", where), kind))
+    return points
 
 
-def _whole(row: dict[str, str | None], column: str, where: str) -> int:
-    text = (row[column] or "").strip()
+def _whole(row: dict[str, str], column: str, where: str) -> int:
+    text = row[column]
     value = float(text) if _NUMBER.fullmatch(text) else inf
     if not isfinite(value):
-        msg = f"{where}: {column} is {row[column]!r}, expected a number of px."
+        comma = " Write 5.5, not 5,5." if "," in text else ""
+        msg = f"{where}: {column} is {text!r}, expected a number of px.{comma}"
         raise DataError(msg)
     return floor(value + 0.5)
 
 
-def _class(text: str | None, classes: Sequence[str], where: str) -> int:
+def _class(text: str, classes: Sequence[str], where: str) -> int:
     if text in classes:
-        return classes.index(text)  # type: ignore[arg-type]
-    if text and text.isascii() and text.isdecimal() and int(text) < len(classes):
+        return classes.index(text)
+    if text.isascii() and text.isdecimal() and int(text) < len(classes):
         return int(text)
-    hint = did_you_mean(text or "", classes)
+    hint = did_you_mean(text, classes)
     msg = f"{where}: class {text!r}, expected a name of data.classes or a number from 0.{hint}"
     raise DataError(msg)

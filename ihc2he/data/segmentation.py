@@ -5,7 +5,8 @@ Shape suffixes: b = batch, c = colour (3), h, w = height, width, 2 = x and y.
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -23,8 +24,9 @@ from ihc2he.data.transforms import to_tensor
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.labels import number_consecutively
+from ihc2he.nuclei.decoders.base import Decoder
 from ihc2he.nuclei.instances import instance_types
-from ihc2he.nuclei.targets import hv_maps, relabel_pieces
+from ihc2he.nuclei.targets import relabel_pieces
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size, resample, resized_labels
 
 log = logging.getLogger(__name__)
@@ -49,15 +51,16 @@ class Labelled(NamedTuple):
 class SegmentationDataModule(StoreDataModule):
     """Batches of H&E with nuclei.
 
-    A training batch is ``{"image": (N, 3, H, W) float32 in [0, 1], "inst": (N, H, W) int32, "hv": (N, 2, H, W) float32,
-    "type": (N, H, W) int64}``: random crops, augmented, reflected where a tile is smaller than the crop; the pieces
-    into which a crop cuts a nucleus are instances of their own. 0 = background in ``inst`` and ``type``; ``type`` is
-    absent where there are no types. A validation or test batch holds whole tiles, no ``hv``, and also ``name`` and
-    ``group`` (the tissue) as lists of str. Order and randomness depend on (seed, epoch, index) alone.
+    A training batch is ``{"image": (N, 3, H, W) float32 in [0, 1], "inst": (N, H, W) int32, "type": (N, H, W) int64}``
+    and the targets of the decoder, for instance ``"hv": (N, 2, H, W) float32``: random crops, augmented, reflected
+    where a tile is smaller than the crop; the pieces into which a crop cuts a nucleus are instances of their own. 0 =
+    background in ``inst`` and ``type``; ``type`` is absent where there are no types. A validation or test batch holds
+    whole tiles, no targets, and also ``name`` and ``group`` (the tissue) as lists of str. Order and randomness depend
+    on (seed, epoch, index) alone.
 
     Args:
         store: folder for the tile store and what is reported beside it.
-        mpp: um/px of the images it yields.
+        target_mpp: um/px of the images it yields.
         classes: names of the types from 1; empty where there are none.
         crop_size: side of the training crops in px.
         batch_size: training crops per batch and process.
@@ -68,10 +71,11 @@ class SegmentationDataModule(StoreDataModule):
         sampler: "uniform"; "class_balanced": tiles are drawn equally often for the sake of each class;
             "tissue_balanced": each tissue is drawn equally often; "class_tissue_balanced": half of the draws of each.
         augmentation: a `NucleiAugmentation`, or its configuration; None: none.
+        decoder: of the model, or its configuration: its targets are in the training batches; None: none are.
         rebuild: build the store again even if there is one.
 
     Attributes:
-        mpp: um/px of the images it yields.
+        target_mpp: um/px of the images it yields.
         classes: names of the types from 1, without background.
 
     Raises:
@@ -84,7 +88,7 @@ class SegmentationDataModule(StoreDataModule):
         self,
         *,
         store: str,
-        mpp: float,
+        target_mpp: float,
         classes: Sequence[str],
         crop_size: int,
         batch_size: int,
@@ -94,17 +98,18 @@ class SegmentationDataModule(StoreDataModule):
         samples_per_epoch: int | None,
         sampler: str,
         augmentation: dict[str, Any] | NucleiAugmentation | None,
+        decoder: dict[str, Any] | Decoder | None,
         rebuild: bool,
     ) -> None:
         super().__init__(store=store, num_workers=num_workers, seed=seed, rebuild=rebuild)
         require("seed", seed, seed >= 0, "0 or more")
-        require("mpp", mpp, is_pixel_size(mpp), PIXEL_SIZE)
+        require("target_mpp", target_mpp, is_pixel_size(target_mpp), PIXEL_SIZE)
         require("crop_size", crop_size, crop_size >= 1, "at least 1 px")
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
         require("eval_batch_size", eval_batch_size, eval_batch_size >= 1, "at least 1")
         require("samples_per_epoch", samples_per_epoch, samples_per_epoch is None or samples_per_epoch > 0, "1 or more")
         require("sampler", sampler, sampler in SAMPLERS, " or ".join(SAMPLERS))
-        self.mpp = mpp
+        self.target_mpp = target_mpp
         self.classes = list(classes)
         self.crop_size = crop_size
         self.batch_size = batch_size
@@ -112,11 +117,12 @@ class SegmentationDataModule(StoreDataModule):
         self.samples_per_epoch = samples_per_epoch
         self.sampler = sampler
         self.augmentation = None if augmentation is None else build(augmentation, NucleiAugmentation)
+        self.decoder = None if decoder is None else build(decoder, Decoder)  # type: ignore[type-abstract]
 
     @property
     def info(self) -> DataInfo:
         """What models, callbacks and the runner may know of the images."""
-        return DataInfo(self.mpp, self.classes, store=self.store_path)
+        return DataInfo(self.target_mpp, self.classes, store=self.store_path)
 
     @abstractmethod
     def divide(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
@@ -127,7 +133,9 @@ class SegmentationDataModule(StoreDataModule):
         rows = TileStore(self.store_path).rows
         if vanished := sum(row.get("vanished", 0) for row in rows):
             of = vanished + sum(row["nuclei"] for row in rows)
-            log.warning("%d of %d nuclei are smaller than a pixel of %g um and are lost.", vanished, of, self.mpp)
+            log.warning(
+                "%d of %d nuclei are smaller than a pixel of %g um and are lost.", vanished, of, self.target_mpp
+            )
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store and divide its records; reads no image."""
@@ -137,7 +145,12 @@ class SegmentationDataModule(StoreDataModule):
     def train_dataloader(self) -> DataLoader:
         records = self._required("train")
         dataset = NucleiCrops(
-            self.tiles, records, crop_size=self.crop_size, augmentation=self.augmentation, seed=self.seed
+            self.tiles,
+            records,
+            crop_size=self.crop_size,
+            augmentation=self.augmentation,
+            seed=self.seed,
+            targets=None if self.decoder is None else partial(self.decoder.targets, mpp=self.target_mpp),
         )
         sampler = self._epoch_sampler(len(records), self.samples_per_epoch or len(records), self._weights(records))
         return self._loader(dataset, sampler, self.batch_size, drop_last=True)
@@ -184,8 +197,8 @@ class SegmentationDataModule(StoreDataModule):
         return np.mean([np.asarray(part) / sum(part) for part in parts], axis=0).tolist()
 
     def _to_record(self, tile: Labelled, source_mpp: float, row: dict[str, Any]) -> Record:
-        """Return what the store keeps of a tile, at `mpp` and with instances from 1 to n."""
-        image = resample(tile.image, source_mpp, self.mpp)
+        """Return what the store keeps of a tile, at `target_mpp` and with instances from 1 to n."""
+        image = resample(tile.image, source_mpp, self.target_mpp)
         inst_hw = number_consecutively(resized_labels(tile.inst_hw, *image.shape[:2]))
         vanished = len(np.unique(tile.inst_hw[tile.inst_hw > 0])) - int(inst_hw.max())
         arrays = {"image": image, "inst": _compact(inst_hw)}
@@ -209,6 +222,7 @@ class NucleiCrops(Dataset[dict[str, torch.Tensor]]):
         crop_size: side of the crops in px.
         augmentation: of image and labels; None for none.
         seed: of the windows and the augmentation.
+        targets: from an instance map to what a network should learn of it besides; None: nothing.
     """
 
     def __init__(
@@ -219,12 +233,14 @@ class NucleiCrops(Dataset[dict[str, torch.Tensor]]):
         crop_size: int,
         augmentation: NucleiAugmentation | None,
         seed: int,
+        targets: Callable[[NDArray[np.int32]], Mapping[str, NDArray[np.float32]]] | None = None,
     ) -> None:
         self.store = store
         self.records = records
         self.crop_size = crop_size
         self.augmentation = augmentation
         self.seed = seed
+        self.targets = targets
 
     def __len__(self) -> int:
         return len(self.records)
@@ -236,7 +252,9 @@ class NucleiCrops(Dataset[dict[str, torch.Tensor]]):
         if self.augmentation is not None:
             image, labels = self.augmentation(image, labels, int(rng.integers(2**32)))
         inst_hw = relabel_pieces(labels[0])
-        return _tensors(image, inst_hw, *labels[1:]) | {"hv": torch.from_numpy(hv_maps(inst_hw))}
+        targets = {} if self.targets is None else self.targets(inst_hw)
+        learned = {name: torch.from_numpy(target) for name, target in targets.items()}
+        return _tensors(image, inst_hw, *labels[1:]) | learned
 
     def _crop(self, number: int, rng: np.random.Generator) -> list[NDArray]:
         """Return the same random window of the image and its label maps, reflected where the tile is smaller."""

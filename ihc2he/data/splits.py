@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from ihc2he.stain import STAINS
+
 SPLITS = ("train", "val", "test")
-STAINS = ("ihc", "he")
 
 
 def stratified_sample(groups: Sequence[str], fraction: float, seed: int) -> list[int]:

@@ -10,6 +10,7 @@ Damage is noticed: chunks have Fletcher-32 checksums (0.08 ms per crop), the str
 table of rows a digest.
 """
 
+import errno
 import json
 import logging
 import os
@@ -28,11 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.errors import DataError
+from ihc2he.files import complete
 
 log = logging.getLogger(__name__)
 
 VERSION = 2
 CHUNK = 128
+LOOKED_AT = 8  # records that tell how large the store will be
+STRUCTURE = 2**20  # bytes; more than HDF5 needs for a record besides its arrays
 WHOLE = (slice(None), slice(None))
 _TABLES = ("rows", "skipped")
 REMEDY = "Pass data.rebuild=true, or delete the store, to build it again."
@@ -119,25 +123,94 @@ def write_store(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
-        with h5py.File(part, "w", locking=False, libver="v110") as file:
-            _write_manifest(file, sources)
-            _write_records(file, jobs, load)
+        with h5py.File(part, "w", locking=False, libver="v110") as file, _Room(part, file) as room:
+            _write_manifest(file, sources, room)
+            _write_records(file, jobs, load, room)
             file.attrs["settings"] = json.dumps(dict(settings))
             file.attrs["version"] = VERSION
+        os.truncate(part, room.used)
         part.replace(path)
+        _times_file(path).unlink(missing_ok=True)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free / 1e9
-        msg = f"{path}: the store could not be written ({error}); {free:.1f} GB are free. Name another data.store."
+        limit = " Files may not grow so large here: look at ulimit -f." if error.errno == errno.EFBIG else ""
+        msg = (
+            f"{path}: the store could not be written ({error}); {free:.1f} GB are free.{limit} Name another data.store."
+        )
         raise DataError(msg) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+class _Room:
+    """Space on the disk for a file that HDF5 writes, asked for before it writes.
+
+    HDF5 cannot close a file that the disk has no space for, and takes the process down. What `reserve` has asked for is
+    there, so that a full disk, a quota or a limit on the size of files is an OSError here, while all can be undone.
+
+    Args:
+        path: of the file.
+        file: the same file, open for writing.
+
+    Attributes:
+        used: bytes of the finished file, once the block has ended.
+    """
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self._path = path
+        self._file = file
+        self._reserved = 0
+        self.used = 0
+
+    def __enter__(self) -> "_Room":
+        self._descriptor = os.open(self._path, os.O_RDWR)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        os.close(self._descriptor)
+        if kind is None:
+            self._file.flush()
+            self.used = self._file.id.get_filesize()
+
+    def reserve(self, size: int) -> None:
+        """Ask for space.
+
+        Args:
+            size: bytes that will be written; a part more is asked for, for the structure of the file.
+
+        Raises:
+            OSError: where there is none.
+        """
+        end = self._file.id.get_filesize() + size + size // 4 + STRUCTURE
+        if end <= self._reserved or not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            os.posix_fallocate(self._descriptor, self._reserved, end - self._reserved)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # of file systems that cannot
+                raise
+        self._reserved = end
+
+
+def _times_file(path: Path) -> Path:
+    return path.with_name(path.name + ".times.json")
+
+
+def _noted_times(path: Path) -> dict[str, int]:
+    """Return the times of sources that have changed since the store was built, while their content has not."""
+    try:
+        noted = json.loads(_times_file(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or a damaged one: the content is compared again
+        return {}
+    return noted if isinstance(noted, dict) else {}
 
 
 def check_store(path: Path, sources: Mapping[str, Path] | None, settings: Mapping[str, Any]) -> None:
     """Refuse a store that was built from other files or with other settings.
 
     A file with the same size and modification time counts as unchanged; where only the time differs the content
-    decides, and the new time is noted so that the next start need not read the file again.
+    decides, and the new time is noted beside the store, where that can be written, so that the next start need not read
+    the file again. The store itself is only read.
 
     Args:
         path: of the store.
@@ -149,6 +222,9 @@ def check_store(path: Path, sources: Mapping[str, Path] | None, settings: Mappin
     """
     with _open_finished(path) as file:
         built_with = dict(json.loads(file.attrs["settings"]))
+        if "target_mpp" in settings and "target_mpp" not in built_with:  # of version 0.1, with the names it had
+            former = {"mpp": "target_mpp", "mpp_files": "mpp"}
+            built_with = {former.get(key, key): value for key, value in built_with.items()}
         names = [name.decode() for name in file["source/name"][()]]
         sizes, times, hashes = (file[f"source/{column}"][()] for column in ("size", "mtime_ns", "hash"))
     different = [
@@ -163,16 +239,17 @@ def check_store(path: Path, sources: Mapping[str, Path] | None, settings: Mappin
         log.info("%s: its source is not there any more; the store is used as it is.", path)
         return
 
-    changed, touched = [], {}
+    changed, noted = [], _noted_times(path)
+    touched: dict[str, int] = {}
     for i, name in enumerate(names):
         if name not in sources:
             continue
         stat = sources[name].stat()
         if stat.st_size != sizes[i]:
             changed.append(name)
-        elif stat.st_mtime_ns != times[i]:
+        elif stat.st_mtime_ns not in (times[i], noted.get(name)):
             if hash_file(sources[name]) == hashes[i].decode():
-                touched[i] = stat.st_mtime_ns
+                touched[name] = stat.st_mtime_ns
             else:
                 changed.append(name)
     kinds = {
@@ -185,9 +262,11 @@ def check_store(path: Path, sources: Mapping[str, Path] | None, settings: Mappin
         msg = f"{path} does not match its source any more: {found}. {REMEDY}"
         raise DataError(msg)
     if touched:
-        with h5py.File(path, "r+", locking=False) as file:
-            for i, time in touched.items():
-                file["source/mtime_ns"][i] = time
+        try:
+            with complete(_times_file(path)) as temporary:
+                temporary.write_text(json.dumps(noted | touched), encoding="utf-8")
+        except OSError as error:
+            log.info("%s: new times of %d sources cannot be noted beside it (%s).", path, len(touched), error)
 
 
 def hash_file(path: Path) -> str:
@@ -215,30 +294,45 @@ def _open_finished(path: Path) -> Iterator[h5py.File]:
         raise DataError(msg) from error
 
 
-def _write_records(file: h5py.File, jobs: Sequence[Job], load: Callable[[Job], Record | Skipped]) -> None:
+def _write_records(file: h5py.File, jobs: Sequence[Job], load: Callable[[Job], Record | Skipped], room: _Room) -> None:
     from rich.progress import track
 
     rows: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
-    for result in track(map_in_threads(load, jobs), "Building the tile store", total=len(jobs)):
+    size = 0
+    for done, result in enumerate(track(map_in_threads(load, jobs), "Building the tile store", total=len(jobs))):
+        if done == LOOKED_AT:
+            _require_space(file, size * (len(jobs) - done) / done)
         if isinstance(result, Skipped):
             skipped.append(result)
             continue
+        of_record = sum(array.nbytes for array in result.arrays.values())
+        size += of_record
+        room.reserve(of_record)
         for field, array in result.arrays.items():
             chunks = tuple(_chunk(side) for side in array.shape[:2]) + array.shape[2:]
             file.create_dataset(_key(field, len(rows)), data=array, chunks=chunks, fletcher32=True)
         rows.append(result.row | {"shapes": {field: array.shape for field, array in result.arrays.items()}})
     texts = [json.dumps(rows), json.dumps(skipped)]
+    room.reserve(sum(len(text.encode()) for text in texts))
     for table, text in zip(_TABLES, texts, strict=True):
         file[table] = text
     file.attrs["tables"] = _digest([text.encode() for text in texts])
 
 
-def _write_manifest(file: h5py.File, sources: Mapping[str, Path]) -> None:
+def _require_space(file: h5py.File, needed: float) -> None:
+    """Raise an OSError where the records to come need more space than is free, going by those before them."""
+    free = shutil.disk_usage(Path(file.filename).parent).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"it needs some {needed / 1e9:.1f} GB more")
+
+
+def _write_manifest(file: h5py.File, sources: Mapping[str, Path], room: _Room) -> None:
     from rich.progress import track
 
     stats = [path.stat() for path in sources.values()]
     hashes = map_in_threads(hash_file, list(sources.values()))
+    room.reserve(sum(100 + len(name.encode()) for name in sources))  # names, hashes and numbers
     group = file.create_group("source")
     group["name"] = list(sources)
     group["size"] = np.array([stat.st_size for stat in stats], np.int64)

@@ -2,7 +2,8 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -79,7 +80,8 @@ class StoreDataModule(LightningDataModule, ABC):
         store = TileStore(self.store_path)
         for name, write in self.reports.items():
             if not (self.store_folder / name).is_file():
-                write(self.store_folder / name, store)
+                with unless_read_only(self.store_folder / name):
+                    write(self.store_folder / name, store)
 
     def _build(self, tiles: Sequence[Any], sources: dict[str, Path]) -> None:
         if self.store_path.is_file() and not self.rebuild:
@@ -126,6 +128,21 @@ class StoreDataModule(LightningDataModule, ABC):
 
     def _shard(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def require_native(mpp: float, native: float) -> None:
+    """Raise a ConfigError unless a pixel size is that of the published files: it was once what `target_mpp` is now."""
+    advice = f"{native}, the um/px of the published files; for images of {mpp} um/px pass data.target_mpp={mpp}"
+    require("mpp", mpp, mpp == native, advice)
+
+
+@contextmanager
+def unless_read_only(report: Path) -> Iterator[None]:
+    """Do without a report where it cannot be written: a finished store may lie on a disk that can only be read."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s: could not be written (%s), and is left out.", report, error)
 
 
 def require(name: str, value: Any, holds: bool, expected: str) -> None:

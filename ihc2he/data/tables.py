@@ -1,12 +1,21 @@
 """Tables beside images: strict CSV, names matched with files, pixel sizes."""
 
 import csv
-from collections.abc import Iterable
+import logging
+import re
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 
-from ihc2he.errors import ConfigError, DataError
+from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.images.finding import SUFFIXES
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
+
+log = logging.getLogger(__name__)
+
+OTHER_NAMES = {"um_per_px": ("mpp", "umpx", "pixelsize", "pixelwidth", "umperpixel", "micronsperpixel")}
+CLOSE = 0.8  # of difflib: 1 = equal; "spilt" and "split" have 0.8, "class" and "case" 0.67
 
 
 def by_name(base: Path, files: Iterable[Path]) -> dict[str, Path]:
@@ -55,17 +64,26 @@ def pixel_size(said: str | None, otherwise: float | None, image: Path, table: Pa
     except ValueError:
         mpp = -1.0
     if not is_pixel_size(mpp):
-        msg = f"{table}: um_per_px {said!r} for {image.name}, expected {PIXEL_SIZE}, such as 0.25."
+        comma = f" Write {said.replace(',', '.')}, with a point." if said.count(",") == 1 else ""
+        msg = f"{table}: um_per_px {said!r} for {image.name}, expected {PIXEL_SIZE}, such as 0.25.{comma}"
         raise DataError(msg)
     return mpp
 
 
-def read_table(path: Path) -> dict[str, dict[str, str]]:
-    """Return the rows of a tiles.csv by the tile's name without extension; empty where there is no such file.
+def read_table(
+    path: Path, columns: Sequence[str] = (), names: Collection[str] | None = None
+) -> dict[str, dict[str, str]]:
+    """Return the rows of a table beside images by the name of the image; empty where there is no such file.
+
+    A row names its image by the path below the folder, with or without extension, with slashes or backslashes.
+
+    Args:
+        path: of the table.
+        columns: those that are understood, besides ``name``.
+        names: of the images, as `by_name` gives them; None: the rows are not compared with any.
 
     Raises:
-        DataError: where it cannot be read, the column ``name`` is missing, a line has more fields than the first, or a
-            name is empty or comes twice.
+        DataError: where `read_rows` refuses it, and where a name is empty, comes twice, or is that of no image.
     """
     if not path.is_file():
         if path.exists() or path.is_symlink():
@@ -75,28 +93,115 @@ def read_table(path: Path) -> dict[str, dict[str, str]]:
             raise DataError(msg)
         return {}
     table: dict[str, dict[str, str]] = {}
+    for line, row in read_rows(path, ["name"], ["name", *columns]):
+        where, said = f"{path}, line {line}", row["name"]
+        if not said.strip():
+            msg = f"{where}: the name is empty. Fill it, or remove the line."
+            raise DataError(msg)
+        name = _match(said, names)
+        if name is None:
+            hint = did_you_mean(said, names or ())
+            msg = f"{where}: there is no image {said!r} below {path.parent}.{hint} Mend the name, or remove the line."
+            raise DataError(msg)
+        if name in table:
+            msg = f"{path}: {name} comes twice. Leave one row for each tile."
+            raise DataError(msg)
+        table[name] = row
+    return table
+
+
+def _match(said: str, names: Collection[str] | None) -> str | None:
+    """Return the name of the image that a row means, or None where there is none."""
+    plain = said.replace("\\", "/").removeprefix("./")
+    candidates = (said, plain, stem(plain))
+    return candidates[-1] if names is None else next((name for name in candidates if name in names), None)
+
+
+def read_rows(path: Path, wanted: Sequence[str], known: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a CSV file whose first line names the columns, each with the number of its last line.
+
+    Columns that nobody reads may be there, and are named once in the log. One is refused where it looks like a known
+    column that was misspelt: where both are equal but for case, blanks and punctuation, where it is another usual name
+    of it (`OTHER_NAMES`), and where it is nearly equal (`CLOSE`) to one that the file lacks. Values of known columns
+    come without the blanks around them, the column ``name`` as it is.
+
+    Args:
+        path: of the file.
+        wanted: columns that must be there.
+        known: columns that are understood, those included.
+
+    Raises:
+        DataError: where it cannot be read as CSV, a column is missing, doubled or misspelt, and where a line has more
+            or fewer fields than the first.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            if "name" not in (reader.fieldnames or ()):
-                msg = f"{path}: found the columns {reader.fieldnames}, expected one called name."
-                raise DataError(msg)
-            for row in reader:
-                where, name = f"{path}, line {reader.line_num}", stem(row["name"] or "")
-                if None in row:
-                    msg = f"{where}: more fields than the first line names. Remove them, or quote texts with commas."
+            reader = csv.reader(stream, strict=True)
+            header = next(reader, [])
+            _check_columns(path, header, wanted, known)
+            rows = []
+            for fields in reader:
+                if not fields:
+                    continue
+                if len(fields) != len(header):
+                    found = "more" if len(fields) > len(header) else "fewer"
+                    msg = (
+                        f"{path}, line {reader.line_num}: {found} fields than the first line names. Check the "
+                        "separators, quote texts with commas, and write 5.5, not 5,5."
+                    )
                     raise DataError(msg)
-                if not name:
-                    msg = f"{where}: the name is empty. Fill it, or remove the line."
-                    raise DataError(msg)
-                if name in table:
-                    msg = f"{path}: {name} comes twice. Leave one row for each tile."
-                    raise DataError(msg)
-                table[name] = row
+                pairs = zip(header, fields, strict=True)
+                row = {c: text if c == "name" else text.strip() for c, text in pairs if c in known}
+                rows.append((reader.line_num, row))
+            return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         msg = f"{path}: not a CSV file in UTF-8 ({error}). Export it again."
         raise DataError(msg) from error
-    return table
+
+
+def _check_columns(path: Path, header: Sequence[str], wanted: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [column for column in header if column not in known]
+    other = next((c for c in ";\t" if len(header) == 1 and c in header[0]), None)
+    for column in unknown if other is None else ():
+        if meant := _meant(column, header, known):
+            msg = (
+                f"{path}: the column {column!r} is not known. Did you mean '{meant}'? Rename it, to something else "
+                "where it is not to be read."
+            )
+            raise DataError(msg)
+    for column in known:
+        n = header.count(column)
+        if n > 1 or (n == 0 and column in wanted):
+            found = ", ".join(header) or "none"
+            hint = "" if other is None else f" Here they are separated by {other!r}."
+            msg = (
+                f"{path}: found the columns {found}, expected one called {column}. The first line names the columns, "
+                f"separated by commas.{hint}"
+            )
+            raise DataError(msg)
+    if unknown:
+        _say_unread(path.parent, path.name, tuple(unknown))
+
+
+def _meant(column: str, header: Sequence[str], known: Sequence[str]) -> str | None:
+    """Return the known column that an unknown one looks like."""
+    plain = _plain(column)
+    for name in known:
+        if plain == _plain(name) or (name not in header and plain in OTHER_NAMES.get(name, ())):
+            return name
+    lacking = {_plain(name): name for name in known if name not in header}
+    near = get_close_matches(plain, lacking, n=1, cutoff=CLOSE)
+    return lacking[near[0]] if near else None
+
+
+def _plain(column: str) -> str:
+    return re.sub(r"[\W_]+", "", column).casefold()
+
+
+@cache
+def _say_unread(folder: Path, file: str, columns: tuple[str, ...]) -> None:
+    """Log the columns of a table that are not read; once for the tables of a folder."""
+    log.info("%s: columns that are not read: %s", folder / file, ", ".join(map(repr, columns)))
 
 
 def stem(name: str) -> str:

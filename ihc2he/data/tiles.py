@@ -1,17 +1,22 @@
 """Images to find nuclei in; and what the readers of whole tiles share: names, pixel sizes, batches of lists."""
 
-import json
 import logging
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ihc2he.build import build
 from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
+from ihc2he.data.finished import Notes, check_sources, each_once, is_done, read_notes
 from ihc2he.data.stored import require
-from ihc2he.data.tables import by_name, pixel_size, read_table
+from ihc2he.data.tables import by_name, pixel_size, read_table, stem
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
-from ihc2he.images.finding import SUFFIXES, find_images, regular_files
+from ihc2he.images.finding import SUFFIXES, endings, find_images, regular_files, walk
+from ihc2he.images.source import ImageSource
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
@@ -41,7 +46,11 @@ class TilesDataModule(WholeTilesDataModule):
         path: a file, a folder (searched with its sub-folders) or a glob.
         mpp: um/px of the images that ``tiles.csv`` beside them does not tell of (columns name, um_per_px).
         done: folder ``done`` of the results. An image is skipped where ``<done>/<name>.json`` notes its ``size`` in
-            bytes and ``mtime_ns`` as they are now. Images below the folder that holds ``done`` are results, not read.
+            bytes, ``mtime_ns`` and ``mpp`` as they are now. Images below the folder that holds ``done`` are results,
+            not read.
+        source: node of an `ihc2he.images.source.ImageSource` of your own, which is given ``path`` and ``mpp``, for
+            files that this package cannot read; name such files one by one or rename them, since folders are searched
+            for PNG, JPEG and TIFF. None: those are read.
         batch_size: images per batch and process.
         num_workers: processes that load images.
     """
@@ -52,6 +61,7 @@ class TilesDataModule(WholeTilesDataModule):
         path: str | None,
         mpp: float | None = None,
         done: str | None = None,
+        source: dict[str, Any] | None = None,
         batch_size: int = 1,
         num_workers: int = 2,
     ) -> None:
@@ -61,6 +71,7 @@ class TilesDataModule(WholeTilesDataModule):
         require("mpp", mpp, mpp is None or is_pixel_size(mpp), PIXEL_SIZE)
         self.path = str(path)
         self.mpp = mpp
+        self.source = source
         self.done = None if done is None else Path(done).expanduser()
 
     @property
@@ -75,25 +86,30 @@ class TilesDataModule(WholeTilesDataModule):
             files = _without_results(base, files, self.done.parent)
         if not files:
             msg = (
-                f"data.path={self.path}: found no image there, expected PNG, JPEG or TIFF files. "
+                f"data.path={self.path}: found no image there, expected PNG, JPEG or TIFF files.{_others(base)} "
                 "Pass a file, a folder or a glob in quotes."
             )
             raise DataError(msg)
-        named = by_name(base, files)
-        todo = {name: file for name, file in named.items() if self.done is None or not _is_done(self.done, name, file)}
-        if len(todo) < len(named):
-            log.info("%d of %d images were finished before and are skipped.", len(named) - len(todo), len(named))
-        if not todo:
-            log.info("No image is left to do.")
+        named = each_once(by_name(base, files))
         table = base / "tiles.csv"
-        said = read_table(table)
-        self.tiles = [
+        said = read_table(table, ("um_per_px",), _names_below(base, named) if table.is_file() else None)
+        notes: Notes = {}
+        if self.done is not None:
+            notes = read_notes(self.done)
+            check_sources(self.done, notes, named)
+        found = [
             Tile(name, file, pixel_size(said.get(name, {}).get("um_per_px"), self.mpp, file, table))
-            for name, file in todo.items()
+            for name, file in named.items()
         ]
+        self.tiles = [tile for tile in found if not is_done(notes.get(tile.name), tile.path, tile.mpp)]
+        if len(self.tiles) < len(found):
+            skipped = len(found) - len(self.tiles)
+            log.info("%d of %d images were finished before and are skipped.", skipped, len(found))
+        if not self.tiles:
+            log.info("No image is left to do.")
 
     def predict_dataloader(self) -> TileLoader:
-        return self._loader(self.tiles, _read)
+        return self._loader(self.tiles, partial(_read, source=self.source))
 
 
 def find_files(path: str) -> tuple[Path, list[Path]]:
@@ -110,8 +126,31 @@ def find_files(path: str) -> tuple[Path, list[Path]]:
     if fixed is None:
         return given.parent, []
     base = Path(*given.parts[:fixed])
-    found = sorted(base.glob(str(Path(*given.parts[fixed:]))))
+    pattern = given.parts[fixed:]
+    if "**" in pattern:  # through links too, which Path.glob passes over
+        found = [path for path in walk(base) if _matches(path.relative_to(base).parts, pattern)]
+    else:
+        found = sorted(base.glob(str(Path(*pattern))))
     return base, regular_files(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Return whether the parts of a path fit a glob, in which ``**`` stands for any number of folders."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[k:], pattern[1:]) for k in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _others(base: Path) -> str:
+    found = ", ".join(f"{n} {ending}" for ending, n in endings(walk(base)).items())
+    return f" Found: {found}." if found else ""
+
+
+def _names_below(base: Path, named: Iterable[str]) -> set[str]:
+    """Return the names that a table may have: of the images asked for, and of those beside them."""
+    return {*named, *map(stem, find_images(base))}
 
 
 def _without_results(base: Path, files: list[Path], results: Path) -> list[Path]:
@@ -123,19 +162,13 @@ def _without_results(base: Path, files: list[Path], results: Path) -> list[Path]
     return [file for file in files if not file.resolve().is_relative_to(results.resolve())]
 
 
-def _is_done(done: Path, name: str, file: Path) -> bool:
-    try:
-        note = json.loads((done / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or a damaged one: the image is done again
-        return False
-    now = file.stat()
-    return (note.get("size"), note.get("mtime_ns")) == (now.st_size, now.st_mtime_ns)
-
-
-def _read(tile: Tile) -> dict[str, Any]:
+def _read(tile: Tile, source: dict[str, Any] | None) -> dict[str, Any]:
     image, error = None, None
     try:
-        image = read_image(tile.path)
+        if source is None:
+            image = read_image(tile.path)
+        else:
+            image = build(source, ImageSource, path=str(tile.path), mpp=tile.mpp).whole()  # type: ignore[type-abstract]
     except DataError as problem:
         error = str(problem)
     except MemoryError:

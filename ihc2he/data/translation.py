@@ -16,11 +16,12 @@ from ihc2he.data.exploration import draw_exploration, stain_statistics, warn_if_
 from ihc2he.data.samplers import SampleIndex, balancing_weights
 from ihc2he.data.splits import STAINS, split_records
 from ihc2he.data.store import Record, Skipped, TileStore
-from ihc2he.data.stored import StoreDataModule, require
+from ihc2he.data.stored import StoreDataModule, require, unless_read_only
 from ihc2he.data.transforms import augment, normalise, training_transform
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.files import write_csv
+from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 if TYPE_CHECKING:
     import albumentations
@@ -155,7 +156,7 @@ class TranslationDataModule(StoreDataModule):
 
     Args:
         store: folder for the tile store and what is reported beside it.
-        mpp: um/px of the images it yields.
+        target_mpp: um/px of the images it yields.
         crop_size: side of the training crops in px.
         batch_size: training crops of each stain per batch and process.
         eval_batch_size: whole tiles per batch; more than 1 needs tiles of one size.
@@ -174,7 +175,7 @@ class TranslationDataModule(StoreDataModule):
         rebuild: build the store again even if there is one.
 
     Attributes:
-        mpp: um/px of the images it yields.
+        target_mpp: um/px of the images it yields.
 
     Raises:
         ConfigError: for a value outside its range.
@@ -186,7 +187,7 @@ class TranslationDataModule(StoreDataModule):
         self,
         *,
         store: str,
-        mpp: float,
+        target_mpp: float,
         crop_size: int,
         batch_size: int,
         eval_batch_size: int,
@@ -207,7 +208,7 @@ class TranslationDataModule(StoreDataModule):
         super().__init__(store=store, num_workers=num_workers, seed=seed, rebuild=rebuild)
         require("sampler", sampler, sampler in SAMPLERS, " or ".join(SAMPLERS))
         require("on_bad_file", on_bad_file, on_bad_file in POLICIES, " or ".join(POLICIES))
-        require("mpp", mpp, mpp > 0, "um/px above 0")
+        require("target_mpp", target_mpp, is_pixel_size(target_mpp), PIXEL_SIZE)
         require("crop_size", crop_size, crop_size >= MIN_SIDE, f"at least {MIN_SIDE} px")
         require("batch_size", batch_size, batch_size >= 1, "at least 1")
         require("eval_batch_size", eval_batch_size, eval_batch_size >= 1, "at least 1")
@@ -221,7 +222,7 @@ class TranslationDataModule(StoreDataModule):
             "1 to 10^9",
         )
         require("brightness_contrast", brightness_contrast, 0 <= brightness_contrast < 1, "from 0 to below 1")
-        self.mpp = mpp
+        self.target_mpp = target_mpp
         self.crop_size = crop_size
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -239,7 +240,7 @@ class TranslationDataModule(StoreDataModule):
     @property
     def info(self) -> DataInfo:
         """What models, callbacks and the runner may know of the images."""
-        return DataInfo(self.mpp, store=self.store_path)
+        return DataInfo(self.target_mpp, store=self.store_path)
 
     @abstractmethod
     def find_tiles(self) -> list[RawTile] | None:
@@ -247,7 +248,7 @@ class TranslationDataModule(StoreDataModule):
 
     @abstractmethod
     def read_tile(self, tile: RawTile) -> dict[str, NDArray]:
-        """Return the images of a tile at `mpp`, by stain: HxWx3 uint8."""
+        """Return the images of a tile at `target_mpp`, by stain: HxWx3 uint8."""
 
     def sources(self, tiles: Sequence[RawTile]) -> dict[str, Path]:
         return {f"{role}/{tile.split}/{tile.name}": file for tile in tiles for role, file in tile.files.items()}
@@ -266,7 +267,7 @@ class TranslationDataModule(StoreDataModule):
             found = "; ".join(_tile_name(self.tiles.rows[i]) for i in too_small[:3])
             msg = (
                 f"{self.store_path}: {len(too_small)} training tiles are smaller than the crop of {self.crop_size} px "
-                f"at {self.mpp} um/px, such as {found}. Pass a smaller data.crop_size, or data.on_bad_file=skip."
+                f"at {self.target_mpp} um/px, such as {found}. Pass a smaller data.crop_size, or data.on_bad_file=skip."
             )
             raise DataError(msg)
 
@@ -344,12 +345,15 @@ class TranslationDataModule(StoreDataModule):
                     "data.on_bad_file=skip."
                 )
                 raise DataError(msg)
-            table.unlink(missing_ok=True)
+            if table.is_file():
+                with unless_read_only(table):
+                    table.unlink()
             return
         _, too_small = self._split(store)
         reason = f"smaller than the training crop of {self.crop_size} px"
         skipped = [*store.skipped, *(Skipped(_tile_name(store.rows[i]), reason) for i in too_small)]
-        write_csv(table, [entry._asdict() for entry in skipped], Skipped._fields)
+        with unless_read_only(table):
+            write_csv(table, [entry._asdict() for entry in skipped], Skipped._fields)
         if skipped:
             log.warning("%d images are left out, listed in %s:", len(skipped), table)
         for name, why in skipped:

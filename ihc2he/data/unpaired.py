@@ -1,7 +1,5 @@
 """Two folders of images, one of IHC and one of H&E, of any size and without any correspondence."""
 
-import logging
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,8 @@ from ihc2he.data.stored import require
 from ihc2he.data.translation import RawTile, TranslationDataModule
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
-from ihc2he.images.finding import SUFFIXES, find_images
+from ihc2he.images.finding import SUFFIXES, endings, find_images, walk
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size, resample
-
-log = logging.getLogger(__name__)
 
 
 class UnpairedDataModule(TranslationDataModule):
@@ -32,7 +28,8 @@ class UnpairedDataModule(TranslationDataModule):
         stain_a: what the A folders of ``root`` hold, "ihc" or "he" (MIST has H&E in A).
         mpp_ihc: um/px of the IHC files.
         mpp_he: um/px of the H&E files.
-        mpp: um/px of the images it yields; None: the coarser of the two, so that no detail is made up.
+        target_mpp: um/px of the images it yields; None: the coarser of the two, so that no detail is made up.
+        mpp: its former name; refused, since it is the pixel size of the files elsewhere.
 
     Raises:
         ConfigError: where a folder or a pixel size is not given.
@@ -48,6 +45,7 @@ class UnpairedDataModule(TranslationDataModule):
         stain_a: str = "ihc",
         mpp_ihc: float | None = None,
         mpp_he: float | None = None,
+        target_mpp: float | None = None,
         mpp: float | None = None,
         crop_size: int = 256,
         batch_size: int = 1,
@@ -82,10 +80,12 @@ class UnpairedDataModule(TranslationDataModule):
         if ihc is not None and he is not None and (inside(ihc, he) or inside(he, ihc)):
             msg = f"data.ihc={ihc}, data.he={he}: one lies inside the other, so its images would count as both stains."
             raise ConfigError(msg)
-        require("mpp", mpp, mpp is None or is_pixel_size(mpp), PIXEL_SIZE)
+        advice = f"data.mpp_ihc and data.mpp_he for the files; for images of {mpp} um/px pass data.target_mpp={mpp}"
+        require("mpp", mpp, mpp is None, advice)
+        require("target_mpp", target_mpp, target_mpp is None or is_pixel_size(target_mpp), PIXEL_SIZE)
         super().__init__(
             store=store,
-            mpp=max(mpp_ihc, mpp_he) if mpp is None else mpp,
+            target_mpp=max(mpp_ihc, mpp_he) if target_mpp is None else target_mpp,
             crop_size=crop_size,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
@@ -123,22 +123,16 @@ class UnpairedDataModule(TranslationDataModule):
         for split, stains in present.items():
             for stain, folder in stains.items():
                 names = find_images(folder)
-                others = Counter(path.suffix.lower() or path.name for path in _other_files(folder))
                 if not names:
-                    msg = (
-                        f"{folder}: expected {stain} images ({', '.join(SUFFIXES)}), found {dict(others) or 'nothing'}."
-                    )
+                    found = endings(walk(folder)) or "nothing"
+                    msg = f"{folder}: expected {stain} images ({', '.join(SUFFIXES)}), found {found}."
                     raise DataError(msg)
-                if others:
-                    log.warning(
-                        "%s: files that are no images by their extension are not read: %s", folder, dict(others)
-                    )
                 tiles += [RawTile(name, split, "", {stain: folder / name}) for name in names]
         return tiles or None
 
     def read_tile(self, tile: RawTile) -> dict[str, NDArray]:
         ((stain, path),) = tile.files.items()
-        return {stain: resample(read_image(path), self.source_mpp[stain], self.mpp)}
+        return {stain: resample(read_image(path), self.source_mpp[stain], self.target_mpp)}
 
     def how_to_get(self) -> str:
         missing = ", ".join(str(folder) for stains in self.folders.values() for folder in stains.values())
@@ -148,7 +142,8 @@ class UnpairedDataModule(TranslationDataModule):
         )
 
     def settings(self) -> dict[str, Any]:
-        return {"mpp": self.mpp, "mpp_ihc": self.source_mpp["ihc"], "mpp_he": self.source_mpp["he"]}
+        sizes = {"mpp_ihc": self.source_mpp["ihc"], "mpp_he": self.source_mpp["he"]}
+        return {"target_mpp": self.target_mpp} | sizes
 
 
 def inside(folder: str, other: str) -> bool:
@@ -158,7 +153,3 @@ def inside(folder: str, other: str) -> bool:
     (True, False)
     """
     return Path(folder).resolve().is_relative_to(Path(other).resolve())
-
-
-def _other_files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() not in SUFFIXES]

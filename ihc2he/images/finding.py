@@ -1,23 +1,80 @@
 """Finding image files in folders."""
 
 import logging
+from collections import Counter, deque
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+# What may lie beside images and is none.
+BESIDE = (
+    ".csv", ".tsv", ".txt", ".md", ".json", ".geojson", ".xml", ".yaml", ".yml", ".html", ".pdf", ".xlsx", ".ini",
+    ".db", ".log", ".zip", ".md5", ".sha256",
+)  # fmt: skip
 
 
 def find_images(folder: Path) -> list[str]:
     """Return the image files below a folder, as sorted POSIX paths relative to it.
 
-    Looks into sub-folders, knows PNG, JPEG and TIFF by their extension in any case, and passes over hidden
-    files, such as the ``._*`` companions that macOS leaves in archives. Folders, dangling links and the like that bear
-    such a name are left out, with one warning.
+    Looks into sub-folders, those that links lead to among them (`walk`), knows PNG, JPEG and TIFF by their extension
+    in any case, and passes over hidden files, such as the ``._*`` companions that macOS leaves in archives. Folders,
+    dangling links and the like that bear such a name are left out, with one warning; files of other kinds are counted
+    by their ending in one line of the log, unless they are such as may lie beside images (`BESIDE`).
     """
-    named = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    found = walk(folder)
+    others = endings(found)
+    if any(ending not in BESIDE for ending in others):
+        _say_others(folder, tuple(others.items()))
+    named = [path for path in found if path.suffix.lower() in SUFFIXES]
     return [path.relative_to(folder).as_posix() for path in regular_files(named)]
+
+
+def walk(folder: Path) -> list[Path]:
+    """Return what is below a folder and not hidden, sorted; empty where there is no such folder.
+
+    Folders that links lead to are entered, each once and after those that are no links. One that holds the link to it,
+    and one that was entered by another path, is left out, with one warning.
+    """
+    found: list[Path] = []
+    entered: set[Path] = set()
+    again: list[Path] = []
+    folders: deque[tuple[Path, tuple[Path, ...]]] = deque()  # with where they and those above them really lie
+    links: deque[tuple[Path, tuple[Path, ...]]] = deque()
+    if folder.is_dir():
+        folders.append((folder, (folder.resolve(),)))
+    while folders or links:
+        here, chain = (folders or links).popleft()
+        if chain[-1] in entered or any(above.is_relative_to(chain[-1]) for above in chain[:-1]):
+            again.append(here)
+            continue
+        entered.add(chain[-1])
+        for path in here.iterdir():
+            if path.is_dir():
+                (links if path.is_symlink() else folders).append((path, (*chain, path.resolve())))
+            if not path.name.startswith("."):
+                found.append(path)
+    if again:
+        log.warning("left out %d links to folders that are read already, such as %s", len(again), min(again))
+    return sorted(found)
+
+
+def endings(paths: Iterable[Path]) -> dict[str, int]:
+    """Return how many files have each ending that is none of an image, the most frequent first."""
+    others = (path for path in paths if path.suffix.lower() not in SUFFIXES and path.is_file())
+    return dict(Counter(path.suffix.lower() or path.name for path in others).most_common())
+
+
+@cache
+def _say_others(folder: Path, counts: tuple[tuple[str, int], ...]) -> None:
+    """Log the files that are not read; once as long as they stay the same."""
+    log.warning(
+        "%s: files that are not read: %s. Images are PNG, JPEG and TIFF; export others as one of these.",
+        folder,
+        dict(counts),
+    )
 
 
 def regular_files(paths: Iterable[Path]) -> list[Path]:

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ihc2he.errors import DataError
+from ihc2he.images import tiff
+from ihc2he.images.decoding import read_image
+from ihc2he.stain.white import White, white_point
+from ihc2he.tiling.resampling import resize
+
+if TYPE_CHECKING:
+    import tifffile
+
+_WHITE_PX = 2048  # longer side of the thumbnail in which the white point is looked for
+_ROWS = 1024  # of the strips that a thumbnail is made of
 
 
 class ImageSource(ABC):
@@ -36,6 +52,110 @@ class ImageSource(ABC):
             DataError: where the file cannot be read.
         """
 
+    @cached_property
+    def white(self) -> White:
+        """The white point of the whole image: the colour of its glass, see `ihc2he.stain.white`."""
+        return white_point(self.thumbnail(_WHITE_PX))
+
+    def whole(self) -> NDArray[np.uint8]:
+        """Return the whole image at full resolution, HxWx3 uint8 RGB."""
+        return self.read(slice(0, self.shape[0]), slice(0, self.shape[1]))
+
     def thumbnail(self, most_px: int) -> NDArray[np.uint8]:
-        """Return the whole image, its longer side at most so many px, HxWx3 uint8 RGB."""
-        raise NotImplementedError
+        """Return the whole image, its longer side at most so many px, HxWx3 uint8 RGB; read strip by strip."""
+        height, width = self.shape
+        factor = max(1.0, max(height, width) / most_px)
+        if factor == 1:
+            return self.whole()
+        made_h, made_w = max(1, int(height / factor)), max(1, int(width / factor))
+        step = max(1, int(_ROWS / factor))
+        strips = []
+        for start in range(0, made_h, step):
+            stop = min(start + step, made_h)
+            rows = slice(start * height // made_h, stop * height // made_h)
+            strips.append(resize(self.read(rows, slice(0, width)), stop - start, made_w))
+        return np.concatenate(strips)
+
+
+class ArraySource(ImageSource):
+    """An image that is in memory.
+
+    Args:
+        image: HxWx3 uint8 RGB.
+        mpp: um/px; None where it is not known.
+        name: for messages.
+        white: its white point, where it is known; None: it is estimated when somebody asks.
+    """
+
+    def __init__(
+        self, image: NDArray[np.uint8], mpp: float | None = None, name: str = "image", white: White | None = None
+    ) -> None:
+        self.image, self.mpp, self.name = image, mpp, name
+        if white is not None:
+            self.white = white
+        self.shape = image.shape[:2]  # type: ignore[assignment]
+
+    def read(self, rows: slice, columns: slice, level: int = 0) -> NDArray[np.uint8]:
+        """Return a region."""
+        return self.image[rows, columns]
+
+
+class FileSource(ImageSource):
+    """A PNG, JPEG or TIFF file.
+
+    Of a TIFF of tiles, of strips or without compression only those parts are decoded that a region touches; any other
+    file is decoded once and kept. It opens its file anew in each process that it is sent to.
+
+    Args:
+        path: of the file.
+        mpp: um/px; None where it is not known.
+
+    Raises:
+        DataError: naming the file and what is wrong with it.
+    """
+
+    def __init__(self, path: str | Path, mpp: float | None = None) -> None:
+        self.path = Path(path)
+        self.name, self.mpp = str(path), mpp
+        self._open()
+        self.shape = self._size()
+
+    def _open(self) -> None:
+        self._files = ExitStack()
+        self._page: tifffile.TiffPage | None = None
+        self._image: NDArray[np.uint8] | None = None
+        try:
+            with self.path.open("rb") as stream:
+                is_tiff = stream.read(4) in tiff.SIGNATURES
+            if is_tiff:
+                page = self._files.enter_context(tiff.opened(self.path))
+                self._page = page if tiff.by_region(page) else None
+        except (OSError, ValueError):
+            self._page = None  # reading the whole says what is wrong
+        if self._page is None:
+            self._files.close()
+            self._image = read_image(self.path)
+
+    def _size(self) -> tuple[int, int]:
+        if self._image is not None:
+            return self._image.shape[:2]  # type: ignore[return-value]
+        assert self._page is not None
+        return self._page.imagelength, self._page.imagewidth
+
+    def read(self, rows: slice, columns: slice, level: int = 0) -> NDArray[np.uint8]:
+        """Return a region."""
+        if self._image is not None:
+            return self._image[rows, columns]
+        assert self._page is not None
+        try:
+            return tiff.samples(self._page, rows, columns).rgb8()
+        except ValueError as error:
+            msg = f"{self.path}: {error} Copy the file again, or export it as an 8-bit RGB TIFF."
+            raise DataError(msg) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "name": self.name, "mpp": self.mpp, "shape": self.shape}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()

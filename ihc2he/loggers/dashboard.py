@@ -6,6 +6,7 @@ import sys
 from typing import Any, NamedTuple
 
 from ihc2he.errors import ConfigError, Ihc2heError
+from ihc2he.explain import write_what_is_possible
 
 HELP = """\
 Make a saved view of a W&B project, with sections for losses, image quality, segmentation, throughput, panels and the
@@ -142,7 +143,8 @@ def _built(panel: Panel) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit status: 0; 2 after one line that says what is wrong; 1 if W&B refuses."""
+    """Return the exit status of the command line: 0, 2 after one line about what is wrong, 1 where W&B refuses."""
+    write_what_is_possible()
     if not arguments or any(a in ("-h", "--help", "help") for a in arguments):
         print(HELP, end="")
         return 0 if arguments else 2

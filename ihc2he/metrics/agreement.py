@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, permutations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.metrics.cards import Card
-from ihc2he.metrics.keypoints import RADIUS_UM, cards, score_tile, scores
+from ihc2he.metrics.keypoints import RADIUS_UM, score_tile, scores
 
 ReaderCounts = dict[tuple[str, str], dict[str, NDArray[np.int64]]]
 _OF_A_READER = ("f1", "precision", "recall")
@@ -95,18 +94,6 @@ def agreement(tiles: Iterable[ReaderCounts], classes: Sequence[str]) -> Agreemen
 def _pooled(counts: Sequence[Mapping[str, NDArray]], classes: Sequence[str]) -> dict[str, float]:
     sums = {key: np.sum([each[key] for each in counts], 0) for key in counts[0]}
     return {key: float(value) for key, value in scores(sums, classes, ()).items()}
-
-
-def agreement_cards(classes: Sequence[str], radius_um: float = RADIUS_UM) -> dict[str, Card]:
-    """Return the name cards of `Agreement.summary`.
-
-    >>> agreement_cards(["stroma"])["human_f1/stroma"].title
-    'F1, stroma, between annotators'
-    """
-    known = cards(classes, (), radius_um, ())
-    shown = {f"human_{key}": (card, "between annotators") for key, card in known.items() if _is_shown(key)}
-    shown |= {f"reader_{key}": (known[key], "of an annotator, compared with the others") for key in _OF_A_READER}
-    return {key: replace(card, name=key, title=f"{card.title}, {what}") for key, (card, what) in shown.items()}
 
 
 def _is_shown(key: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 _CLOSEST = "closest to "
@@ -39,6 +40,21 @@ class Card:
         if self.best is not None:
             return f"{_CLOSEST}{self.best:g}"
         return "higher" if self.higher_is_better else "lower"
+
+
+def card_of(key: str, cards: Mapping[str, Card]) -> Card | None:
+    """Return the card of a logged value, for instance of `val/he/ssim/3+`; None where there is none.
+
+    Args:
+        key: stage, metric, and in case a group.
+        cards: by metric.
+
+    >>> cards = {"he/ssim": Card("ssim", "SSIM", True, "-1 to 1", 11, "")}
+    >>> card_of("val/he/ssim/3+", cards).title, card_of("train/loss", cards)
+    ('SSIM', None)
+    """
+    metric = key.partition("/")[2]
+    return cards.get(metric) or cards.get(metric.rpartition("/")[0])
 
 
 def badness(value: float, better: str) -> float:

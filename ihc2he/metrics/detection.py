@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ihc2he.metrics.cards import Card
+from ihc2he.metrics.ratios import detection_ratios, hovernet_f1, ratio
 from ihc2he.nuclei.matching import match_points
 
 RADIUS_UM = 3.0  # 12 px at 0.25 um/px
@@ -103,18 +104,10 @@ def detection_scores(matrix_cc: NDArray[np.integer], classes: Sequence[str]) -> 
     right_c = np.diag(typed_cc)
     wrong_c = typed_cc.sum(0)[:-1] + typed_cc.sum(1) - 2 * right_c
     alone_c = matrix_cc[0, 1:-1] + matrix_cc[1:-1, 0]
-    scores = {
-        "precision": _ratio(tp, tp + fp),
-        "recall": _ratio(tp, tp + fn),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
-        "type_accuracy": _ratio(right_c.sum(), typed_cc.sum()),
-    }
-    per_class = zip(classes, right_c, wrong_c, alone_c, strict=True)
-    return scores | {f"f1/{name}": _ratio(2 * tp, 2 * tp + 2 * wrong + alone) for name, tp, wrong, alone in per_class}
-
-
-def _ratio(part: np.integer, whole: np.integer) -> float:
-    return float(part / whole) if whole else float("nan")
+    scores = detection_ratios(tp, tp + fp, tp + fn)
+    scores["type_accuracy"] = ratio(right_c.sum(), typed_cc.sum())
+    scores |= {f"f1/{name}": f1 for name, f1 in zip(classes, hovernet_f1(right_c, wrong_c, alone_c), strict=True)}
+    return {key: float(value) for key, value in scores.items()}
 
 
 class Detection(Metric):

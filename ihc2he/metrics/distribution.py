@@ -8,7 +8,6 @@ Shape suffixes: b = batch, c = colour (3), h, w = height, width, n = images of a
 
 import hashlib
 import logging
-import os
 import shutil
 from functools import cached_property
 from http.client import HTTPException
@@ -22,6 +21,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from ihc2he.errors import ConfigError, Ihc2heError
+from ihc2he.files import complete
 from ihc2he.metrics.fidelity import Card, checked_images, full_float32
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,14 @@ class Distribution(Metric):
     @cached_property
     def _network(self) -> nn.Module:
         return feature_network(self._spec[0])
+
+    def prepare(self) -> None:
+        """Build the network now, if it is not there yet.
+
+        Raises:
+            FeaturesUnavailable, ConfigError: if it cannot be built, see `feature_network`.
+        """
+        _ = self._network
 
     def update(self, images_bchw: Tensor, real: bool) -> None:
         """Add a batch.
@@ -146,8 +154,6 @@ def frechet_distance(real_nd: Tensor, fake_nd: Tensor) -> Tensor:
 
 def _kernel_distance(real_nd: Tensor, fake_nd: Tensor, subset: int) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of KID over random subsets, the same ones every time."""
-    from torchmetrics.image.kid import poly_mmd
-
     # If a subset is all of both sets, all subsets are equal.
     subsets = 1 if len(real_nd) == len(fake_nd) == subset else _SUBSETS
     generator = torch.Generator().manual_seed(0)
@@ -155,8 +161,19 @@ def _kernel_distance(real_nd: Tensor, fake_nd: Tensor, subset: int) -> tuple[Ten
     def draw(x_nd: Tensor) -> Tensor:
         return x_nd[torch.randperm(len(x_nd), generator=generator)[:subset]]
 
-    scores = torch.stack([poly_mmd(draw(real_nd), draw(fake_nd)) for _ in range(subsets)])
+    scores = torch.stack([_squared_mmd(draw(real_nd), draw(fake_nd)) for _ in range(subsets)])
     return scores.mean(), scores.std(unbiased=False)
+
+
+def _squared_mmd(x_nd: Tensor, y_nd: Tensor) -> Tensor:
+    """Return the unbiased squared maximum mean discrepancy of two sets of equal size (Binkowski 2018, eq. 4).
+
+    The kernel is ``(x.y / D + 1)^3``.
+    """
+    n, d = x_nd.shape
+    kernels = [(a_nd @ b_nd.T / d + 1) ** 3 for a_nd, b_nd in ((x_nd, x_nd), (y_nd, y_nd), (x_nd, y_nd))]
+    within = [(kernel.sum() - kernel.diagonal().sum()) / (n * (n - 1)) for kernel in kernels[:2]]
+    return within[0] + within[1] - 2 * kernels[2].sum() / n**2
 
 
 def feature_network(spec: str | nn.Module) -> nn.Module:
@@ -242,17 +259,13 @@ def _download(url: str, path: Path) -> None:
     """Download to a temporary name, verify, rename; give up after 10 s without a response."""
     from rich.progress import wrap_file
 
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with urlopen(url, timeout=_TIMEOUT_S) as response, part.open("wb") as target:
-            size = int(response.headers["Content-Length"] or 0)
-            with wrap_file(response, size, description="Inception weights") as source:
-                shutil.copyfileobj(source, target)
-        _verify(part)
-        part.replace(path)
+        with complete(path) as temporary:
+            with urlopen(url, timeout=_TIMEOUT_S) as response, temporary.open("wb") as target:
+                size = int(response.headers["Content-Length"] or 0)
+                with wrap_file(response, size, description="Inception weights") as source:
+                    shutil.copyfileobj(source, target)
+            _verify(temporary)
     except (OSError, HTTPException) as error:
         msg = f"FID and KID need {path}, and downloading it failed ({error}): put {url} there by hand, {_OWN_NETWORK}."
         raise FeaturesUnavailable(msg) from error
-    finally:
-        part.unlink(missing_ok=True)

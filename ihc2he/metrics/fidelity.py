@@ -19,7 +19,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.metrics.cards import Card
 
 log = logging.getLogger(__name__)
@@ -254,13 +254,14 @@ class PerImageMean(Metric):
             groups: the group of each image, an empty string for none.
 
         Raises:
-            ValueError: values and groups differ in length, or a metric and a group together exceed 63 bytes.
+            ValueError: values and groups differ in length.
+            DataError: a metric and a group together exceed 511 bytes.
         """
         for name, value_b in values.items():
             if value_b.shape != (len(groups),):
                 msg = f"'{name}' has shape {tuple(value_b.shape)}, expected one value for each of {len(groups)} groups."
                 raise ValueError(msg)
-            rows = [_encode(name, group) for group in groups]
+            rows = [encode_key(name, group) for group in groups]
             self.key_rows.append(torch.tensor(rows, dtype=torch.uint8, device=value_b.device).view(-1, _KEY_BYTES))
             self.values.append(value_b.detach().float())
 
@@ -268,7 +269,9 @@ class PerImageMean(Metric):
         """Return float32 means by key: ``psnr`` over all images, ``psnr/3+`` over a group."""
         if not len(self.values):
             return {}
-        keys_uk, index_n = torch.unique(dim_zero_cat(self.key_rows).cpu(), dim=0, return_inverse=True)
+        rows_nk = dim_zero_cat(self.key_rows).cpu()
+        used = max(rows_nk.any(0).nonzero().flatten().tolist(), default=0) + 1  # short rows are compared faster
+        keys_uk, index_n = torch.unique(rows_nk[:, :used], dim=0, return_inverse=True)
         values_n = dim_zero_cat(self.values).cpu().double()
         seen_n = ~values_n.isnan()
         zeros_u = torch.zeros(len(keys_uk), dtype=torch.float64)
@@ -278,7 +281,7 @@ class PerImageMean(Metric):
         totals: dict[str, float] = defaultdict(float)
         counts: dict[str, int] = defaultdict(int)
         for row, total, count in zip(keys_uk.tolist(), sums_u.tolist(), counts_u.tolist(), strict=True):
-            name, group = _decode(row)
+            name, group = decode_key(row)
             for key in (name, f"{name}/{group}") if group else (name,):
                 totals[key] += total
                 counts[key] += int(count)
@@ -295,18 +298,26 @@ class PerImageMean(Metric):
         super().sync(*args, **kwargs)
 
 
-_KEY_BYTES = 64
+_KEY_BYTES = 512
 
 
-def _encode(name: str, group: str) -> list[int]:
-    """Return metric and group as bytes of a fixed number, so that devices can exchange them as tensors."""
+def encode_key(name: str, group: str) -> list[int]:
+    """Return metric and group as bytes of a fixed number, so that devices can exchange them as tensors.
+
+    Raises:
+        DataError: they are too long for it.
+    """
     key = f"{name}\0{group}".encode()
     if len(key) > _KEY_BYTES:
-        msg = f"Metric '{name}' and group '{group}' must not exceed {_KEY_BYTES - 1} bytes together."
-        raise ValueError(msg)
+        msg = (
+            f"Metric '{name[:40]}' and group '{group[:40]}' have {len(key) - 1} bytes together, at most "
+            f"{_KEY_BYTES - 1} are possible. Shorten the name of the group (a folder, say) or of the class."
+        )
+        raise DataError(msg)
     return list(key.ljust(_KEY_BYTES, b"\0"))
 
 
-def _decode(row: list[int]) -> tuple[str, str]:
+def decode_key(row: list[int]) -> tuple[str, str]:
+    """Return metric and group."""
     name, _, group = bytes(row).rstrip(b"\0").decode().partition("\0")
     return name, group

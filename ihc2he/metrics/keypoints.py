@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ihc2he.metrics.average_precision import SIMILAR_UM, Ranked, rank
 from ihc2he.metrics.bootstrap import Counts
 from ihc2he.metrics.cards import Card
+from ihc2he.metrics.ratios import detection_ratios, hovernet_f1, ratio
 from ihc2he.nuclei.matching import near_pairs
 
 RADIUS_UM = 3.0
@@ -208,26 +209,16 @@ def scores(
     (0.0, nan, -1.0)
     """
     true, pred, tiles = sums["true"], sums["pred"], sums["tiles"]
-    found = _detection(sums["tp"], pred, true, "")
+    found = detection_ratios(sums["tp"], pred, true)
     for index, radius in enumerate(radii_um):
-        found |= _detection(sums["tp_r"][..., index], pred, true, f"_{radius:g}um")
+        found |= detection_ratios(sums["tp_r"][..., index], pred, true, f"_{radius:g}um")
     if "inside" in sums:
-        found |= _detection(sums["inside"], pred, true, "_inside")
-    spread = _ratio(tiles * sums["true_sq"] - true**2, tiles)
-    found["count_mae"] = _ratio(sums["abs_error"], tiles)
-    found["count_bias"] = _ratio(pred - true, tiles)
-    found["count_r2"] = 1 - _ratio(sums["sq_error"], spread)
+        found |= detection_ratios(sums["inside"], pred, true, "_inside")
+    spread = ratio(tiles * sums["true_sq"] - true**2, tiles)
+    found["count_mae"] = ratio(sums["abs_error"], tiles)
+    found["count_bias"] = ratio(pred - true, tiles)
+    found["count_r2"] = 1 - ratio(sums["sq_error"], spread)
     return found | (_typed(sums, classes) if "match_cc" in sums else {})
-
-
-def _ratio(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(whole != 0, np.asarray(part, np.float64) / whole, np.nan)
-
-
-def _detection(tp: NDArray, pred: NDArray, true: NDArray, suffix: str) -> dict[str, NDArray[np.float64]]:
-    values = {"precision": _ratio(tp, pred), "recall": _ratio(tp, true), "f1": _ratio(2 * tp, pred + true)}
-    return {name + suffix: value for name, value in values.items()}
 
 
 def _typed(sums: Mapping[str, NDArray], classes: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -240,17 +231,17 @@ def _typed(sums: Mapping[str, NDArray], classes: Sequence[str]) -> dict[str, NDA
     wrong_c = matched_true_c + matched_pred_c - 2 * right_c
     alone_c = true_c + pred_c - matched_true_c - matched_pred_c
     chance = (typed_cc.sum(-1) * matched_pred_c).sum(-1)
-    hover_c = _ratio(2 * right_c, 2 * right_c + 2 * wrong_c + alone_c)
-    own = _detection(sums["tp_c"], pred_c, true_c, "_own")
+    hover_c = hovernet_f1(right_c, wrong_c, alone_c)
+    own = detection_ratios(sums["tp_c"], pred_c, true_c, "_own")
     found = {
-        "type_accuracy": _ratio(right, sums["tp"]),
-        "type_kappa": _ratio(typed * right - chance, typed**2 - chance),
+        "type_accuracy": ratio(right, sums["tp"]),
+        "type_kappa": ratio(typed * right - chance, typed**2 - chance),
     }
     for index, name in enumerate(classes):
         found |= {f"f1/{name}": hover_c[..., index]} | {f"{key}/{name}": own[key][..., index] for key in own}
     for name, value_c in (("f1_macro", hover_c), ("f1_own_macro", own["f1_own"])):
         # A class without keypoints is 0 or NaN.
-        found[name] = _ratio(np.nansum(value_c, -1), (true_c > 0).sum(-1))
+        found[name] = ratio(np.nansum(value_c, -1), (true_c > 0).sum(-1))
     return found
 
 

@@ -19,7 +19,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.metrics.cards import Card
-from ihc2he.metrics.fidelity import _decode, _encode
+from ihc2he.metrics.fidelity import decode_key, encode_key
 from ihc2he.nuclei.instances import Overlaps
 from ihc2he.nuclei.matching import one_to_one
 
@@ -223,17 +223,17 @@ class PanopticQuality(Metric):
 
         Args:
             stats_ncs: (N, C + 1, 4), `panoptic_stats` of each.
-            tissues: of each, an empty string for none; at most 62 bytes.
+            tissues: of each, an empty string for none.
         """
         self.stats.append(torch.as_tensor(stats_ncs, dtype=torch.float32, device=self.device))
-        rows = [_encode("", tissue) for tissue in tissues]
+        rows = [encode_key("", tissue) for tissue in tissues]
         self.tissue_rows.append(torch.tensor(rows, dtype=torch.uint8, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
         """Return the float32 values of `panoptic_quality`; none if there were no tiles."""
         if not sum(len(part) for part in self.stats):
             return {}
-        tissues = [_decode(row)[1] for row in dim_zero_cat(self.tissue_rows).tolist()]
+        tissues = [decode_key(row)[1] for row in dim_zero_cat(self.tissue_rows).tolist()]
         stats_ncs = dim_zero_cat(self.stats).cpu().double().numpy()
         values = panoptic_quality(stats_ncs, tissues, self.classes, self.aggregate, self.empty_gt)
         return {key: torch.tensor(value, dtype=torch.float32, device=self.device) for key, value in values.items()}
@@ -243,7 +243,7 @@ class PanopticQuality(Metric):
         if isinstance(self.stats, list) and not self.stats:
             # Without these rows torchmetrics would send a float vector, which does not match the others.
             self.stats = [torch.empty(0, len(self.classes) + 1, 4, device=self.device)]
-            width = len(_encode("", ""))
+            width = len(encode_key("", ""))
             self.tissue_rows = [torch.empty(0, width, dtype=torch.uint8, device=self.device)]
         super().sync(*args, **kwargs)
 

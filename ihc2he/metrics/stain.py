@@ -5,12 +5,11 @@ Shape suffixes: b = batch, c = colour (3), h, w = height, width.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from ihc2he.metrics.fidelity import Card, full_float32
+from ihc2he.stain import Stain
 from ihc2he.stain.deconvolution import DAB, EOSIN, HEMATOXYLIN, separate_batch
 
 _ALL = (
@@ -27,7 +26,7 @@ _ALL = (
 CARDS: dict[str, Card] = {card.name: card for card in _ALL}
 
 
-def stain_change(source_bchw: Tensor, made_bchw: Tensor, to: Literal["he", "ihc"]) -> dict[str, Tensor]:
+def stain_change(source_bchw: Tensor, made_bchw: Tensor, to: Stain) -> dict[str, Tensor]:
     """Compare the stains of translated images with those of their sources; each value has shape (N,).
 
     Densities come from colour deconvolution with the vectors of Ruifrok and Johnston (2001): hematoxylin and DAB for

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from ihc2he import __version__
 from ihc2he.build import build, refuse_foreign
+from ihc2he.datainfo import check_class_names
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.models.former import FORMAT, upgraded
 
-FORMAT = 1
 REMEDY = "Copy it again, or make it anew from its run's checkpoint."
 FILES = ("config.json", "model.safetensors", "README.md")
 
@@ -35,7 +36,7 @@ def save_bundle(module: nn.Module, folder: str | Path, info: Mapping[str, Any]) 
         module: the network; its weights are saved in float32 or whatever they are in.
         folder: where to.
         info: plain values; `module` has to be the node (`_target_` and arguments) that builds the network. Usual
-            keys besides: role, stain_in, stain_out, mpp (um/px), value_range, window (px), classes, metrics.
+            keys besides: role, stain_in, stain_out, mpp (um/px), value_range, window (px), classes, decoder, metrics.
 
     Raises:
         ConfigError: where `info` has no such node.
@@ -68,6 +69,8 @@ def save_bundle(module: nn.Module, folder: str | Path, info: Mapping[str, Any]) 
 def load_bundle(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Return the network of a bundle, in evaluation mode on the CPU, and the content of its `config.json`.
 
+    A bundle of an earlier version says the same in the words of this one.
+
     Args:
         source: a folder, or the id of a repository on the Hugging Face hub (`owner/name`).
 
@@ -88,7 +91,8 @@ def load_bundle(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         _check(config, folder)
-        refuse_foreign(config["module"])
+        config = upgraded(config)
+        refuse_foreign(config)
         module = build(config["module"], nn.Module)
         weights = load_file(folder / "model.safetensors")
         _check_weights(weights, module)
@@ -113,23 +117,17 @@ def _check(config: Any, folder: Path) -> None:
 def _problem(config: Any) -> str | None:
     if not isinstance(config, Mapping) or not isinstance(config.get("module"), Mapping):
         return "found no 'module', expected a mapping with the node that builds the network"
-    found = config.get("format", FORMAT)
+    found = config.get("format", 1)
     if not isinstance(found, int) or not 1 <= found <= FORMAT:
         return f"format {found!r}, expected at most {FORMAT}: written by a newer ihc2he, so update this one"
     value_range, classes, mpp = (config.get(key) for key in ("value_range", "classes", "mpp"))
-    n_types = config["module"].get("n_types")
     if mpp is not None and not (_is_number(mpp) and 0 < mpp < inf):
         return f"mpp {mpp!r}, expected um/px above 0"
     if value_range is not None and not _is_range(value_range):
         return f"value_range {value_range!r}, expected two numbers such as [-1, 1]"
     if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         return f"classes {classes!r}, expected a list of names"
-    if classes is not None and len(set(classes)) < len(classes):
-        return f"classes {classes!r}, expected each name once"
-    if classes is not None and n_types is not None and len(classes) != n_types:
-        return f"{len(classes)} classes {classes!r}, but the network has {n_types} types"
-    if not isinstance(config.get("keep_unmarked", True), bool):
-        return f"keep_unmarked {config['keep_unmarked']!r}, expected true or false"
+    check_class_names(classes or (), "config.json: classes")
     return None
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ihc2he.errors import DataError
-from ihc2he.internals.lightning import knows_progress
 
 OLDEST = 2  # version of Lightning whose checkpoints can be read
 _NEEDED: dict[str, type] = {"state_dict": Mapping, "pytorch-lightning_version": str}
@@ -78,6 +77,8 @@ def load_tensors(path: str | Path, mmap: bool = False) -> Any:
 
 def _problem(content: Any, to_continue: bool) -> str | None:
     """Return what a checkpoint lacks, or None."""
+    from ihc2he.internals.lightning import knows_progress  # bundles load without Lightning
+
     if not isinstance(content, Mapping):
         return f"found a {type(content).__name__}"
     for key, kind in (_NEEDED | _TO_CONTINUE if to_continue else _NEEDED).items():

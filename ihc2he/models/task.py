@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ihc2he.datainfo import DataInfo, info_of
 from ihc2he.errors import ConfigError
@@ -95,6 +96,30 @@ class Task(LightningModule):
     def exports(self) -> Mapping[str, Export]:
         """Return the networks to save as bundles at the end of training, by the name of the bundle."""
         return {}
+
+    def clip_gradients(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of an optimiser, as Lightning does.
+
+        Lightning refuses this for fused optimisers in mixed precision. In bf16-mixed no gradient is scaled, so there
+        it is done here.
+
+        Args:
+            optimizer: whose gradients.
+            gradient_clip_val: largest norm, or value; None: the Trainer's.
+            gradient_clip_algorithm: `norm` or `value`; None: the Trainer's, or `norm`.
+        """
+        value = gradient_clip_val or self.trainer.gradient_clip_val
+        kind = gradient_clip_algorithm or self.trainer.gradient_clip_algorithm or "norm"
+        if self.trainer.precision != "bf16-mixed":
+            super().clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif value:
+            clip = nn.utils.clip_grad_value_ if kind == "value" else nn.utils.clip_grad_norm_
+            clip([p for group in optimizer.param_groups for p in group["params"]], value)
 
     def panels(self, batch: dict[str, Any]) -> list[list[tuple[str, Tensor]]]:
         """Return, for each image of an evaluation batch, pictures and their titles; (3, H, W) in [-1, 1]."""

@@ -6,6 +6,8 @@ EndoNuke tiles the detector scores F1 0.824 (one-to-one within 3 um), which is w
 Shape suffixes: h, w = height, width; n2 = points as (x, y).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -14,7 +16,9 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
 
 from ihc2he.errors import ConfigError
+from ihc2he.images.masks import ink_mask
 from ihc2he.stain.deconvolution import optical_density
+from ihc2he.stain.white import relative_to_white, white_point
 
 _TUNED_MPP = 0.5  # the pixel size at which the sizes below were chosen
 _BLUR = 0.5  # um, sigma over the optical density
@@ -39,7 +43,7 @@ def detect_nuclei(image: NDArray[np.uint8], mpp: float = _TUNED_MPP) -> NDArray[
     >>> detect_nuclei(tile).tolist()
     [[25, 10]]
     """
-    return _foreground_distance_centres(_red_density(image), mpp)[2]
+    return _foreground_distance_centres(red_density(image, mpp), mpp)[2]
 
 
 def segment_nuclei(image: NDArray[np.uint8], mpp: float = _TUNED_MPP) -> NDArray[np.int32]:
@@ -57,14 +61,14 @@ def segment_nuclei(image: NDArray[np.uint8], mpp: float = _TUNED_MPP) -> NDArray
     >>> segment_nuclei(tile)[10, 23:28].tolist()
     [1, 1, 1, 1, 1]
     """
-    return segment_density(_red_density(image), mpp)[0]
+    return segment_density(red_density(image, mpp), mpp)[0]
 
 
 def segment_density(od_hw: NDArray[np.float32], mpp: float) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return the instance map of `segment_nuclei` and the centres of `detect_nuclei`.
 
     Args:
-        od_hw: decadic optical density of the red channel.
+        od_hw: decadic optical density of the red channel; NaN under ink.
         mpp: pixel size, um/px.
     """
     foreground_hw, distance_hw, centres_n2 = _foreground_distance_centres(od_hw, mpp)
@@ -73,8 +77,18 @@ def segment_density(od_hw: NDArray[np.float32], mpp: float) -> tuple[NDArray[np.
     return watershed(-distance_hw, markers_hw, mask=foreground_hw).astype(np.int32), centres_n2
 
 
-def _red_density(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return optical_density(image)[..., 0]
+def red_density(image: NDArray[np.uint8], mpp: float, white: Sequence[float] | None = None) -> NDArray[np.float32]:
+    """Return the optical density of the red channel, counted from the white point of the image; NaN under ink.
+
+    Args:
+        image: HxWx3 uint8 RGB.
+        mpp: um/px.
+        white: the white point; None: it is estimated.
+    """
+    white = white_point(image) if white is None else white
+    ink_hw = ink_mask(image, mpp, white)
+    od_hw = optical_density(relative_to_white(image, white))[..., 0]
+    return np.where(ink_hw, np.float32(np.nan), od_hw) if ink_hw.any() else od_hw
 
 
 def _foreground_distance_centres(
@@ -94,8 +108,10 @@ def _foreground_distance_centres(
 
 
 def _foreground(od_hw: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
-    od_hw = ndimage.gaussian_filter(od_hw, _BLUR / mpp)
-    if od_hw.min() == od_hw.max():  # Otsu's threshold is undefined on a flat image
+    hidden_hw = np.isnan(od_hw)
+    od_hw = ndimage.gaussian_filter(np.where(hidden_hw, np.float32(0), od_hw), _BLUR / mpp)
+    shown_m = od_hw[~hidden_hw]
+    if not shown_m.size or shown_m.min() == shown_m.max():  # Otsu's threshold is undefined on a flat image
         return np.zeros(od_hw.shape, bool)
-    dark_hw = od_hw > max(threshold_otsu(od_hw), _MIN_OD)
+    dark_hw = (od_hw > max(threshold_otsu(shown_m), _MIN_OD)) & ~hidden_hw
     return ndimage.binary_opening(dark_hw, iterations=max(1, round(_OPENING / mpp)))

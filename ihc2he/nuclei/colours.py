@@ -18,6 +18,15 @@ def colour_of(kind: int) -> tuple[int, int, int]:
     return _PALETTE[(kind - 1) % len(_PALETTE)] if kind else _UNKNOWN
 
 
+def hex_of(colour: tuple[int, int, int]) -> str:
+    """Return an RGB colour as web pages and figures write it.
+
+    >>> hex_of((213, 94, 0))
+    '#d55e00'
+    """
+    return "#" + bytes(colour).hex()
+
+
 def name_of(kind: int, classes: Sequence[str]) -> str:
     """Return the name of a type, where `classes` holds those from 1 upwards and 0 is unknown.
 

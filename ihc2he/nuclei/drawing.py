@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.nuclei.colours import INVENTED, MATCHED, MISSED, colour_of, name_of
-from ihc2he.nuclei.instances import foreground
+from ihc2he.nuclei.instances import Foreground, foreground
 
 LINE_PX = 22  # height of a line of text
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -64,12 +64,13 @@ def overlay(
     Raises:
         ValueError: image, map and types do not fit one another.
     """
-    ids_n = foreground(inst_hw).ids_n
-    if image.shape[:2] != inst_hw.shape or len(types_n) != len(ids_n):
-        msg = f"Image {image.shape}, map {inst_hw.shape} of {len(ids_n)} nuclei and {len(types_n)} types do not fit."
+    pixels = foreground(inst_hw)
+    n = len(pixels.ids_n)
+    if image.shape[:2] != inst_hw.shape or len(types_n) != n:
+        msg = f"Image {image.shape}, map {inst_hw.shape} of {n} nuclei and {len(types_n)} types do not fit."
         raise ValueError(msg)
     picture = image.copy() if sides is None else fitted(image, *sides)[0]
-    draw_outlines(picture, inst_hw, types_n)
+    _draw_rims(picture, inst_hw, pixels, types_n)
     counts = np.bincount(types_n, minlength=len(classes) + 1).tolist()
     return np.concatenate([picture, legend(picture.shape[1], classes, counts=counts)])
 
@@ -82,23 +83,35 @@ def draw_outlines(picture: NDArray[np.uint8], inst_hw: NDArray[np.integer], type
         inst_hw: instance map of the tile, 0 = background.
         types_n: type of each nucleus in ascending order of the ids, 0 = unknown.
     """
-    places_m, of_m, _ = foreground(inst_hw)
-    numbers_hw = np.zeros(inst_hw.shape, np.int32)
-    numbers_hw.reshape(-1)[places_m] = of_m + 1
-    for axis in (0, 1):
-        size, full = picture.shape[axis], inst_hw.shape[axis]
-        if size != full:
-            numbers_hw = numbers_hw.take(((np.arange(size) + 0.5) * full / size).astype(np.intp), axis)
-    rim_hw = _rims(numbers_hw, 2 if len(picture) >= 2 * len(inst_hw) else 1) & (numbers_hw > 0)
-    colours = np.array([colour_of(kind) for kind in range(types_n.max(initial=0) + 1)], np.uint8)
-    picture[rim_hw] = colours[types_n[numbers_hw[rim_hw] - 1]]
+    _draw_rims(picture, inst_hw, foreground(inst_hw), types_n)
 
 
-def _rims(numbers_hw: NDArray[np.integer], width: int) -> NDArray[np.bool_]:
-    """Return which pixels have one of another number so many px away, in a row or column."""
-    rims_hw = np.zeros(numbers_hw.shape, bool)
+def _draw_rims(
+    picture: NDArray[np.uint8], inst_hw: NDArray[np.integer], pixels: Foreground, types_n: NDArray[np.integer]
+) -> None:
+    """Do what `draw_outlines` does, with the pixels of the map."""
+    palette = np.array([colour_of(kind) for kind in range(types_n.max(initial=0) + 1)], np.uint8)
+    colours_n = palette[types_n]
+    width = 2 if len(picture) >= 2 * len(inst_hw) else 1
+    if picture.shape[:2] != inst_hw.shape:
+        numbers_hw = np.zeros(inst_hw.shape, np.int32)
+        numbers_hw.reshape(-1)[pixels.places_m] = pixels.of_m + 1
+        rows, columns = (
+            ((np.arange(size) + 0.5) * full / size).astype(np.intp)
+            for size, full in zip(picture.shape, inst_hw.shape, strict=False)
+        )
+        inst_hw = numbers_hw[rows][:, columns]
+        pixels = foreground(inst_hw)
+        colours_n = colours_n[pixels.ids_n - 1]
+    on_rim_m = _rims(inst_hw, width).ravel()[pixels.places_m]
+    picture.reshape(-1, 3)[pixels.places_m[on_rim_m]] = colours_n[pixels.of_m[on_rim_m]]
+
+
+def _rims(inst_hw: NDArray[np.integer], width: int) -> NDArray[np.bool_]:
+    """Return which pixels have one of another id so many px away or nearer, in their row or column."""
+    rims_hw = np.zeros(inst_hw.shape, bool)
     for step in range(1, width + 1):
-        down, right = numbers_hw[step:] != numbers_hw[:-step], numbers_hw[:, step:] != numbers_hw[:, :-step]
+        down, right = inst_hw[step:] != inst_hw[:-step], inst_hw[:, step:] != inst_hw[:, :-step]
         rims_hw[step:] |= down
         rims_hw[:-step] |= down
         rims_hw[:, step:] |= right

@@ -103,6 +103,17 @@ def centroids(inst_hw: NDArray[np.integer]) -> NDArray[np.float64]:
     return np.stack([np.bincount(of_m, place_m, len(ids_n)) / areas_n for place_m in places], 1)
 
 
+def means(map_hw: NDArray[np.float32], inst_hw: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Return the mean of a map over each nucleus, in ascending order of the ids.
+
+    >>> means(np.array([[0.5, 1.0, 9.0]], np.float32), np.array([[4, 4, 0]], np.int32)).tolist()
+    [0.75]
+    """
+    places_m, of_m, ids_n = foreground(inst_hw)
+    areas_n = np.bincount(of_m, minlength=len(ids_n))
+    return (np.bincount(of_m, map_hw.ravel()[places_m], len(ids_n)) / areas_n).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Overlaps:
     """The nuclei of two maps of one tile, and the area that each pair of them shares.

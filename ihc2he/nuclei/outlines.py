@@ -7,8 +7,8 @@ Parts of a nucleus that touch at a corner only are polygons of their own. Where 
 corner, the gap is a hole. So no ring touches itself, and every polygon is valid by the rules of OGC, which QuPath
 applies.
 
-Shape suffixes: h, w = height, width; b = pixels at the border of a nucleus; e = stretches, or the corners that they
-start from; r = rings; n = nuclei; 2 = (x, y).
+Shape suffixes: hw = height, width; h alone = stretches to the right and then those to the left; e = corners; r = rings;
+n = nuclei; 2 = (x, y).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ Indices = NDArray[np.intp]
 
 # Right along the upper sides of pixels, down along their right sides, left along the lower, up along the left ones.
 _STEPS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
-_CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])  # of the first pixel, where the stretch starts
 
 
 @dataclass(frozen=True)
@@ -105,27 +104,30 @@ def outlines(inst_hw: NDArray[np.integer]) -> Outlines:
     check_map(inst_hw)
     padded = np.pad(inst_hw, 1)
     first, last = _stretches(padded)
-    next_e = _successors(padded, first, last)
-    leader_e = _leaders(next_e)
-    leads_e = leader_e == np.arange(len(leader_e))
-    leader_r, ring_e = np.flatnonzero(leads_e), (np.cumsum(leads_e) - 1)[leader_e]
-    size_r = np.bincount(ring_e, minlength=len(leader_r))
+    next_h = _successors(padded, first, last)
+    leader_h = _leaders(next_h)
+    leads_h = leader_h == np.arange(len(leader_h))
+    leader_r, ring_h = np.flatnonzero(leads_h), (np.cumsum(leads_h) - 1)[leader_h]
+    size_r = np.bincount(ring_h, minlength=len(leader_r))
 
-    first_e = np.concatenate(first)
-    y_e, x_e = np.divmod(first_e, padded.shape[1])
-    corner_e2 = np.repeat(_CORNERS, [len(pixels) for pixels in first], 0)
-    x_e, y_e = x_e - 1 + corner_e2[:, 0], y_e - 1 + corner_e2[:, 1]
-    is_hole_r = np.bincount(ring_e, x_e * (y_e[next_e] - y_e), len(leader_r)) < 0
-    pixel_r = first_e[leader_r]
+    first_h = np.concatenate(first[::2])
+    y_h, x_h = np.divmod(first_h, padded.shape[1])
+    x_h, y_h = x_h - 1, y_h - 1
+    x_h[len(first[0]) :] += 1  # to the left, stretches start at the lower right corner of their first pixel
+    y_h[len(first[0]) :] += 1
+    turn_h = x_h[next_h]  # a stretch ends at the column where the next one starts
+    is_hole_r = np.bincount(ring_h, turn_h * (y_h[next_h] - y_h), len(leader_r)) < 0
+    pixel_r = first_h[leader_r]
     ids_n, nucleus_r = np.unique(padded.ravel()[pixel_r], return_inverse=True)
 
     order_r = np.lexsort((is_hole_r, _pieces(padded, pixel_r, nucleus_r, is_hole_r), nucleus_r))
-    starts_r = np.append(0, np.cumsum(size_r[order_r]))
+    starts_r = np.append(0, np.cumsum(2 * size_r[order_r]))
     start_of_r = np.empty_like(size_r)
     start_of_r[order_r] = starts_r[:-1]
-    place_e = start_of_r[ring_e] + _ranks(next_e, leader_e, size_r[ring_e])
-    corners_e2 = np.empty((len(place_e), 2), np.int32)
-    corners_e2[place_e, 0], corners_e2[place_e, 1] = x_e, y_e
+    place_h = start_of_r[ring_h] + 2 * _ranks(next_h, leader_h, size_r[ring_h])
+    corners_e2 = np.empty((2 * len(place_h), 2), np.int32)
+    corners_e2[place_h, 0], corners_e2[place_h, 1] = x_h, y_h
+    corners_e2[place_h + 1, 0], corners_e2[place_h + 1, 1] = turn_h, y_h
     return Outlines(ids_n, corners_e2, starts_r, nucleus_r[order_r], is_hole_r[order_r])
 
 
@@ -149,56 +151,55 @@ def _stretches(padded: NDArray[np.integer]) -> tuple[list[Indices], list[Indices
 
 
 def _successors(padded: NDArray[np.integer], first: list[Indices], last: list[Indices]) -> Indices:
-    """Return the stretch that follows each one, counted through all directions."""
+    """Return for each stretch to the right or left the one that follows behind the stretch down or up between them."""
     flat = padded.ravel()
     steps = (_STEPS @ (1, padded.shape[1])).tolist()
-    ends = np.cumsum([len(pixels) for pixels in first]).tolist()
-    of = [np.arange(end - len(pixels), end) for end, pixels in zip(ends, first, strict=True)]  # of each direction
-    at = np.empty(flat.size, np.int32)  # the stretch that starts or ends at a pixel
-    next_e = np.empty(ends[-1], np.intp)
     across, turns_out, meets = [], [], []
     for own, ahead, outside in zip(last, steps, (steps[-1], *steps), strict=False):
         kinds = flat[own]
         across.append(own + (ahead + outside))
         turns_out.append(flat[own + ahead] == kinds)
         meets.append(~turns_out[-1] & (flat[across[-1]] == kinds))
+
+    counts = [len(pixels) for pixels in first]
+    numbers = [np.arange(counts[k]) + (counts[k - 2] if k > 1 else 0) for k in range(4)]  # of both with one axis
+    following = [np.empty(sum(counts[axis::2]), np.intp) for axis in (0, 1)]
+    at = np.empty(flat.size, np.int32)  # the stretch that starts or ends at a pixel
     for direction in range(4):
-        at[first[direction]] = of[direction]
-        for other, pixels, comes in (
-            (direction - 1, last, ~turns_out[direction - 1]),
-            ((direction + 1) % 4, across, turns_out[(direction + 1) % 4]),
-        ):
-            next_e[of[other][comes]] = at[pixels[other][comes]]
+        at[first[direction]] = numbers[direction]
+        before, behind = direction - 1, (direction + 1) % 4
+        for other, pixels, comes in ((before, last, ~turns_out[before]), (behind, across, turns_out[behind])):
+            following[other % 2][numbers[other][comes]] = at[pixels[other][comes]]
 
     if any(met.any() for met in meets):  # a ring that comes back to a corner is cut in two there
-        leader_e = _leaders(next_e)
-        for direction in (0, 1):
-            at[last[direction + 2]] = of[direction + 2]
-            one, other = of[direction][meets[direction]], at[across[direction][meets[direction]]]
-            same = leader_e[one] == leader_e[other]
+        leader_h = _leaders(following[1][following[0]])
+        for axis, leader in enumerate((leader_h, leader_h[following[1]])):
+            at[last[axis + 2]] = numbers[axis + 2]
+            one, other = numbers[axis][meets[axis]], at[across[axis][meets[axis]]]
+            same = leader[one] == leader[other]
             one, other = one[same], other[same]
-            next_e[one], next_e[other] = next_e[other], next_e[one]
-    return next_e
+            following[axis][one], following[axis][other] = following[axis][other], following[axis][one]
+    return following[1][following[0]]
 
 
-def _leaders(next_e: Indices) -> Indices:
+def _leaders(next_h: Indices) -> Indices:
     """Return for each stretch the lowest one of its ring."""
-    leader_e, jump_e = np.arange(len(next_e)), next_e
+    leader_h, jump_h = np.arange(len(next_h)), next_h
     while True:
-        lower_e = np.minimum(leader_e, leader_e[jump_e])
-        if np.array_equal(lower_e, leader_e):
-            return leader_e
-        leader_e, jump_e = lower_e, jump_e[jump_e]  # twice as far in each round
+        lower_h = np.minimum(leader_h, leader_h[jump_h])
+        if np.array_equal(lower_h, leader_h):
+            return leader_h
+        leader_h, jump_h = lower_h, jump_h[jump_h]  # twice as far in each round
 
 
-def _ranks(next_e: Indices, leader_e: Indices, size_e: Indices) -> Indices:
+def _ranks(next_h: Indices, leader_h: Indices, size_h: Indices) -> Indices:
     """Return the place of each stretch in its ring, counted from the leader."""
-    own_e = np.arange(len(next_e))
-    jump_e = np.where(leader_e == own_e, own_e, next_e)
-    left_e = np.where(leader_e == own_e, 0, 1)  # steps to the leader
-    while not np.array_equal(jump_e, leader_e):
-        left_e, jump_e = left_e + left_e[jump_e], jump_e[jump_e]
-    return (size_e - left_e) % size_e
+    own_h = np.arange(len(next_h))
+    jump_h = np.where(leader_h == own_h, own_h, next_h)
+    left_h = np.where(leader_h == own_h, 0, 1)  # steps to the leader
+    while not np.array_equal(jump_h, leader_h):
+        left_h, jump_h = left_h + left_h[jump_h], jump_h[jump_h]
+    return (size_h - left_h) % size_h
 
 
 def _pieces(

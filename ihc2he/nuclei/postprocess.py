@@ -10,9 +10,7 @@ Shape suffixes: b = batch; k = types; 2 = (x, y); h, w = height, width; n = nucl
 from __future__ import annotations
 
 import math
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from multiprocessing import get_context
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +18,6 @@ from numpy.typing import NDArray
 from skimage.segmentation import watershed
 
 from ihc2he.errors import ConfigError
-from ihc2he.nuclei.instances import instance_types
 
 # The published constants, which belong to 0.25 um/px.
 _MPP = 0.25
@@ -31,89 +28,6 @@ _MIN_UNMARKED = 64  # px, of blobs without a marker that lie inside of the tile:
 _SOBEL = 21  # px
 _SOBEL_MAX = 31  # the largest that OpenCV has
 _OPENING = 5  # px, diameter
-
-
-class Nuclei(NamedTuple):
-    """The nuclei of a tile.
-
-    Attributes:
-        inst_hw: int32 instance map with ids 1..N, 0 = background.
-        types_n: type of each, 0 where none is known.
-        shares_n: share of its pixels that are of this type.
-    """
-
-    inst_hw: NDArray[np.int32]
-    types_n: NDArray[np.int64]
-    shares_n: NDArray[np.float32]
-
-
-def postprocess(
-    prob_hw: NDArray[np.float32],
-    hv_2hw: NDArray[np.float32],
-    types_khw: NDArray[np.float32] | None = None,
-    mpp: float = _MPP,
-    keep_unmarked: bool = True,
-) -> Nuclei:
-    """Return the nuclei of a tile, with their types where there is a map of types.
-
-    Args:
-        prob_hw: probability of being part of a nucleus, in [0, 1].
-        hv_2hw: horizontal and vertical map, as `ihc2he.nuclei.targets.hv_maps` makes them.
-        types_khw: probability or logit of each type, 0 = background.
-        mpp: pixel size, um/px.
-        keep_unmarked: as for `segment`.
-
-    Raises:
-        ConfigError: mpp is not positive.
-        ValueError: the shapes do not fit.
-    """
-    return _with_types(prob_hw, hv_2hw, None if types_khw is None else types_khw.argmax(0), mpp, keep_unmarked)
-
-
-def _with_types(
-    prob_hw: NDArray[np.float32],
-    hv_2hw: NDArray[np.float32],
-    types_hw: NDArray[np.integer] | None,
-    mpp: float,
-    keep_unmarked: bool,
-) -> Nuclei:
-    inst_hw = segment(prob_hw, hv_2hw, mpp, keep_unmarked)
-    if types_hw is None:
-        types_hw = np.zeros_like(inst_hw)
-    return Nuclei(inst_hw, *instance_types(inst_hw, types_hw))
-
-
-def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Return worker processes for `submit_batch`; they are spawned, so CUDA and threads here do not matter.
-
-    Args:
-        workers: number of processes, each with one thread.
-    """
-    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,))
-
-
-def submit_batch(
-    pool: Executor,
-    prob_bhw: NDArray[np.float32],
-    hv_b2hw: NDArray[np.float32],
-    types_bkhw: NDArray[np.float32] | None = None,
-    mpp: float = _MPP,
-    keep_unmarked: bool = True,
-) -> list[Future[Nuclei]]:
-    """Return, tile by tile, the promise of what `postprocess` gives, so that the next batch can be predicted meanwhile.
-
-    Args:
-        pool: where the work is done, for instance `worker_pool`.
-        prob_bhw: as for `postprocess`, one per tile; likewise the rest.
-        hv_b2hw: horizontal and vertical maps.
-        types_bkhw: probabilities or logits of types.
-        mpp: pixel size, um/px.
-        keep_unmarked: as for `segment`.
-    """
-    # Only the likeliest type travels to the worker: a byte per pixel instead of K floats.
-    types_bhw = [None] * len(prob_bhw) if types_bkhw is None else types_bkhw.argmax(1).astype(np.uint8)
-    tiles = zip(prob_bhw, hv_b2hw, types_bhw, strict=True)
-    return [pool.submit(_with_types, *tile, mpp, keep_unmarked) for tile in tiles]
 
 
 def segment(
@@ -152,11 +66,11 @@ def segment(
         raise ConfigError(msg)
     scale = _MPP / mpp
     min_area = math.ceil(_MIN_AREA * scale**2)
-    blobs_hw, boxes = _components((prob_hw >= _THRESHOLD).view(np.uint8), min_area)
+    blobs_hw, boxes = components((prob_hw >= _THRESHOLD).view(np.uint8), min_area)
     centre_hw = _inner_strength(hv_2hw, min(_odd(_SOBEL * scale), _SOBEL_MAX))
     cores_hw = (blobs_hw > 0) & (1 - centre_hw < _EDGE)
-    markers_hw, _ = _components(_opened(_filled(cores_hw.view(np.uint8)), _odd(_OPENING * scale)), min_area)
-    inst_hw = _flood(blobs_hw, boxes, markers_hw, centre_hw)
+    markers_hw, _ = components(_opened(_filled(cores_hw.view(np.uint8)), _odd(_OPENING * scale)), min_area)
+    inst_hw = flooded(blobs_hw, boxes, markers_hw, centre_hw)
     if not keep_unmarked:
         return inst_hw
     return _with_unmarked(inst_hw, blobs_hw, boxes, math.ceil(_MIN_UNMARKED * scale**2))
@@ -171,7 +85,7 @@ def _odd(length: float) -> int:
     return 2 * int(length / 2) + 1
 
 
-def _components(mask_hw: NDArray[np.uint8], min_area: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def components(mask_hw: NDArray[np.uint8], min_area: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Return the labels of the 4-connected components of at least this area, and a box (x, y, w, h) for every label.
 
     Labels have gaps where components were too small.
@@ -208,7 +122,7 @@ def _opened(mask_hw: NDArray[np.uint8], diameter: int) -> NDArray[np.uint8]:
     return cv2.morphologyEx(mask_hw, cv2.MORPH_OPEN, kernel)  # type: ignore[return-value]
 
 
-def _flood(
+def flooded(
     blobs_hw: NDArray[np.int32], boxes: NDArray[np.int32], markers_hw: NDArray[np.int32], centre_hw: NDArray[np.float32]
 ) -> NDArray[np.int32]:
     """Return the blobs as instances, those with several markers divided by a watershed between them."""

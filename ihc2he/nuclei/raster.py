@@ -38,8 +38,11 @@ def fill(
     next_e = np.arange(1, len(from_e2) + 1)
     next_e[ends_r - 1] = ends_r - size_r
     sides = (from_e2, from_e2[next_e], np.repeat(polygon_r, size_r), np.asarray(number_p, np.int32))
-    # A line through corners is crossed just below it, and then just above: what lies on a side belongs to both.
-    return np.maximum(_filled(shape, *sides, np.ceil), _filled(shape, *sides, _after))
+    inst_hw = _filled(shape, *sides, np.ceil)
+    if (from_e2[:, 1] % 1 == 0).any():
+        # A row of centres through corners is looked at just below and just above, so that all on a side is inside.
+        inst_hw = np.maximum(inst_hw, _filled(shape, *sides, _after))
+    return inst_hw
 
 
 def _after(values: NDArray) -> NDArray:
@@ -63,7 +66,7 @@ def _filled(
     row_c = top_e[side_c] + _counted(bottom_e - top_e)
     (x_c, y_c), (dx_c, dy_c) = from_e2[side_c].T, (to_e2 - from_e2)[side_c].T
     x_c = x_c + (row_c - y_c) * (dx_c / dy_c)
-    order = np.lexsort((x_c, row_c, polygon_e[side_c]))
+    order = np.lexsort((x_c, polygon_e[side_c].astype(np.int64) * height + row_c))
     row_s, polygon_s = row_c[order[::2]], polygon_e[side_c[order[::2]]]
     left_s = np.ceil(x_c[order[::2]]).clip(0, width).astype(np.int64)
     right_s = (np.floor(x_c[order[1::2]]) + 1).clip(0, width).astype(np.int64)

@@ -20,6 +20,7 @@ from ihc2he.nuclei.colours import name_of
 from ihc2he.nuclei.instances import foreground
 from ihc2he.nuclei.outlines import Outlines, outlines
 from ihc2he.stain.deconvolution import DAB, EOSIN, HEMATOXYLIN, separate
+from ihc2he.stain.white import FULL, relative_to_white
 
 Stains = Mapping[str, tuple[float, float, float]]
 HE_STAINS: Stains = MappingProxyType({"hematoxylin": HEMATOXYLIN, "eosin": EOSIN})
@@ -69,6 +70,7 @@ def nuclei_table(
     mpp: float,
     image: NDArray[np.uint8] | None = None,
     stains: Stains = HE_STAINS,
+    white: Sequence[float] = FULL,
 ) -> NucleiTable:
     """Return the table of an instance map.
 
@@ -79,6 +81,7 @@ def nuclei_table(
         mpp: pixel size, um/px.
         image: HxWx3 uint8 RGB to measure stains in.
         stains: two or three optical-density vectors by name, used where there is an image.
+        white: white point of the image, from which densities count; see `ihc2he.stain.white.white_point`.
 
     Raises:
         ConfigError: mpp is not positive.
@@ -103,7 +106,8 @@ def nuclei_table(
     stain_od = {}
     if image is not None:
         places_m, of_m, _ = foreground(inst_hw)
-        od_ms = separate(image.reshape(-1, 1, 3)[places_m], tuple(stains.values()))[:, 0]
+        pixels_m1c = relative_to_white(image.reshape(-1, 1, 3)[places_m], white)
+        od_ms = separate(pixels_m1c, tuple(stains.values()))[:, 0]
         stain_od = {name: _means(od_m, of_m, areas_n) for name, od_m in zip(stains, od_ms.T, strict=True)}
     return NucleiTable(
         traced.ids_n,

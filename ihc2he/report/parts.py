@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ihc2he.errors import DataError
+from ihc2he.internals.matplotlib import load
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,6 +71,7 @@ def data_uri(mime: str, content: bytes) -> str:
 
 def figure(title: str, draw: Callable[[Axes], object]) -> str:
     """Return a small figure as the data URI of an SVG."""
+    load()
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from ihc2he.metrics.cards import badness
+from ihc2he.nuclei.colours import colour_of, hex_of
 from ihc2he.report.parts import figure, macros, parsed, read_csv, shown, shrunk
 
 if TYPE_CHECKING:
@@ -23,8 +24,7 @@ MAIN = (
     "f1", "precision", "recall", "f1_inside", "f1_macro", "type_accuracy", "ap", "map", "count_mae", "pq", "aji",
     "gap_closed",
 )  # fmt: skip
-# Okabe and Ito (2008) without yellow, which is too pale for lines.
-_LINES = ("#d55e00", "#0072b2", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#000000")
+_LINES = (*(hex_of(colour_of(kind)) for kind in (1, 3, 2, 6, 5, 7)), "#000000")  # yellow is too pale for lines
 _DASHES = ("-", "--", ":", "-.")
 
 

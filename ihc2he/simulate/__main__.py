@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from ihc2he.errors import ConfigError, Ihc2heError, did_you_mean
+from ihc2he.explain import write_what_is_possible
 from ihc2he.simulate import write_bci, write_endonuke, write_nuclei, write_pannuke
 
 HELP = """\
@@ -31,6 +32,7 @@ LAYOUTS = {"bci": write_bci, "pannuke": write_pannuke, "endonuke": write_endonuk
 
 def main(arguments: list[str]) -> int:
     """Return the exit status of the command line: 0, or 2 after one line that says what is wrong."""
+    write_what_is_possible()
     if not arguments or any(a in ("-h", "--help", "help") for a in arguments):
         print(HELP, end="")
         return 0 if arguments else 2

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from ihc2he.files import complete
 from ihc2he.simulate.scene import cut, draw_block
 from ihc2he.simulate.tile import draw_case, photograph_he, tile_rng, write_truth
 from ihc2he.simulate.tissue import ORGANS, TYPES, Marker
@@ -127,13 +128,11 @@ def _channels(instances_hw: NDArray[np.uint16], types_hw: NDArray[np.uint8]) -> 
 def _save(path: Path, shape: tuple[int, ...], dtype: np.dtype, fill: Callable[[NDArray], None]) -> None:
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    if 0 in shape:  # an empty file cannot be mapped
-        with part.open("wb") as file:
-            np.save(file, np.zeros(shape, dtype))
-    else:
-        array = open_memmap(part, mode="w+", dtype=dtype, shape=shape)
-        fill(array)
-        array.flush()
-    part.replace(path)
+    with complete(path) as temporary:
+        if 0 in shape:  # an empty file cannot be mapped
+            with temporary.open("wb") as file:
+                np.save(file, np.zeros(shape, dtype))
+        else:
+            array = open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+            fill(array)
+            array.flush()

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.files import complete
+from ihc2he.images.decoding import read_samples
 
 Job = TypeVar("Job")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file under a temporary name next to `path`, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    with complete(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -38,8 +38,7 @@ def write_image(path: Path, image: NDArray[np.uint8 | np.uint16]) -> None:
 
 def read_image(path: Path) -> NDArray:
     """Return an image that `write_image` wrote: RGB of HxWx3, or grey of HxW."""
-    image: NDArray[Any] = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)  # type: ignore
-    return image[..., ::-1] if image.ndim == 3 else image
+    return read_samples(path, raw=True).labels()
 
 
 def open_simulation(out: Path | str, owns: str, layout: str, tiles: int, size: int, seed: int, **settings: Any) -> Path:
@@ -66,12 +65,13 @@ def open_simulation(out: Path | str, owns: str, layout: str, tiles: int, size: i
     note = out / "truth" / "simulation.json"
     wanted = {"layout": layout, "tiles": tiles, "size": size, "seed": seed, **settings}
     if note.exists():
-        found = json.loads(note.read_text())
+        found = json.loads(note.read_text(encoding="utf-8"))
         if found != wanted:
             differing = ", ".join(f"{k}={found.get(k)}" for k in {**found, **wanted} if found.get(k) != wanted.get(k))
             msg = f"{out} holds another simulation ({differing}). Delete the folder or choose another out=."
             raise DataError(msg)
-    elif (out / owns).exists():
+        return out
+    if (out / owns).exists():
         msg = f"{out / owns} exists, but is not a simulation; it may be real data. Choose another out=."
         raise DataError(msg)
     write_text(note, json.dumps(wanted, indent=1) + "\n")

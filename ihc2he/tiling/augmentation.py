@@ -68,18 +68,15 @@ def turned_back(maps_bkhw: Tensor, view: int, hv_channels: tuple[int, int] | Non
     return turned_maps(maps_bkhw, inverse, hv_channels)
 
 
-def predict_views(
-    fn: Callable[[Tensor], Tensor], x_bchw: Tensor, hv_channels: tuple[int, int] | None, views: Sequence[int] = VIEWS
-) -> Tensor:
+def predict_views(fn: Callable[[Tensor], Tensor], x_bchw: Tensor, back: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Return the maps of images, averaged over views.
 
     Args:
         fn: from (N, C, H, W) to (N, K, H, W).
         x_bchw: images.
-        hv_channels: indices of the horizontal and the vertical map among the K maps.
-        views: numbers from 0 to 7; 0 is the original image.
+        back: from the maps of a view and its number to those of the original image, such as `turned_back`.
     """
-    return mean([turned_back(fn(turned(x_bchw, view)), view, hv_channels) for view in views])
+    return mean([back(fn(turned(x_bchw, view)), view) for view in VIEWS])
 
 
 def mean(maps: Sequence[Tensor]) -> Tensor:

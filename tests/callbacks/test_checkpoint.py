@@ -3,8 +3,10 @@ import logging
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch import nn
 
 from ihc2he.callbacks.checkpoint import BestCheckpoint, LastCheckpoint, StopOnNaN, TrainingDivergedError
+from ihc2he.models.task import Task
 
 
 def checkpoints(folder):
@@ -106,3 +108,19 @@ def test_a_sound_run_is_left_alone_and_so_is_the_judging_of_any_weights(toy, til
     broken = toy()
     torch.nn.init.constant_(broken.net.weight, torch.nan)
     trainer(StopOnNaN(1)).validate(broken, tiles)
+
+
+def test_the_clipping_that_is_advised_is_one_that_the_model_has(trainer, tiles):
+    class Automatic(Task):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(torch.nan))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+        def training_step(self, batch, batch_idx):
+            return self.weight * 1.0
+
+    with pytest.raises(TrainingDivergedError, match=r"with \+trainer\.gradient_clip_val=1, or"):
+        trainer(StopOnNaN(1)).fit(Automatic(), tiles)

@@ -39,7 +39,7 @@ def predicted(name, path, side=20, **changes):
     image[2:8, 2:8] = (100, 50, 20)
     whole = {
         "name": name, "path": str(path), "error": None, "image": image, "he": 255 - image,
-        "nuclei": tile_nuclei(side), "mpp": 0.5, "classes": CLASSES,
+        "nuclei": tile_nuclei(side), "mpp": 0.5, "classes": CLASSES, "white": (255.0, 255.0, 255.0), "ink_share": 0.0,
     }  # fmt: skip
     return SimpleNamespace(**(whole | changes))
 
@@ -148,7 +148,7 @@ def test_the_summary_counts_each_image_and_class_and_all_images(run, tmp_path):
     assert [key[1] for key in rows][:4] == ["epithelium", "stroma", "unknown", "all"]
     assert rows["b", "all"] == {
         "image": "b", "class": "all", "nuclei": "3", "positive": "1", "percent_positive": "33.33", "h_score": "100.00",
-        "area_mm2": "0.0001", "nuclei_per_mm2": "30000",
+        "area_mm2": "0.0001", "nuclei_per_mm2": "30000", "percent_ink": "0.00",
     }  # fmt: skip
     whole = rows["all images", "epithelium"]
     assert (whole["nuclei"], whole["percent_positive"], whole["h_score"]) == ("2", "100.00", "300.00")
@@ -208,6 +208,38 @@ def test_other_settings_are_refused_and_named(run, tmp_path):
         run(module=other)
     assert files_below(tmp_path / "out") == before
     run()  # the lock was given back
+
+
+def test_a_name_that_is_too_long_is_counted_and_the_others_go_on(tmp_path, trainer):
+    class Named(Finder):
+        def predict_step(self, batch, batch_idx):
+            return [predicted(name, tmp_path / "a.png") for name in ("ok", f"deep/{'x' * 250}", "y" * 245, "also")]
+
+    (tmp_path / "a.png").write_bytes(b"1")
+    out = tmp_path / "out"
+    writer = PredictionWriter(str(out))
+    with pytest.raises(DataError, match=r"2 of 4 images could not be read: .*failed\.csv"):
+        trainer(writer).predict(Named(), DataLoader([0]), return_predictions=False)
+    errors = {row["name"]: row["error"] for row in read(out / "failed.csv")}
+    assert set(errors) == {f"deep/{'x' * 250}", "y" * 245}
+    assert all("the name is too long: with" in error and "Shorten it" in error for error in errors.values())
+    assert {row["image"] for row in read(out / "summary.csv")} == {"ok", "also", "all images"}
+
+
+def test_results_know_their_source_and_those_of_another_file_are_never_overwritten(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(folder.encode())
+    first, second = (predicted("a", tmp_path / folder / "a.png") for folder in ("one", "two"))
+    settings = ["nuclei"], (0.2, 0.4, 0.6), ""
+    predictions.write_prediction(tmp_path / "out", first, *settings)
+    before = (tmp_path / "out/done/a.json").read_text()
+    assert json.loads(before)["mpp"] == 0.5
+    with pytest.raises(ConfigError, match=r"another image called a: .*one/a\.png.*two/a\.png.*another out="):
+        predictions.write_prediction(tmp_path / "out", second, *settings)
+    assert (tmp_path / "out/done/a.json").read_text() == before
+    (tmp_path / "one/a.png").rename(tmp_path / "moved.png")  # the same image elsewhere
+    predictions.write_prediction(tmp_path / "out", predicted("a", tmp_path / "moved.png"), *settings)
 
 
 def test_two_runs_do_not_share_a_folder(run, tmp_path):

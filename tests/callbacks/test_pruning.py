@@ -141,3 +141,36 @@ def test_a_job_without_a_trial_is_not_pruned(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "ihc2he"):
         assert train(pruning(tmp_path), tmp_path) == EPOCHS
     assert "study s: no running trial has this job's parameters" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("job", "numbers", "asked", "own"),
+    [
+        (0, [7], 9, 7),  # one alone has these parameters
+        (None, [3, 7], 9, 7),  # the newest, where nothing else is known
+        (0, [6, 7], 7, 6),  # two jobs at a time, which have drawn the same
+        (1, [6, 7], 7, 7),
+        (2, [2, 8, 9], 9, 8),  # the third was killed in an earlier sweep
+        (4, [8, 9], 9, 9),  # the last one, alone
+    ],
+)
+def test_of_trials_with_equal_parameters_each_job_knows_its_own(tmp_path, job, numbers, asked, own):
+    assert pruning(tmp_path, job=job, n_jobs=2, n_trials=5)._own(numbers, asked) == own
+
+
+def test_where_two_sweeps_add_to_a_study_none_is_guessed(tmp_path):
+    with pytest.raises(LookupError, match="several running trials have this job's parameters"):
+        pruning(tmp_path, job=0, n_jobs=2, n_trials=4)._own([3, 4], 9)
+
+
+def test_two_jobs_at_a_time_with_equal_parameters_report_to_their_own_trials(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    storage = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(storage=storage, study_name="s", direction="maximize")
+    killed, first, second = (ask(study, optuna, 0.5) for _ in range(3))
+    train(pruning(tmp_path, job=0, n_jobs=2, n_trials=2), tmp_path)
+    told = {t.number: bool(t.intermediate_values) for t in optuna.load_study(storage=storage, study_name="s").trials}
+    assert told == {killed.number: False, first.number: True, second.number: False}
+    train(pruning(tmp_path, job=1, n_jobs=2, n_trials=2), tmp_path)
+    told = {t.number: bool(t.intermediate_values) for t in optuna.load_study(storage=storage, study_name="s").trials}
+    assert told == {killed.number: False, first.number: True, second.number: True}

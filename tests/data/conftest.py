@@ -1,10 +1,14 @@
 """Miniature datasets in the public layouts."""
 
+import errno
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -115,3 +119,39 @@ def realdata() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("needs the real tiles; set IHC2HE_REALDATA to their folder")
     return Path(folder)
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Make what lies below a folder refuse to be written, as a disk that can only be read does (also for root)."""
+
+    def make(folder: Path) -> None:
+        def refuse(name: Any) -> None:
+            if not isinstance(name, int) and Path(os.fsdecode(name)).absolute().is_relative_to(folder):
+                raise OSError(errno.EROFS, "Read-only file system", os.fspath(name))
+
+        real_open, real_os_open, real_file = io.open, os.open, h5py.File
+
+        def open_(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            if set(mode) & set("wax+"):
+                refuse(file)
+            return real_open(file, mode, *args, **kwargs)
+
+        def os_open(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                refuse(path)
+            return real_os_open(path, flags, *args, **kwargs)
+
+        def file(name: Any, mode: str = "r", **kwargs: Any) -> h5py.File:
+            if mode != "r":
+                refuse(name)
+            return real_file(name, mode, **kwargs)
+
+        monkeypatch.setattr(io, "open", open_)
+        monkeypatch.setattr("builtins.open", open_)
+        monkeypatch.setattr(os, "open", os_open)
+        monkeypatch.setattr(h5py, "File", file)
+        for name in ("unlink", "replace", "rename"):
+            monkeypatch.setattr(os, name, lambda path, *args, **kwargs: refuse(path))
+
+    return make

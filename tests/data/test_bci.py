@@ -73,8 +73,8 @@ def test_evaluation_batch_is_whole_and_paired(bci, make_tile):
 
 
 def test_pixel_size_resamples_the_tiles(bci):
-    data = bci(mpp=0.92)
-    assert data.mpp == 0.92
+    data = bci(target_mpp=0.92)
+    assert data.target_mpp == 0.92
     assert next(iter(data.test_dataloader()))["he"].shape == (1, 3, 32, 32)
     with pytest.raises(DataError, match=r"mpp: built with 0\.92, now 0\.46"):
         bci()
@@ -255,7 +255,8 @@ def test_tiles_smaller_than_the_crop_fail_before_training_only(bci):
         ({"sampler": "level_balance"}, r"data\.sampler=level_balance: expected uniform or level_balanced"),
         ({"fraction": 0.0}, r"data\.fraction=0\.0: expected above 0 and at most 1"),
         ({"val_fraction": 1.0}, r"data\.val_fraction=1\.0: expected"),
-        ({"mpp": 0}, r"data\.mpp=0: expected"),
+        ({"target_mpp": 0}, r"data\.target_mpp=0: expected um/px"),
+        ({"mpp": 0.92}, r"data\.mpp=0\.92: expected 0\.46, .* for images of 0\.92 um/px pass data\.target_mpp=0\.92\."),
         ({"crop_size": 16}, r"data\.crop_size=16: expected at least 32 px"),
         ({"batch_size": 0}, r"data\.batch_size=0: expected at least 1"),
         ({"samples_per_epoch": 0}, r"data\.samples_per_epoch=0: expected"),
@@ -270,3 +271,12 @@ def test_values_out_of_range_are_refused(arguments, message):
 def test_a_batch_larger_than_an_epoch_is_refused(bci):
     with pytest.raises(ConfigError, match=r"data\.batch_size=19: an epoch has only 18 samples per process"):
         bci(batch_size=19).train_dataloader()
+
+
+def test_simulated_tissue_and_its_store_may_lie_on_a_disk_that_can_only_be_read(tmp_path, bci, read_only):
+    arguments = {"root": str(tmp_path / "sim"), "simulate": {"tiles": 6, "size": 64, "seed": 0}, "val_fraction": 0.3}
+    bci(**arguments)
+    before = {file: file.stat() for file in tmp_path.rglob("*")}
+    read_only(tmp_path)
+    assert len(bci(**arguments).tiles.rows) == 6
+    assert {file: file.stat() for file in tmp_path.rglob("*")}.keys() == before.keys()

@@ -86,7 +86,7 @@ def label(root, number, reader="bulk/stud1"):
 def test_a_batch_is_a_dict_of_lists(root):
     data = ready(root, ids=["321-668"], batch_size=3)
     (batch,) = data.test_dataloader()
-    assert set(batch) == {"name", "group", "image", "mpp", "points", "readers"}
+    assert set(batch) == {"name", "group", "image", "mpp", "points", "readers", "second_readings"}
     assert batch["name"] == ["321", "322", "668"]
     assert batch["group"] == ["321-322", "321-322", "668-669"]
     assert batch["mpp"] == [0.5, 0.5, 0.25]
@@ -110,6 +110,7 @@ def test_without_lists_the_reference_is_a_pathologists(root):
     assert row_of(found[669]) == 1, "ptg3, not stud1"
     assert row_of(found[4600]) == 2, "ptg1, the first by name"
     assert list(found[4600].readers) == ["ptg1", "ptg2", "stud1", "stud1 (posterior_agreement)"]
+    assert found[4600].second_readings == ("stud1 (posterior_agreement)",)
     assert found[4600].points_n3.tolist() == found[4600].readers["ptg1"].tolist()
 
 

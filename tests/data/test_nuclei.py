@@ -11,6 +11,7 @@ from ihc2he.data.nuclei import NucleiDataModule
 from ihc2he.data.tables import read_table
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.labels import number_consecutively, read_labels
+from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.simulate import write_nuclei
 from ihc2he.tiling.resampling import resized_labels
 
@@ -55,7 +56,7 @@ def prepared(tmp_path):
             "root": str(tmp_path / "nuclei"),
             "store": str(tmp_path / "store"),
             "classes": CLASSES,
-            "mpp_files": 0.25,
+            "mpp": 0.25,
             "crop_size": 32,
             "batch_size": 2,
             "num_workers": 0,
@@ -118,7 +119,7 @@ def test_tissues_come_from_the_table(root, prepared):
 
 def test_without_classes_there_are_no_types(root, prepared, caplog):
     with caplog.at_level(logging.WARNING):
-        data = prepared(classes=None)
+        data = prepared(classes=None, decoder=HoverDecoder())
     assert data.classes == []
     assert set(next(iter(data.train_dataloader()))) == {"image", "inst", "hv"}
     assert set(next(iter(data.test_dataloader()))) == {"image", "inst", "name", "group"}
@@ -144,7 +145,7 @@ def test_nuclei_that_vanish_are_counted_and_told(root, prepared, caplog, write_i
     inst = labels()[0]
     inst[1, 3] = 44  # one pixel
     write_image(root / "instances" / "2.png", inst)
-    data = prepared(mpp=1.0, classes=None, crop_size=8)
+    data = prepared(target_mpp=1.0, classes=None, crop_size=8)
     assert "1 of 19 nuclei are smaller than a pixel of 1 um and are lost" in caplog.text
     assert (data.store_folder / "index.csv").read_text().splitlines()[3] == "2,,,12,12,3,1"
 
@@ -213,17 +214,27 @@ def test_what_does_not_fit_is_named(root, prepared, tmp_path, spoil, message):
         (lambda rows: rows[0].update(split=""), r"tiles\.csv: 1 tiles have no split, such as 0"),
         (
             lambda rows: rows[0].update(um_per_px="40x"),
-            r"tiles\.csv: 0: um_per_px '40x', expected um/px from 0.01 to 100",
+            r"tiles\.csv: um_per_px '40x' for 0\.png, expected um/px from 0.01 to 100",
         ),
         (
             lambda rows: rows[0].update(um_per_px="inf"),
-            r"tiles\.csv: 0: um_per_px 'inf', expected um/px from 0.01 to 100",
+            r"tiles\.csv: um_per_px 'inf' for 0\.png, expected um/px from 0.01 to 100",
         ),
-        (lambda rows: rows[0].update(um_per_px=0), r"tiles\.csv: 0: um_per_px '0', expected um/px from 0.01 to 100"),
+        (
+            lambda rows: rows[0].update(um_per_px=0),
+            r"tiles\.csv: um_per_px '0' for 0\.png, expected um/px from 0.01 to 100",
+        ),
         (lambda rows: rows.pop(0), r"tiles\.csv: has no 0 \(1 such\)"),
-        (lambda rows: rows[0].update(name="7"), r"tiles\.csv: has no 0"),
+        (
+            lambda rows: rows[0].update(name="7"),
+            r"tiles\.csv, line 2: there is no image '7' below .*nuclei\. Known: 0, 1",
+        ),
+        (lambda rows: rows[0].update(name=" 0"), r"line 2: there is no image ' 0' below .*Did you mean '0'\?"),
+        (lambda rows: [row.update(Split=row.pop("split")) for row in rows], r"column 'Split' .*Did you mean 'split'\?"),
+        (lambda rows: [row.update(mpp=row.pop("um_per_px")) for row in rows], r"column 'mpp' .*mean 'um_per_px'\?"),
+        (lambda rows: rows[0].update(um_per_px="0,25"), r"um_per_px '0,25' for 0\.png.* Write 0\.25, with a point"),
         (lambda rows: rows[0].update(name="1.png"), r"tiles\.csv: 1 comes twice"),
-        (lambda rows: [row.pop("name") for row in rows], r"tiles\.csv: found the columns \['split', .*called name"),
+        (lambda rows: [row.pop("name") for row in rows], r"tiles\.csv: found the columns split, .*called name"),
     ],
 )
 def test_a_wrong_table_is_named(root, prepared, change, message):
@@ -240,6 +251,7 @@ def test_a_wrong_table_is_named(root, prepared, change, message):
         (b"\xff\xfen\0", r"tiles\.csv: not a CSV file in UTF-8"),
         (b'name,split\n"0,train\n', r"tiles\.csv: not a CSV file in UTF-8 \(unexpected end of data"),
         (b"name,split\n0,train,x\n", r"tiles\.csv, line 2: more fields than the first line names"),
+        (b"name,split\n0\n", r"tiles\.csv, line 2: fewer fields than the first line names"),
         (b"name,split\n,train\n", r"tiles\.csv, line 2: the name is empty"),
     ],
 )
@@ -266,8 +278,26 @@ def test_a_changed_table_is_noticed(root, prepared):
 
 
 def test_the_pixel_size_must_be_known(root, prepared):
-    with pytest.raises(ConfigError, match=r"data\.mpp_files=None: the pixel size of .*images/0\.png is not known"):
-        prepared(mpp_files=None)
+    with pytest.raises(ConfigError, match=r"data\.mpp=null: the pixel size of .*images/0\.png is not known"):
+        prepared(mpp=None)
+
+
+@pytest.mark.parametrize(
+    ("former", "mpp", "target"),
+    [({"mpp_files": 0.5}, 0.5, 0.25), ({"mpp_files": 0.5, "mpp": 1.0}, 0.5, 1.0),
+     ({"mpp_files": 0.5, "target_mpp": 0.5}, 0.5, 0.5)],
+)  # fmt: skip
+def test_the_former_names_of_pixel_sizes_are_understood_and_said(caplog, former, mpp, target):
+    data = NucleiDataModule(root="a", store="b", **former)
+    assert (data.mpp, data.target_mpp, data.info.mpp) == (mpp, target, target)
+    assert f"understood as data.mpp={mpp:g} data.target_mpp={target:g}." in caplog.text
+
+
+def test_a_pixel_size_that_no_file_has_is_an_error_that_names_the_other_key(root, prepared):
+    write_table(root, table())
+    with pytest.raises(ConfigError, match=r"data\.mpp=0\.5: .*tiles\.csv tells .* such as 0\.25 of 0.*target_mpp=0\.5"):
+        prepared(mpp=0.5)
+    assert prepared(mpp=0.25).target_mpp == 0.25
 
 
 def test_without_data_it_says_what_is_expected(tmp_path, prepared):
@@ -280,7 +310,13 @@ def test_without_data_it_says_what_is_expected(tmp_path, prepared):
     ("arguments", "message"),
     [
         ({"test_split": "both"}, r"data\.test_split=both: expected train or val or test or all"),
+        ({"mpp": 0.0}, r"data\.mpp=0\.0: expected"),
         ({"mpp_files": 0.0}, r"data\.mpp_files=0\.0: expected"),
+        (
+            {"mpp_files": 0.5, "mpp": 0.5, "target_mpp": 1.0},
+            r"data\.mpp_files=0\.5, .*former and present names together",
+        ),
+        ({"target_mpp": 0}, r"data\.target_mpp=0: expected"),
         ({"val_fraction": 1.0}, r"data\.val_fraction=1\.0: expected"),
     ],
 )
@@ -296,7 +332,7 @@ def test_names_may_hold_dots(tmp_path):
 
 def test_a_simulated_tree_works_as_it_is(tmp_path, prepared):
     write_nuclei(tmp_path / "nuclei", tiles=15, size=40)
-    data = prepared(classes=["a", "b", "c", "d", "e"], mpp_files=None)
+    data = prepared(classes=["a", "b", "c", "d", "e"], mpp=None)
     assert (len(data.records["train"]), len(data.records["val"])) == (12, 3)
     assert next(iter(data.train_dataloader()))["type"].shape == (2, 32, 32)
 
@@ -309,7 +345,7 @@ def test_a_simulated_tree_works_as_it_is(tmp_path, prepared):
     ],
 )
 def test_real_tiles_work_as_they_are(realdata, prepared, folder, classes, train, val, nuclei):
-    data = prepared(root=str(realdata / folder), classes=classes, mpp_files=None, crop_size=256, test_split="val")
+    data = prepared(root=str(realdata / folder), classes=classes, mpp=None, crop_size=256, test_split="val")
     assert [len(data.records[split]) for split in ("train", "val", "test")] == [train, val, val]
     assert sum(row["nuclei"] for row in data.tiles.rows) == nuclei
     batch = next(iter(data.train_dataloader()))
@@ -359,3 +395,38 @@ def test_resampled_labels_keep_their_place_and_share(shape):
 
 def test_numbering_a_map_without_background():
     assert number_consecutively(np.array([[9, 4], [4, 9]])).tolist() == [[2, 1], [1, 2]]
+
+
+def squares(values):
+    """Return a map with squares of 6 px in a row of each value, 2 px apart."""
+    inst = np.zeros((48, 48), np.uint16)
+    for k, value in enumerate(values):
+        inst[10:16, 8 * k : 8 * k + 6] = value
+    return inst
+
+
+@pytest.mark.parametrize("values", [[255, 255], [255] * 5, [1] * 3, [1, 1, 1, 2, 2]])
+def test_masks_that_mark_nuclei_alike_are_refused_or_split(root, prepared, write_image, values):
+    write_image(root / "instances" / "3.png", squares(values))
+    with pytest.raises(
+        DataError,
+        match=rf"instances/3\.png: found {len(values)} separate pieces, but only {len(set(values))} values .*"
+        r"pass data\.binary_masks=split",
+    ):
+        prepared(classes=None)
+    data = prepared(classes=None, binary_masks="split", test_split="all")
+    batch = next(batch for batch in data.test_dataloader() if batch["name"] == ["3"])
+    assert batch["inst"].unique().tolist() == list(range(len(values) + 1))
+
+
+@pytest.mark.parametrize("values", [[1], [255], [1, 1], [7, 7, 8], [1, 2, 255, 255], []])
+def test_a_nucleus_cut_in_two_and_stray_pixels_pass(root, prepared, write_image, values):
+    inst = squares(values)
+    if values:
+        inst[40, ::3] = values[0]  # stray pixels
+    write_image(root / "instances" / "3.png", inst)
+    data = prepared(classes=None, test_split="all")
+    batch = next(batch for batch in data.test_dataloader() if batch["name"] == ["3"])
+    assert batch["inst"].max() == len(set(values))
+    with pytest.raises(DataError, match=r"binary_masks: built with None, now 'split'"):
+        prepared(classes=None, binary_masks="split")

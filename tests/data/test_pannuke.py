@@ -15,6 +15,7 @@ from numpy.lib.format import open_memmap
 from ihc2he.data import pannuke
 from ihc2he.data.pannuke import CLASSES, PanNukeDataModule, fold_files, merge_channels
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.simulate.pannuke import FOLDS as SIMULATED_FOLDS
 from ihc2he.simulate.tissue import TYPES
 
@@ -106,7 +107,7 @@ def test_an_evaluation_batch_is_the_tile_as_published(root, prepared):
 
 def test_what_a_user_can_read_of_it(root, prepared):
     data = prepared()
-    assert data.mpp == 0.25
+    assert data.target_mpp == 0.25
     assert data.classes == ["neoplastic", "inflammatory", "connective", "dead", "epithelial"]
     lines = (data.store_folder / "index.csv").read_text().splitlines()
     assert lines[0] == (
@@ -163,14 +164,14 @@ def test_smaller_copies_of_the_arrays_give_the_same(tmp_path, prepared, dtype):
 
 
 def test_another_pixel_size_resamples_image_and_labels(root, prepared):
-    batch = next(iter(prepared(mpp=0.5).val_dataloader()))
+    batch = next(iter(prepared(target_mpp=0.5).val_dataloader()))
     assert batch["image"].shape == (1, 3, 16, 16)
     assert (batch["inst"] > 0).sum() == 72 / 4
 
 
 def test_simulated_tissue_fills_the_root(prepared, caplog):
     for _ in range(2):
-        data = prepared(simulate={"tiles": 6, "size": 64, "seed": 0}, crop_size=64)
+        data = prepared(simulate={"tiles": 6, "size": 64, "seed": 0}, crop_size=64, decoder=HoverDecoder())
     assert {name: len(records) for name, records in data.records.items()} == {"train": 2, "val": 2, "test": 2}
     batch = next(iter(data.train_dataloader()))
     assert batch["hv"].shape == (2, 2, 64, 64)

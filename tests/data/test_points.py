@@ -41,7 +41,7 @@ def test_a_batch_has_the_points_beside_the_images(root, make_tile):
     assert batch["points"][0].tolist() == [[7, 3, 0], [0, 39, 1], [9, 3, 1]]
     assert batch["points"][1].shape == (0, 3)
     assert batch["readers"][0]["points"].tolist() == batch["points"][0].tolist()
-    assert set(batch) == {"name", "group", "image", "mpp", "points", "readers"}
+    assert set(batch) == {"name", "group", "image", "mpp", "points", "readers", "second_readings"}
     assert (data.classes, data.truth_classes) == (CLASSES, [])
 
 
@@ -56,6 +56,14 @@ def test_the_table_tells_pixel_sizes_and_cases(root):
     assert [(tile.mpp, tile.group) for tile in ready(root).tiles] == [(0.25, "P1"), (0.5, "")]
     with pytest.raises(ConfigError, match=r"pixel size of .*b\.jpg is not known"):
         ready(root, mpp=None)
+
+
+def test_a_row_of_the_table_without_an_image_is_an_error(root):
+    (root / "tiles.csv").write_text("name,um_per_px\na.png,0.25\nslide/bb,0.25\n")
+    with pytest.raises(
+        DataError, match=r"tiles\.csv, line 3: there is no image 'slide/bb' below .*Did you mean 'slide/b'\?"
+    ):
+        ready(root)
 
 
 def test_an_image_without_points_and_the_reverse_are_named(root):
@@ -78,10 +86,12 @@ def test_an_image_without_points_and_the_reverse_are_named(root):
         ("x;y;class\n1;2;0\n", r"found the columns x;y;class, expected one called x\..*separated by commas"),
         ("x,y\n1,2\n", r"found the columns x, y, expected one called class"),
         ("x,y,class\n1,2,0\n1,,0\n", r"a\.csv, line 3: y is '', expected a number of px"),
-        ("x,y,class\n1,2\n", r"line 2: class None"),
+        ("x,y,class\n1,2\n", r"line 2: fewer fields than the first line names"),
         ("x,y,class\nnan,1,0\n", r"line 2: x is 'nan'"),
         ("x,y,class\n1,2,2\n", r"line 2: class '2', expected a name of data\.classes or a number from 0\. Known: epi"),
         ("x,y,class\n1,2,epitelium\n", r"class 'epitelium'.*Did you mean 'epithelium'"),
+        ('x,y,class\n"1,5",2,0\n', r"line 2: x is '1,5', expected a number of px\. Write 5\.5, not 5,5"),
+        ("x,y,Class\n1,2,0\n", r"a\.csv: the column 'Class' is not known\. Did you mean 'class'\?"),
         ("x,y,class\n1,2,-1\n", r"class '-1'"),
         ("x,y,class\n1_0,2,0\n", r"line 2: x is '1_0', expected a number of px"),
         ("x,y,class\n1,5,2,0\n", r"line 2: more fields than the first line names\..*write 5\.5, not 5,5"),

@@ -24,7 +24,7 @@ def data(realdata, tmp_path):
 
 
 def test_both_sets_load_at_half_a_micrometre(data, realdata):
-    assert data.mpp == 0.5
+    assert data.target_mpp == 0.5
     assert len(data.tiles.rows) == 181 + 38
     by_name = {row["name"]: i for i, row in enumerate(data.tiles.rows)}
     name = "TCGA-2Z-A9J9-01A-01-TS1.png"

@@ -14,6 +14,7 @@ from ihc2he.data.nuclei import NucleiDataModule
 from ihc2he.data.samplers import SampleIndex, presence_weights
 from ihc2he.errors import ConfigError
 from ihc2he.images.labels import MAX_LABEL
+from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.nuclei.targets import hv_maps
 
 OFF = {"dihedral": False, "scale": 0.0, "elastic": 0.0, "blur": 0.0, "noise": 0.0, "hed": 0.0, "hsv": 0.0}
@@ -54,7 +55,7 @@ def make(root, tmp_path):
             "root": str(root),
             "store": str(tmp_path / "store"),
             "classes": ["even", "odd"],
-            "mpp_files": 0.25,
+            "mpp": 0.25,
             "crop_size": 48,
             "batch_size": 2,
             "num_workers": 0,
@@ -62,6 +63,7 @@ def make(root, tmp_path):
             "test_fraction": 0.0,
             "test_split": "all",
             "augmentation": AUGMENTATION,
+            "decoder": HoverDecoder(),
         }
         data = NucleiDataModule(**(defaults | arguments))
         data.prepare_data()
@@ -223,7 +225,7 @@ def test_tiles_of_several_sizes_are_evaluated_one_by_one(make, root, write_image
     ("arguments", "message"),
     [
         ({"sampler": "balanced"}, r"data\.sampler=balanced: expected uniform or class_balanced or"),
-        ({"mpp": 0}, r"data\.mpp=0: expected"),
+        ({"target_mpp": 0}, r"data\.target_mpp=0: expected"),
         ({"crop_size": 0}, r"data\.crop_size=0: expected"),
         ({"batch_size": 0}, r"data\.batch_size=0: expected"),
         ({"eval_batch_size": 0}, r"data\.eval_batch_size=0: expected"),

@@ -1,7 +1,12 @@
+import json
 import logging
 import os
+import shutil
+import subprocess
+import sys
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -119,8 +124,7 @@ def test_a_new_time_alone_passes_and_is_noted(path, sources):
     file = sources["he/1.png"]
     os.utime(file, ns=(1, 1))
     check_store(path, sources, SETTINGS)
-    with h5py.File(path) as store:
-        assert store["source/mtime_ns"][1] == 1
+    assert json.loads((path.parent / "tiles.h5.times.json").read_text()) == {"he/1.png": 1}
     file.write_bytes(b"x" * 100)
     os.utime(file, ns=(1, 1))
     check_store(path, sources, SETTINGS)  # same size, same time: the content is not read again
@@ -231,3 +235,87 @@ def test_a_full_disk_is_explained(tmp_path, sources, monkeypatch):
     monkeypatch.setattr(h5py.Group, "create_dataset", full)
     with pytest.raises(DataError, match=r"could not be written \(No space left on device\); [\d.]+ GB are free"):
         write_store(Path(tmp_path / "tiles.h5"), range(4), load, sources, SETTINGS)
+
+
+def test_a_finished_store_is_only_read(path, sources, monkeypatch):
+    before = path.read_bytes()
+    os.utime(sources["he/1.png"], ns=(1, 1))
+    real = h5py.File
+
+    def read_only(name, mode="r", **arguments):
+        assert mode == "r"
+        return real(name, mode, **arguments)
+
+    monkeypatch.setattr(h5py, "File", read_only)
+    check_store(path, sources, SETTINGS)
+    TileStore(path).read(0, "image")
+    assert path.read_bytes() == before
+
+
+def test_new_times_need_not_be_noted(path, sources, monkeypatch, caplog):
+    os.utime(sources["he/1.png"], ns=(1, 1))
+    monkeypatch.setattr(Path, "write_text", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(30, "Read-only")))
+    with caplog.at_level(logging.INFO):
+        check_store(path, sources, SETTINGS)
+    assert "new times of 1 sources cannot be noted beside it" in caplog.text
+    assert [file.name for file in path.parent.iterdir()] == ["tiles.h5"]
+
+
+def test_times_of_a_store_before_count_no_longer_after_it_is_built_again(path, sources):
+    os.utime(sources["he/1.png"], ns=(1, 1))
+    check_store(path, sources, SETTINGS)
+    write_store(path, range(4), load, sources, SETTINGS)
+    assert [file.name for file in path.parent.iterdir()] == ["tiles.h5"]
+    check_store(path, sources, SETTINGS)
+
+
+def test_the_file_has_no_more_than_was_written(path):
+    size = path.stat().st_size
+    assert size < 4 * 300 * 200 * (3 + 4) * 1.5
+    with h5py.File(path, "r") as file:
+        assert file.id.get_filesize() == size
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from ihc2he.data.store import Record, write_store
+from ihc2he.errors import DataError
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+load = lambda k: Record({{"image": np.full((300, 300, 3), k, np.uint8)}}, {{"name": str(k)}})
+try:
+    write_store(Path(sys.argv[1]), range(60), load, {{}}, {{}})
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [1000, 2_000_000, 9_000_000])
+def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, limit):
+    path = tmp_path / "store" / "tiles.h5"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL.format(limit=limit), str(path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "could not be written" in done.stdout
+    assert "Files may not grow so large here: look at ulimit -f. Name another data.store." in done.stdout
+    assert not list(path.parent.iterdir())
+
+
+def test_a_disk_too_small_is_told_after_a_few_tiles(tmp_path, monkeypatch):
+    loaded = []
+
+    def one(k):
+        loaded.append(k)
+        return load(k)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5_000_000))
+    with pytest.raises(DataError, match=r"needs some 0\.4 GB more\); 0\.0 GB are free\. Name another data\.store"):
+        write_store(tmp_path / "tiles.h5", range(1000), one, {}, SETTINGS)
+    assert len(loaded) < 200
+    assert not list(tmp_path.iterdir())

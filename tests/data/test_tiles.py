@@ -68,6 +68,20 @@ def test_a_file_or_a_glob_will_do(folder, path, found, monkeypatch):
     assert names(ready(path)) == found
 
 
+def test_folders_behind_links_are_read(folder, tmp_path):
+    (folder / "deep").rename(tmp_path / "elsewhere")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "again").symlink_to(folder)
+    for path in (folder, folder / "**" / "*"):
+        assert names(ready(path)) == ["a", "linked/b", "linked/c.d"]
+
+
+def test_files_that_are_not_read_are_named_where_nothing_else_is_there(tmp_path):
+    (tmp_path / "1.svs").touch()
+    with pytest.raises(DataError, match=r"found no image there, expected PNG, JPEG or TIFF files\. Found: 1 \.svs\."):
+        ready(tmp_path)
+
+
 def test_brackets_in_a_name_that_exists_are_no_glob(folder):
     (folder / "[1]").mkdir()
     (folder / "a.png").rename(folder / "[1]" / "a.png")
@@ -116,6 +130,17 @@ def test_the_pixel_size_of_the_table_comes_first(folder):
     assert [tile.mpp for tile in ready(folder, mpp=None).tiles] == [0.1, 0.2, 0.3]
 
 
+def test_a_row_of_the_table_without_an_image_is_an_error(folder):
+    (folder / "tiles.csv").write_text("name,um_per_px\ndeep/bb,0.25\n")
+    with pytest.raises(
+        DataError, match=r"line 2: there is no image 'deep/bb' below .*slides\. Did you mean 'deep/b'\?"
+    ):
+        ready(folder)
+    (folder / "tiles.csv").write_text("name,um_per_px\ndeep\\b.JPG,0.25\na.png,0.3\n")  # as Windows writes it
+    assert [tile.mpp for tile in ready(folder).tiles] == [0.3, 0.25, 0.5]
+    assert [tile.mpp for tile in ready(folder / "a.png").tiles] == [0.3], "the table may name those not asked for"
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "half"])
 def test_a_pixel_size_that_makes_no_sense(folder, value):
     (folder / "tiles.csv").write_text(f"name,um_per_px\na,{value}\n")
@@ -149,6 +174,46 @@ def test_finished_images_are_skipped(folder, tmp_path, caplog):
     note(done, "deep/b", folder / "deep" / "b.jpg")
     assert names(ready(folder, done=str(done))) == []
     assert "No image is left to do" in caplog.text
+
+
+def test_an_image_whose_pixel_size_was_corrected_is_done_again(folder, tmp_path):
+    done = tmp_path / "out" / "done"
+    for name in ("a.png", "deep/b.jpg", "deep/c.d.tif"):
+        note(done, name.rpartition(".")[0], folder / name, mpp=0.5)
+    assert names(ready(folder, done=str(done))) == []
+    (folder / "tiles.csv").write_text("name,um_per_px\ndeep/b,0.25\n")
+    assert names(ready(folder, done=str(done))) == ["deep/b"]
+    assert names(ready(folder, done=str(done), mpp=0.3)) == ["a", "deep/b", "deep/c.d"]
+
+
+def test_equal_names_of_two_folders_are_refused(folder, tmp_path, write_image, make_tile):
+    done = tmp_path / "out" / "done"
+    note(done, "a", folder / "a.png", source=str(folder / "a.png"))
+    write_image(tmp_path / "other" / "a.png", make_tile(5))
+    with pytest.raises(ConfigError, match=r"results of another image called a: .*slides/a\.png.*other/a\.png"):
+        ready(tmp_path / "other", done=str(done))
+    (folder / "a.png").unlink()  # gone, so these are the results of nothing
+    assert names(ready(tmp_path / "other", done=str(done))) == ["a"]
+
+
+def test_images_that_were_moved_stay_finished(folder, tmp_path):
+    done = tmp_path / "out" / "done"
+    note(done, "a", folder / "a.png", source=str(folder / "a.png"))
+    folder.rename(tmp_path / "elsewhere")
+    assert names(ready(tmp_path / "elsewhere", done=str(done))) == ["deep/b", "deep/c.d"]
+
+
+def test_one_image_is_not_counted_under_two_names(folder, tmp_path):
+    done = tmp_path / "out" / "done"
+    note(done, "deep/b", folder / "deep" / "b.jpg", source=str(folder / "deep" / "b.jpg"))
+    with pytest.raises(ConfigError, match=r"b\.jpg under the name deep/b; as b it would be counted twice"):
+        ready(folder / "deep", done=str(done))
+
+
+def test_links_to_images_of_the_same_folder_are_counted_once(folder, caplog):
+    (folder / "z.png").symlink_to(folder / "a.png")
+    assert names(ready(folder)) == ["a", "deep/b", "deep/c.d"]
+    assert "left out 1 images that are links to others, such as z, which is a" in caplog.text
 
 
 def test_a_changed_image_or_a_damaged_note_is_done_again(folder, tmp_path):

@@ -1,5 +1,6 @@
 import csv
 import logging
+import os
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ def names(data, split, stain):
 
 def test_both_stains_come_at_the_coarser_pixel_size(unpaired):
     data = ready(unpaired())
-    assert data.mpp == 0.5
+    assert data.target_mpp == 0.5
     batch = next(iter(data.test_dataloader()))
     assert batch["ihc"].shape == batch["he"].shape == (1, 3, 64, 64)
     assert batch["paired"].tolist() == [False]
@@ -29,7 +30,7 @@ def test_both_stains_come_at_the_coarser_pixel_size(unpaired):
 
 
 def test_enlarging_needs_to_be_asked_for(unpaired):
-    batch = next(iter(ready(unpaired(mpp=0.25)).test_dataloader()))
+    batch = next(iter(ready(unpaired(target_mpp=0.25)).test_dataloader()))
     assert batch["ihc"].shape == batch["he"].shape == (1, 3, 128, 128)
 
 
@@ -124,6 +125,24 @@ def test_bad_files_can_be_left_out_and_are_listed(bad, tmp_path, caplog):
     assert set(listed) == {"truncated.png", "text.png", "empty.tif", "tiny.png"}
     assert "truncated" in listed["truncated.png"]
     assert all(name in caplog.text for name in listed)
+
+
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_finished_store_may_lie_on_a_disk_that_can_only_be_read(bad, tmp_path, read_only, caplog, reports):
+    store = tmp_path / "store"
+    ready(bad(on_bad_file="skip"))
+    os.utime(tmp_path / "he" / "00.png", ns=(1, 1))
+    if not reports:
+        for name in ("index.csv", "skipped.csv", "exploration.png", "tiles.lock"):
+            (store / name).unlink(missing_ok=True)
+    before = {file: file.read_bytes() for file in store.iterdir()}
+    read_only(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        data = ready(bad(on_bad_file="skip"))
+    assert len(list(data.test_dataloader())) > 0
+    assert "4 images are left out" in caplog.text
+    assert ("index.csv: could not be written" in caplog.text) is not reports
+    assert {file: file.read_bytes() for file in store.iterdir()} == before
 
 
 def test_the_list_of_skipped_files_goes_when_nothing_is_skipped(bad, tmp_path):
@@ -227,3 +246,8 @@ def test_the_exploration_picture_can_be_drawn_of_one_image_each(unpaired, tmp_pa
     ready(data)
     assert cv2.imread(str(tmp_path / "store" / "exploration.png")) is not None
     assert len(data.train_dataloader()) == 1
+
+
+def test_the_former_name_of_the_target_is_refused_with_the_present_one(unpaired):
+    with pytest.raises(ConfigError, match=r"data\.mpp=1\.0: expected data\.mpp_ihc .*pass data\.target_mpp=1\.0\."):
+        unpaired(mpp=1.0)

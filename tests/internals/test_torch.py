@@ -55,23 +55,31 @@ def test_gloo_says_that_a_process_is_lost():
 
 
 @pytest.mark.parametrize(
-    ("flag", "native"),
-    [("amx_bf16", True), ("avx512_bf16", True), ("bf16", True), ("avx512_f", False), ("avx512_fp16", False)],
+    ("flag", "maker", "fast"),
+    [
+        ("amx_bf16", "GenuineIntel", True),
+        ("avx512_bf16", "AuthenticAMD", True),
+        ("avx512_bf16", "GenuineIntel", False),  # slower than float32
+        ("bf16", "ARM", True),
+        ("avx512_f", "AuthenticAMD", False),
+        ("avx512_fp16", "GenuineIntel", False),
+    ],
 )
-def test_bf16_is_native_where_the_cpu_multiplies_it(flag, native, monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {flag: True, "bf16": flag == "bf16"}, raising=False)
-    assert internals.cpu_multiplies_bf16() is native
+def test_bf16_is_taken_where_the_cpu_multiplies_it_faster(flag, maker, fast, monkeypatch, tmp_path):
+    known = {flag: True, "other": False, "cpu_name": maker, "l2_cache_size": 1}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert internals.cpu_multiplies_bf16() is fast
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # as before PyTorch had it
     monkeypatch.setattr(internals, "_CPUINFO", tmp_path / "cpuinfo")
     assert not internals.cpu_multiplies_bf16()
     name = "Features" if flag == "bf16" else "flags"
-    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{name}\t\t: fpu {flag} sse\n")
-    assert internals.cpu_multiplies_bf16() is native
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {maker}\n{name}\t\t: fpu {flag} sse\n")
+    assert internals.cpu_multiplies_bf16() is fast
 
 
-def test_what_pytorch_says_of_this_cpu_is_what_linux_says():
+def test_what_pytorch_says_of_this_cpu_is_what_linux_says(monkeypatch):
     if not hasattr(torch.cpu, "get_capabilities") or not internals._CPUINFO.is_file():
         pytest.skip("one of the two does not say")
     said = internals.cpu_multiplies_bf16()
-    words = set(internals._CPUINFO.read_text().split())
-    assert said == bool(words & set(internals._NATIVE_BF16))
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert internals.cpu_multiplies_bf16() is said

@@ -224,17 +224,17 @@ def test_an_online_run_declares_what_it_reads(train, store, tmp_path, monkeypatc
 
     monkeypatch.delenv("WANDB_MODE")
     consumer, producer = Wandb(str(tmp_path / "pipeline"), offline=False), Wandb(str(run), offline=False)
-    consumer._experiment, producer._experiment = Service(), Service()
+    consumer._run, producer._run = Service(), Service()
     for _ in range(2):  # as before each stage
         consumer.log_hyperparams({"seed": 1, "inputs": found})
     producer.finalize("success")
 
-    used = {artifact.type: artifact for artifact in consumer._experiment.used}
-    assert len(consumer._experiment.used) == 3
+    used = {artifact.type: artifact for artifact in consumer._run.used}
+    assert len(consumer._run.used) == 3
     assert used["dataset"].name == "bci_sim"
     assert {entry.ref for entry in used["dataset"].manifest.entries.values() if entry.ref} == {path.as_uri()}
     assert used["dataset"].metadata["hash"] == hash_store(path)
-    made = {(artifact.type, artifact.name, artifact.digest) for artifact in producer._experiment.logged}
+    made = {(artifact.type, artifact.name, artifact.digest) for artifact in producer._run.logged}
     # Name and content agree, by which W&B knows it as the version that the training has logged.
     for kind in ("model", "checkpoint"):
         assert (kind, used[kind].name, used[kind].digest) in made
@@ -245,9 +245,9 @@ def test_another_store_at_the_same_place_is_another_version(store, tmp_path, mon
     digests = set()
     for content in (b"1", b"2"):
         logger = Wandb(str(tmp_path / "run"), offline=False)
-        logger._experiment = Service()
+        logger._run = Service()
         logger.log_hyperparams({"inputs": inputs(cfg(tmp_path / "run"), Data(store("bci", content=content)))})
-        digests |= {artifact.digest for artifact in logger._experiment.used}
+        digests |= {artifact.digest for artifact in logger._run.used}
     assert len(digests) == 2
 
 
@@ -255,8 +255,8 @@ def test_a_service_that_refuses_costs_a_warning_and_no_training(train, tmp_path,
     monkeypatch.delenv("WANDB_MODE")
     run = train(tmp_path / "run")
     logger = Wandb(str(run), offline=False)
-    logger._experiment = Service()
-    logger._experiment.log_artifact = None  # calling it is an error
+    logger._run = Service()
+    logger._run.log_artifact = None  # calling it is an error
     with caplog.at_level(logging.WARNING, "ihc2he"):
         logger.finalize("success")
     first = next(message for message in caplog.messages if message.startswith("W&B"))

@@ -231,3 +231,13 @@ for name, share in shares.items():
     for rank in on_two_ranks(script):
         assert rank["uneven"] == pytest.approx(expected, abs=1e-6)
         assert rank["idle"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_kernel_distance_is_that_of_torchmetrics():
+    from torchmetrics.image.kid import poly_mmd
+
+    from ihc2he.metrics.distribution import _squared_mmd
+
+    generator = torch.Generator().manual_seed(0)
+    x_nd, y_nd = torch.rand(50, 32, generator=generator), torch.rand(50, 32, generator=generator) + 0.1
+    assert _squared_mmd(x_nd, y_nd).item() == pytest.approx(poly_mmd(x_nd, y_nd).item(), rel=1e-4)

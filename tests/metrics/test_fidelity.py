@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from ihc2he.errors import ConfigError
+from ihc2he.errors import ConfigError, DataError
 from ihc2he.metrics import fidelity as module
 from ihc2he.metrics.fidelity import CARDS, PerImageMean, fidelity
 
@@ -218,8 +218,15 @@ def test_lengths_must_agree():
 
 
 def test_a_key_that_would_be_cut_is_refused():
-    with pytest.raises(ValueError, match="must not exceed 63 bytes"):
-        PerImageMean().update({"psnr": torch.zeros(1)}, ["g" * 60])
+    with pytest.raises(DataError, match="have 524 bytes together, at most 511 are possible"):
+        PerImageMean().update({"psnr": torch.zeros(1)}, ["g" * 520])
+
+
+@pytest.mark.parametrize("length", [60, 255])
+def test_groups_may_be_named_as_long_as_a_file(length):
+    mean, group = PerImageMean(), "\N{LATIN SMALL LETTER O WITH DIAERESIS}" * (length // 2)
+    mean.update({"psnr": torch.tensor([20.0, 22.0])}, [group, ""])
+    assert values_of(mean) == {"psnr": 21, f"psnr/{group}": 20}
 
 
 def test_two_ranks_equal_one(on_two_ranks):

@@ -47,7 +47,7 @@ def test_a_loaded_network_computes_the_same_and_is_in_evaluation_mode(bundle, ne
 def test_config_and_card_say_what_one_must_know(bundle):
     config = json.loads((bundle / "config.json").read_text())
     assert {key: config[key] for key in INFO} == INFO
-    assert config["format"] == 1
+    assert config["format"] == 2
     assert set(config["versions"]) == {"ihc2he", "torch"}
     card = (bundle / "README.md").read_text()
     assert card.startswith("---\n")
@@ -114,10 +114,10 @@ def test_a_damaged_bundle_is_named(bundle, spoil, message):
         ({"mpp": 0}, "mpp 0, expected um/px above 0"),
         ({"mpp": "0.5"}, "mpp '0.5', expected um/px above 0"),
         ({"value_range": [1, -1]}, r"value_range \[1, -1\], expected two numbers"),
-        ({"classes": ["a", "a"]}, "expected each name once"),
-        ({"classes": ["a"], "module": NODE | {"n_types": 2}}, "1 classes .*, but the network has 2 types"),
-        ({"keep_unmarked": "no"}, "keep_unmarked 'no', expected true or false"),
-        ({"format": 2}, "format 2, expected at most 1: written by a newer ihc2he"),
+        ({"classes": ["a", "a"]}, "classes: the name 'a' comes twice"),
+        ({"classes": ["all"]}, "classes: the name 'all' means something else"),
+        ({"format": 1, "keep_unmarked": "no"}, "keep_unmarked 'no', expected true or false"),
+        ({"format": 3}, "format 3, expected at most 2: written by a newer ihc2he"),
     ],
 )
 def test_values_that_cannot_be_right_are_named(bundle, change, message):

@@ -1,111 +1,40 @@
-"""The contract of models and DataModules, and that what a model of one's own leaves out is simply not there."""
+"""The defaults of the contract that do something."""
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback
+from torch import nn
 
-from ihc2he.callbacks.bundles import Bundles
-from ihc2he.callbacks.panels import ImagePanels
-from ihc2he.callbacks.results import Results
-from ihc2he.callbacks.summaries import Summaries
-from ihc2he.callbacks.worst import WorstPanels
-from ihc2he.datainfo import DataInfo, check_class_names, info_of
-from ihc2he.errors import ConfigError
-from ihc2he.models.task import Task, as_task, required_mpp, rows_of
+from ihc2he.models.task import Task
 
 
-class Plain(Task):
-    """The least that can be trained and tested."""
+class Line(Task):
+    """Its gradients are 30 and 40."""
 
-    def __init__(self):
+    def __init__(self, fused):
         super().__init__()
-        self.net = torch.nn.PReLU(3)
+        self.weight = nn.Parameter(torch.zeros(2))
+        self.fused = fused
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        return torch.optim.SGD(self.parameters(), lr=0.1, fused=self.fused)
 
     def training_step(self, batch, batch_idx):
-        return self.net(batch["ihc"]).square().mean()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    test_step = training_step
+        return (self.weight * torch.tensor([30.0, 40.0])).sum()
 
 
-def test_a_model_that_says_nothing_trains_and_tests_with_every_callback(tiles, trainer, tmp_path):
-    folder = str(tmp_path)
-    callbacks = [Bundles(folder), ImagePanels(folder), Results(folder), Summaries(), WorstPanels(folder)]
-    runner, module = trainer(callbacks=callbacks), Plain()
-    runner.fit(module, tiles)
-    runner.test(module, tiles, verbose=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"results.csv", "test.csv"}
+class Gradients(Callback):
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.seen = pl_module.weight.grad.tolist()
 
 
-def test_rows_without_pictures_draw_nothing(tiles, trainer, tmp_path):
-    class Judged(Plain):
-        def test_step(self, batch, batch_idx):
-            return {"rows": [{"name": name, "group": "", "score": 1.0} for name in batch["name"]]}
-
-        @property
-        def cards(self):
-            return {"score": type("Card", (), {"better": "higher", "protocol": ""})}
-
-    trainer(callbacks=[WorstPanels(str(tmp_path))]).test(Judged(), tiles, verbose=False)
-    assert not (tmp_path / "worst").exists()
-
-
-def test_a_plain_lightning_module_is_refused_with_what_to_write():
-    with pytest.raises(ConfigError, match=r"LightningModule is a plain.*from ihc2he\.models\.task import Task"):
-        as_task(LightningModule())
-    assert as_task(module := Plain()) is module
-
-
-def test_a_data_module_that_does_not_say_what_its_images_are_is_refused_with_what_to_write():
-    class Mute(LightningDataModule):
-        mpp = 0.25
-
-    class Wrong(LightningDataModule):
-        info = 0.25
-
-    for data in (Mute(), Wrong()):
-        with pytest.raises(ConfigError, match=rf"{type(data).__name__} does not say.*ihc2he\.datainfo\.DataInfo\(mpp"):
-            info_of(data)
-
-
-def test_a_fault_inside_of_info_is_not_taken_for_its_absence():
-    class Faulty(LightningDataModule):
-        @property
-        def info(self):
-            return DataInfo(mpp=self.no_such_name)
-
-    with pytest.raises(AttributeError, match="no_such_name"):
-        info_of(Faulty())
-
-
-def test_a_model_that_needs_one_pixel_size_does_not_invent_it():
-    assert required_mpp(DataInfo(0.5), "it") == 0.5
-    with pytest.raises(ConfigError, match=r"it needs images of one pixel size.*data\.target_mpp"):
-        required_mpp(DataInfo(None), "it")
-
-
-@pytest.mark.parametrize("mpp", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_pixel_size_that_cannot_be_is_refused(mpp):
-    with pytest.raises(ConfigError, match=r"data: mpp=.*expected um/px above 0"):
-        DataInfo(mpp)
-
-
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize(
-    ("names", "why"),
-    [(["a", "b", "a"], "'a' comes twice"), (["all"], "'all' means"), (["x", "unknown"], "'unknown'"), ([" "], "empty")],
+    ("kind", "value", "expected"),
+    [(None, 5.0, [3.0, 4.0]), ("value", 5.0, [5.0, 5.0]), ("value", 35.0, [30.0, 35.0]), (None, None, [30.0, 40.0])],
 )
-def test_class_names_that_tables_could_not_tell_apart_are_refused(names, why):
-    with pytest.raises(ConfigError, match=rf"data\.classes: the name.*{why}|data\.classes: the name ' ' is empty"):
-        DataInfo(0.25, names)
-    check_class_names(["a", "b"], "data.classes")
-
-
-def test_rows_name_their_image():
-    assert rows_of(None) == rows_of(torch.zeros(1)) == rows_of({"loss": 1}) == []
-    with pytest.raises(ConfigError, match="row without group"):
-        rows_of({"rows": [{"name": "a"}]})
+def test_the_trainer_clips_in_each_precision_for_fused_optimisers_too(fit, precision, fused, kind, value, expected):
+    seen = Gradients()
+    fit(Line(fused), seen, n=1, precision=precision, gradient_clip_val=value, gradient_clip_algorithm=kind)
+    assert seen.seen == pytest.approx(expected, rel=1e-3)

@@ -9,8 +9,21 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 
 from ihc2he.errors import ConfigError
-from ihc2he.nuclei.postprocess import postprocess, segment, submit_batch, worker_pool
+from ihc2he.models.handover import worker_pool
+from ihc2he.nuclei.decoders.base import find_and_vote
+from ihc2he.nuclei.decoders.hover import HoverDecoder
+from ihc2he.nuclei.postprocess import segment
 from ihc2he.nuclei.targets import hv_maps
+
+
+def maps_of(prob_hw, hv_2hw, types_khw=None):
+    """Return the maps as they travel to a worker: with the likeliest type."""
+    types = [] if types_khw is None else [types_khw.argmax(0).astype(np.float32)]
+    return np.stack([prob_hw, *hv_2hw, *types])
+
+
+def postprocess(prob_hw, hv_2hw, types_khw=None, keep_unmarked=True):
+    return HoverDecoder(keep_unmarked).find(maps_of(prob_hw, hv_2hw, types_khw), 0.25).nuclei
 
 
 def without_small(labels_hw, min_area=10):
@@ -201,8 +214,10 @@ def test_worker_processes_give_what_this_one_gives(ellipses, softened):
     prob_bhw, hv_b2hw = (np.stack(maps) for maps in zip(*tiles, strict=True))
     types_bkhw = np.random.default_rng(0).random((3, 4, 96, 96), np.float32)
     with worker_pool(1) as pool:
-        promises = submit_batch(pool, prob_bhw, hv_b2hw, types_bkhw)
-        found = [promise.result(timeout=60) for promise in promises]
+        find = HoverDecoder().find
+        each = [maps_of(*maps) for maps in zip(prob_bhw, hv_b2hw, types_bkhw, strict=True)]
+        promises = [pool.submit(find_and_vote, find, maps_khw, None, 0.25, (96, 96)) for maps_khw in each]
+        found = [promise.result(timeout=60)[0].nuclei for promise in promises]
     for i, nuclei in enumerate(found):
         for theirs, ours in zip(nuclei, postprocess(prob_bhw[i], hv_b2hw[i], types_bkhw[i]), strict=True):
             assert np.array_equal(theirs, ours)
@@ -211,7 +226,7 @@ def test_worker_processes_give_what_this_one_gives(ellipses, softened):
 
 def test_a_failure_in_a_worker_reaches_the_caller():
     with ThreadPoolExecutor(1) as pool, pytest.raises(ConfigError, match=r"mpp .* positive, found -1"):
-        submit_batch(pool, np.zeros((1, 8, 8), np.float32), np.zeros((1, 2, 8, 8), np.float32), mpp=-1)[0].result()
+        pool.submit(HoverDecoder().find, np.zeros((3, 8, 8), np.float32), -1).result()
 
 
 def test_shapes_that_do_not_fit_are_named():

@@ -10,8 +10,12 @@ import sys
 
 import cv2
 import pytest
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
-from ihc2he.sweep.callback import importance, mean_sd, varied, write_tables
+from ihc2he.sweep.callback import SweepTables
+from ihc2he.sweep.settings import importance, varied
+from ihc2he.sweep.tables import mean_sd, write_tables
 
 
 def read(path):
@@ -23,12 +27,12 @@ def read(path):
 def sweep(tmp_path):
     """Return a folder of `sweep(jobs)`: (overrides, status, {(metric, group): value} or None, value or None) each."""
 
-    def write(jobs, metric=None, lowest=False):
+    def write(jobs, metric=None, better="higher"):
         for number, (overrides, status, metrics, *value) in enumerate(jobs):
             folder = tmp_path / str(number)
             folder.mkdir()
             note = {"job": number, "overrides": overrides, "command": f"run {number}", "status": status}
-            note |= {"metric": metric, "lowest": lowest, "value": value[0] if value else None}
+            note |= {"metric": metric, "better": better, "value": value[0] if value else None}
             (folder / "job.json").write_text(json.dumps(note))
             if metrics is not None:
                 lines = [f"{metric},{group},{value}\n" for (metric, group), value in metrics.items()]
@@ -85,11 +89,14 @@ def of_rates(*values):
     return [({"lr": f"{i + 1}e-4", "batch": str(2**i)}, "finished", None, value) for i, value in enumerate(values)]
 
 
-@pytest.mark.parametrize(("lowest", "job", "which"), [(False, 3, "highest"), (True, 0, "lowest")])
-def test_the_best_job_is_ready_to_paste(sweep, lowest, job, which):
-    folder = sweep(of_rates(0.25, float("nan"), None, 0.75), metric="val/f1", lowest=lowest)
+@pytest.mark.parametrize(
+    ("better", "job", "which"),
+    [("higher", 3, "highest"), ("lower", 0, "lowest"), ("closest to 0", 0, "one closest to 0")],
+)
+def test_the_best_job_is_ready_to_paste(sweep, better, job, which):
+    folder = sweep(of_rates(0.25, float("nan"), None, 0.75), metric="val/f1", better=better)
     comment, command = (folder / "best.txt").read_text().splitlines()
-    assert comment == f"# val/f1 {(0.25, 0.75)[not lowest]}, the {which} of 2 jobs of this sweep: job {job}"
+    assert comment == f"# val/f1 {(0.25, 0.75)[job == 3]}, the {which} of 2 jobs of this sweep: job {job}"
     assert command == f"run {job}"
     assert [row["val/f1"] for row in read(folder / "sweep.csv")] == ["0.25", "nan", "", "0.75"]
 
@@ -189,12 +196,35 @@ def test_the_best_command_of_a_multirun_tests_on_other_tiles_than_it_was_chosen_
     number = values.index(max(values))
     comment, command = (folder / "best.txt").read_text().splitlines()
     assert f"the highest of 2 jobs of this sweep: job {number}" in comment
+    assert json.loads((folder / "0" / "run.json").read_text())["better"] == "higher"
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "ihc2he.train"]
     assert f"model.translators.recolour.h_gain={(0.1, 1.7)[number]}" in words
     assert not [file for file in folder.rglob("*") if file.name in ("test.csv", "results.csv")]
     assert cli(*words[3:], "stages=[test]", "hydra.run.dir=again").status == 0
     assert {row["name"] for row in read(tmp_path / "again" / "results.csv")} == {"0", "4", "5"}
+
+
+@pytest.mark.parametrize(
+    ("direction", "known", "better", "warned"),
+    [
+        (None, None, "higher", False), (None, "lower", "lower", False), ("minimize", None, "lower", False),
+        ("minimize", "lower", "lower", False), ("Direction.maximize", "lower", "lower", True),
+        ("minimize", "closest to 0", "closest to 0", True),
+    ],
+)  # fmt: skip
+def test_the_card_of_the_metric_says_which_value_is_the_best(direction, known, better, warned, tmp_path, caplog):
+    """A grid has no direction, and that of a search may be wrong."""
+    if known:
+        (tmp_path / "run.json").write_text(json.dumps({"better": known}))
+    hydra = {
+        "mode": RunMode.MULTIRUN, "sweeper": {"direction": direction} if direction else {}, "job": {"num": 0},
+        "runtime": {"output_dir": str(tmp_path), "config_sources": []}, "overrides": {"task": ["a=1"]},
+    }  # fmt: skip
+    config = OmegaConf.create({"hydra": hydra, "optimized_metric": "val/he/fid"})
+    SweepTables().on_job_start(config)
+    assert json.loads((tmp_path / "job.json").read_text())["better"] == better
+    assert ("the search goes the wrong way" in caplog.text) == warned
 
 
 SPY = """

@@ -1,6 +1,6 @@
 """How well a method finds nuclei: against keypoints, and where the truth is known against all of it.
 
-A method is a translator and a segmenter, written `translator+segmenter`.
+Methods go by their names, `translator+segmenter`: those of batches, tables and logged keys.
 Shape suffixes: n = nuclei; k = types of a segmenter; c = classes of keypoints; s = statistics; 3 = (x, y, class).
 """
 
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ihc2he.datainfo import check_class_names
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.metrics.agreement import ReaderCounts, agreement, score_readers
 from ihc2he.metrics.average_precision import average_precisions
@@ -20,8 +21,10 @@ from ihc2he.metrics.bootstrap import Counts, Interval, Resampling, differences, 
 from ihc2he.metrics.fidelity import Card
 from ihc2he.metrics.keypoints import TileScore, cards, score_tile, scores, tabulate
 from ihc2he.models.pipeline.inference import TileNuclei
+from ihc2he.models.pipeline.method import Method, Role
 from ihc2he.models.pipeline.truth import compare_with_truth, stain_counts, truth_cards, truth_scores
 from ihc2he.ranks import from_all_ranks
+from ihc2he.stain.white import FULL, White
 
 _NO_INTERVAL = Interval(np.nan, np.nan, np.nan)
 COMPARED = ("f1", "precision", "recall", "f1_inside", "f1_macro", "count_mae", "pq", "aji")  # with the baseline
@@ -40,6 +43,8 @@ class Prediction:
         nuclei: of types as `classes` names them.
         mpp: um/px.
         classes: names of the types from 1.
+        white: white point of the IHC.
+        ink_share: share of the image that ink covers.
     """
 
     name: str
@@ -50,6 +55,8 @@ class Prediction:
     nuclei: TileNuclei | None
     mpp: float
     classes: list[str]
+    white: White = FULL
+    ink_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ def type_map(
         own = np.arange(len(types)) if classes is None else np.full(len(types), -1)
         return TypeMap(np.append(-1, own), known)
     known = [name for name in dict.fromkeys(class_map.values()) if name] if classes is None else list(classes)
+    check_class_names(known, "model.class_map")
     for name in types:
         if name not in class_map:
             msg = (
@@ -140,11 +148,12 @@ class _Scores(NamedTuple):
     readers: ReaderCounts
 
 
-class Evaluation:
+class MethodComparison:
     """Collects what methods found on annotated tiles, and compares the methods. It is no `nn.Module`.
 
     Args:
         types: names of the types of each method's segmenter, by method.
+        roles: what each translator is in the comparison, by its name.
         classes: of the keypoints; empty: they have none, and nor do nuclei then.
         class_map: see `type_map`.
         truth_classes: names of the types of the truth, where it is known; class F1 against it needs the same types.
@@ -160,7 +169,8 @@ class Evaluation:
 
     def __init__(
         self,
-        types: Mapping[str, Sequence[str]],
+        types: Mapping[Method, Sequence[str]],
+        roles: Mapping[str, Role],
         classes: Sequence[str],
         class_map: Mapping[str, str | None] | None,
         truth_classes: Sequence[str],
@@ -172,8 +182,10 @@ class Evaluation:
     ) -> None:
         self.classes = list(classes)
         class_map = class_map if classes else None
-        self.maps = {m: type_map(m.split("+")[1], names, class_map, classes) for m, names in types.items()}
-        self.typed = {m: list(names) == list(truth_classes) for m, names in types.items()}
+        self.methods = {str(method): method for method in types}
+        self.roles = dict(roles)
+        self.maps = {str(m): type_map(m.segmenter, names, class_map, classes) for m, names in types.items()}
+        self.typed = {str(m): list(names) == list(truth_classes) for m, names in types.items()}
         self.truth_classes = list(truth_classes)
         self.radius_um, self.radii_um = radius_um, list(radii_um)
         self.ap_classes = [name for name in classes if name not in ap_map]
@@ -203,8 +215,8 @@ class Evaluation:
         """
         results = {method: self._score(tile, method, *entry) for method, entry in found.items()}
         mpp = float(tile["mpp"])
-        # A name in brackets marks the second reading of the same annotator, who is not another one.
-        readers = {name: points for name, points in tile["readers"].items() if not name.endswith(")")}
+        again = tile.get("second_readings", ())  # of an annotator who is among the readers already
+        readers = {name: points for name, points in tile["readers"].items() if name not in again}
         agreed = score_readers(readers, mpp=mpp, n_classes=len(self.ap_of), radius_um=self.radius_um)
         kept = {method: (result.score, result.extra) for method, result in results.items()}
         self._tiles.append(_Scores(tile["name"], tile["group"], kept, agreed))
@@ -218,11 +230,20 @@ class Evaluation:
             mpp=float(tile["mpp"]), n_classes=len(self.ap_of), radius_um=self.radius_um, radii_um=self.radii_um,
             inst_hw=nuclei.inst_hw, scores_p=nuclei.scores_n, ap_classes=self.ap_of,
         )  # fmt: skip
-        extra = stain_counts(tile["image"], he, tile.get("inst")) if not method.startswith("none+") else {}
+        extra = {} if self._role(method) == "none" else stain_counts(tile["image"], he, tile.get("inst"))
         if tile.get("inst") is not None:
             types = len(self.truth_classes) if self.typed[method] else 0
             extra |= compare_with_truth(tile["inst"], tile["type"], nuclei, float(tile["mpp"]), types)
         return MethodResult(he, mapped, score, extra)
+
+    def _role(self, method: str) -> Role:
+        return self.roles[self.methods[method].translator]
+
+    def _with_role(self, role: Role, method: str) -> str | None:
+        """Return the method that has the same segmenter and a translator of this role; None where there is none."""
+        segmenter = self.methods[method].segmenter
+        found = (name for name, own in self.methods.items() if own.segmenter == segmenter)
+        return next((name for name in found if self._role(name) == role), None)
 
     def rows(self, tile: ScoredTile) -> list[dict[str, Any]]:
         """Return a row per method for the table of tiles."""
@@ -282,11 +303,10 @@ class Evaluation:
         """Return the metrics of each method, and which share of the way from no translation to the true H&E it goes."""
         found = {method: intervals(own, self._values, drawn) for method, own in counts.items()}
         for method in counts:
-            translator, segmenter = method.split("+")
-            ends = [f"none+{segmenter}", f"rendered+{segmenter}"]
-            if translator in ("none", "rendered") or not all(end in counts for end in ends):
+            floor, ceiling = self._with_role("none", method), self._with_role("ceiling", method)
+            if self._role(method) != "translation" or floor is None or ceiling is None:
                 continue
-            three = {"floor": counts[ends[0]], "ceiling": counts[ends[1]], "own": counts[method]}
+            three = {"floor": counts[floor], "ceiling": counts[ceiling], "own": counts[method]}
             joint = {f"{role}/{key}": own.columns[key] for role, own in three.items() for key in ("tp", "true", "pred")}
             found[method] |= intervals(Counts(counts[method].names, joint), _gap_closed, drawn)
         return found
@@ -318,9 +338,10 @@ class Evaluation:
         """Return by how much each method exceeds that without translation."""
         rows = []
         for method, own in counts.items():
-            against = f"none+{method.split('+')[1]}"
-            if method == against or against not in counts:
+            against = self._with_role("none", method)
+            if against in (None, method):
                 continue
+            assert against is not None
             by_tiles = differences(own, counts[against], self._values, over_tiles)
             by_blocks = {} if over_blocks is None else differences(own, counts[against], self._values, over_blocks)
             for metric in COMPARED:

@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ihc2he.models.pipeline.finding import Found, find_and_vote
 from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
-from ihc2he.tiling.augmentation import turned, turned_back
+from ihc2he.nuclei.decoders.base import Found, find_and_vote
+from ihc2he.stain.white import FULL, White
+from ihc2he.tiling.augmentation import turned
 from ihc2he.tiling.resampling import resampled_size, resized
 from ihc2he.tiling.windows import cores, hann_weight, owned, window_starts
 
@@ -58,7 +59,9 @@ class Maps(NamedTuple):
     votes_bhw: Tensor | None
 
 
-def translate(translator: Translator, x_bchw: Tensor, mpp: float, member: int = 0) -> Tensor:
+def translate(
+    translator: Translator, x_bchw: Tensor, mpp: float, member: int = 0, states: Sequence[Any] = ()
+) -> Tensor:
     """Return the H&E of tiles at the translator's pixel size, in [0, 1].
 
     Args:
@@ -66,16 +69,24 @@ def translate(translator: Translator, x_bchw: Tensor, mpp: float, member: int = 
         x_bchw: (N, 3, H, W) in [0, 1].
         mpp: pixel size of the tiles, um/px.
         member: of the translator.
+        states: of each tile, what the translator has prepared of the image that it is a part of.
     """
     if translator.mpp is not None:
         height, width = resampled_size(x_bchw.shape[-2], x_bchw.shape[-1], mpp, translator.mpp)
         x_bchw = resized(x_bchw, height, width)
-    return translator(x_bchw, member).float()
+    if all(state is None for state in states):
+        return translator(x_bchw, member).float()
+    return translator(x_bchw, member, states).float()
 
 
 @torch.no_grad()
 def predict(
-    translator: Translator, segmenters: Mapping[str, Segmenter], x_bchw: Tensor, mpp: float, views: Sequence[int] = (0,)
+    translator: Translator,
+    segmenters: Mapping[str, Segmenter],
+    x_bchw: Tensor,
+    mpp: float,
+    views: Sequence[int] = (0,),
+    states: Sequence[Any] = (),
 ) -> dict[str, Maps]:
     """Return what each segmenter says of tiles after their translation.
 
@@ -87,6 +98,7 @@ def predict(
         x_bchw: (N, 3, H, W) in [0, 1].
         mpp: pixel size of the tiles, um/px.
         views: of `ihc2he.tiling.augmentation.VIEWS`; the first has to be 0, the tile as it is.
+        states: of each tile, what the translator has prepared of the image that it is a part of.
     """
     height, width = x_bchw.shape[-2:]
     sums: dict[str, Tensor] = {}
@@ -94,14 +106,14 @@ def predict(
     he_bchw = x_bchw
     for member in range(translator.members):
         for view in views:
-            seen_bchw = translate(translator, turned(x_bchw, view), mpp, member)
+            seen_bchw = translate(translator, turned(x_bchw, view), mpp, member, states)
             if member == 0 and view == 0:
                 he_bchw = resized(seen_bchw, height, width)
             for name, segmenter in segmenters.items():
                 size = resampled_size(height, width, mpp, segmenter.mpp)
                 at_size_bchw = resized(seen_bchw, *(size[::-1] if view & 4 else size))
                 for own in range(segmenter.members):
-                    maps_bkhw = turned_back(segmenter(at_size_bchw, own), view, segmenter.hv_channels)
+                    maps_bkhw = segmenter.turned_back(segmenter(at_size_bchw, own), view)
                     vote_bhw = segmenter.votes(maps_bkhw)
                     sums[name] = sums[name] + maps_bkhw if name in sums else maps_bkhw
                     if vote_bhw is not None:
@@ -153,6 +165,18 @@ def divide(height: int, width: int, side: int, overlap: int) -> list[Block]:
     return [Block(rows, cols, y, x) for rows, y in axis(height) for cols, x in axis(width)]
 
 
+class Whole(NamedTuple):
+    """What is known of a whole image before its blocks are predicted.
+
+    Attributes:
+        white: white point of the image.
+        ink_hw: where ink covers it.
+    """
+
+    white: White
+    ink_hw: NDArray[np.bool_]
+
+
 class Part(NamedTuple):
     """What is known of a block.
 
@@ -167,30 +191,48 @@ class Part(NamedTuple):
     nbytes: int
 
 
-def submit(pool: Executor, segmenter: Segmenter, maps: Maps) -> list[Part]:
-    """Return the parts of a batch, whose nuclei are found by the pool meanwhile."""
+def submit(
+    pool: Executor,
+    segmenter: Segmenter,
+    maps: Maps,
+    whites: Sequence[White] = (),
+    inks: Sequence[NDArray[np.bool_]] = (),
+) -> list[Part]:
+    """Return the parts of a batch, whose nuclei are found by the pool meanwhile.
+
+    Args:
+        pool: where nuclei are found.
+        segmenter: whose maps they are.
+        maps: of the batch.
+        whites: of each tile, the white point of the H&E of its image; empty: 255.
+        inks: of each tile, hxw, where ink covers it; empty: nowhere.
+    """
     he_bhwc = (maps.he_bchw * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     maps_bkhw = segmenter.reduced(maps.maps_bkhw).cpu().numpy()
     votes = [None] * len(he_bhwc) if maps.votes_bhw is None else maps.votes_bhw.cpu().numpy()
     parts = []
-    for he, maps_khw, votes_hw in zip(he_bhwc, maps_bkhw, votes, strict=True):
+    whites = whites or [FULL] * len(he_bhwc)
+    inks = inks or [np.zeros(he.shape[:2], bool) for he in he_bhwc]
+    for he, maps_khw, votes_hw, white, ink_hw in zip(he_bhwc, maps_bkhw, votes, whites, inks, strict=True):
+        maps_khw = segmenter.corrected(maps_khw, white, ink_hw)  # noqa: PLW2901
         promise = pool.submit(find_and_vote, segmenter.find, maps_khw, votes_hw, segmenter.mpp, he.shape[:2])
         parts.append(Part(he, promise, maps_khw.nbytes))
     return parts
 
 
 def assemble(
-    shape: tuple[int, int], blocks: Sequence[Block], parts: Sequence[Part]
+    shape: tuple[int, int], blocks: Sequence[Block], parts: Sequence[Part], ink_hw: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.uint8], TileNuclei]:
     """Return the H&E and the nuclei of a tile from those of its blocks; waits for them.
 
     The H&E is blended where blocks overlap. A nucleus seen by several blocks is kept by the one in whose core its
-    centre lies.
+    centre lies. A nucleus whose centre is under ink is dropped.
 
     Args:
         shape: height and width of the tile, px.
         blocks: as `divide` gives them.
         parts: one for each block.
+        ink_hw: where ink covers the tile; None: nowhere.
     """
     inst_hw = np.zeros(shape, np.int32)
     kept: list[list[NDArray]] = []
@@ -200,7 +242,11 @@ def assemble(
         place = np.s_[block.rows, block.columns]
         corner = (block.columns.start, block.rows.start)
         centres_n2 = found.centres_n2 + corner
-        number_n = np.where(owned(centres_n2, block.core_x, block.core_y), np.arange(len(centres_n2)) + total + 1, 0)
+        kept_n = owned(centres_n2, block.core_x, block.core_y)
+        if ink_hw is not None and ink_hw.any():
+            columns_n, rows_n = np.clip(np.rint(centres_n2).astype(np.intp), 0, np.array(shape[::-1]) - 1).T
+            kept_n &= ~ink_hw[rows_n, columns_n]
+        number_n = np.where(kept_n, np.arange(len(centres_n2)) + total + 1, 0)
         drawn_hw = np.concatenate([[0], number_n]).astype(np.int32)[found.nuclei.inst_hw]
         inst_hw[place] = np.where(inst_hw[place] > 0, inst_hw[place], drawn_hw)
         total += len(centres_n2)

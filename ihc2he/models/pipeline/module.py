@@ -1,6 +1,6 @@
 """The pipeline as a LightningModule: `test` compares ways to find nuclei on IHC, `predict` uses one of them.
 
-A way, called method here, is a translator from IHC to H&E and a segmenter of H&E, written `translator+segmenter`.
+A way, called method here, is a translator from IHC to H&E and a segmenter of H&E.
 Shape suffixes: b = batch, c = colour, h, w = height, width.
 """
 
@@ -19,15 +19,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ihc2he import __version__
 from ihc2he.build import build
 from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.images.masks import ink_mask
+from ihc2he.images.source import ArraySource
 from ihc2he.metrics.fidelity import Card
-from ihc2he.models.pipeline.evaluation import Evaluation, Prediction, summary, type_map
-from ihc2he.models.pipeline.inference import Block, Part, TileNuclei, assemble, divide, predict, submit
+from ihc2he.models.handover import worker_pool
+from ihc2he.models.pipeline.evaluation import MethodComparison, Prediction, summary, type_map
+from ihc2he.models.pipeline.inference import Block, Part, TileNuclei, Whole, assemble, divide, predict, submit
+from ihc2he.models.pipeline.method import Method
 from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
 from ihc2he.models.task import Ranking, Task
-from ihc2he.nuclei.postprocess import worker_pool
+from ihc2he.stain.white import White
 from ihc2he.tiling.augmentation import VIEWS
 
 log = logging.getLogger(__name__)
@@ -43,13 +48,14 @@ class _Pending:
     tile: Mapping[str, Any]
     blocks: Sequence[Block]
     parts: Mapping[str, Sequence[Part]]  # by method, one for each block
+    whole: Whole
 
     def ready(self) -> bool:
         return all(part.promise.done() for parts in self.parts.values() for part in parts)
 
     def results(self) -> dict[str, tuple[NDArray[np.uint8], TileNuclei]]:
         shape = self.tile["image"].shape[:2]
-        return {method: assemble(shape, self.blocks, parts) for method, parts in self.parts.items()}
+        return {method: assemble(shape, self.blocks, parts, self.whole.ink_hw) for method, parts in self.parts.items()}
 
 
 class Pipeline(Task):
@@ -70,6 +76,8 @@ class Pipeline(Task):
         ap_map: classes that average precision counts as another.
         tta: average maps over the eight flips and quarter turns of a tile.
         block: px, larger tiles are divided into overlapping blocks.
+        white: colour of empty glass, [R, G, B] up to 255, from which optical densities count; None: it is estimated in
+            each image.
         workers: processes that turn maps into nuclei beside the GPU; 0: a thread of this one.
         resamples: of the bootstrap, for the intervals; 0: there are none.
         seed: of the bootstrap.
@@ -89,6 +97,7 @@ class Pipeline(Task):
         ap_map: Mapping[str, str] | None = None,
         tta: bool = False,
         block: int = 1024,
+        white: Sequence[float] | None = None,
         workers: int = 2,
         resamples: int = 2000,
         seed: int = 0,
@@ -112,28 +121,42 @@ class Pipeline(Task):
         self.ap_map = dict(ap_map or {})
         self.views = list(VIEWS) if tta else [0]
         self.block = block
+        if white is not None and (len(white) != 3 or not all(0 < value <= 255 for value in white)):
+            msg = f"model.white={list(white)}: expected the colour of glass as [R, G, B], each above 0 and up to 255."
+            raise ConfigError(msg)
+        self.white: White | None = None if white is None else (white[0], white[1], white[2])
         self.workers = workers
         self.resamples, self.seed = resamples, seed
         self._tables: dict[str, list[dict[str, Any]]] = {}
-        self.evaluation: Evaluation | None = None
+        self.evaluation: MethodComparison | None = None
         self._nodes = {
-            "translators": {name: _described(translators[name]) for name in self.translators},
-            "segmenters": {name: _described(segmenters[name]) for name in self.segmenters},
+            "translators": {name: _described(translators[name], own) for name, own in self.translators.items()},
+            "segmenters": {name: _described(segmenters[name], own) for name, own in self.segmenters.items()},
         }
         self._pool: Executor | None = None
         self._pending: deque[_Pending] = deque()
         self._waiting: deque[tuple[Future, int]] = deque()  # what workers have to do, and the bytes of its maps
 
     @property
-    def methods(self) -> list[str]:
+    def pairs(self) -> list[Method]:
         """All pairs in use, translators first."""
-        return [f"{t}+{s}" for t in self.translators for s in self.segmenters]
+        return [Method(t, s) for t in self.translators for s in self.segmenters]
+
+    @property
+    def methods(self) -> list[str]:
+        """The names of all pairs in use, as tables and logged keys have them."""
+        return [str(pair) for pair in self.pairs]
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What makes the results of two runs comparable, as plain values: settings, and a digest of the weights."""
-        settings = {"views": self.views, "block": self.block, "class_map": self.class_map}
-        return {"methods": self.methods, **settings, **self._nodes, "weights": _digest(self)}
+        """What makes the results of two runs comparable, as plain values: settings, and a digest of the weights.
+
+        No path is in it, so that weights may be moved.
+        """
+        settings = {"views": self.views, "block": self.block, "class_map": self.class_map, "white": self.white}
+        return {
+            "ihc2he": __version__, "methods": self.methods, **settings, **self._nodes, "weights": _digest(self),
+        }  # fmt: skip
 
     def setup(self, stage: str) -> None:
         """Check that what is in use fits the stage and the data.
@@ -155,8 +178,9 @@ class Pipeline(Task):
         else:
             if classes and self.class_map is None:
                 log.info("model.class_map is not given: keypoints are scored without regard to their class.")
-            self.evaluation = Evaluation(
-                {f"{t}+{s}": list(self.segmenters[s].classes) for t in self.translators for s in self.segmenters},  # type: ignore[arg-type]
+            self.evaluation = MethodComparison(
+                {pair: list(self.segmenters[pair.segmenter].classes) for pair in self.pairs},  # type: ignore[arg-type]
+                {name: translator.role for name, translator in self.translators.items()},  # type: ignore[misc]
                 classes,
                 self.class_map,
                 list(self.data.truth_classes),
@@ -193,14 +217,18 @@ class Pipeline(Task):
         return failed + [self._prediction(done) for done in self._found(batch, last)]
 
     def _prediction(self, done: _Pending) -> Prediction:
-        ((method, (he, nuclei)),) = done.results().items()
-        translator, segmenter = method.split("+")
-        classes: Sequence[str] = self.segmenters[segmenter].classes  # type: ignore[assignment]
-        types = type_map(segmenter, classes, self.class_map)
+        ((he, nuclei),) = done.results().values()
+        (pair,) = self.pairs
+        classes: Sequence[str] = self.segmenters[pair.segmenter].classes  # type: ignore[assignment]
+        types = type_map(pair.segmenter, classes, self.class_map)
         tile = done.tile
-        made = None if translator == "none" else he
+        made = None if self.translators[pair.translator].role == "none" else he
         own, mpp = types.apply(nuclei), float(tile["mpp"])
-        return Prediction(tile["name"], tile["path"], None, tile["image"], made, own, mpp, types.classes)
+        white, ink_hw = done.whole
+        share = float(ink_hw.mean())
+        return Prediction(
+            tile["name"], tile["path"], None, tile["image"], made, own, mpp, types.classes, white, share
+        )  # fmt: skip
 
     def _found(self, batch: dict[str, Any], last: bool) -> Iterator[_Pending]:
         """Hand the maps of a batch to the workers; yield tiles that are ready, in their order, or all at the end."""
@@ -218,17 +246,30 @@ class Pipeline(Task):
         mpp = float(tiles[0]["mpp"])
         blocks = divide(height, width, max(self.block, 2 * round(OVERLAP_UM / mpp)), round(OVERLAP_UM / mpp))
         parts: list[dict[str, list[Part]]] = [{method: [] for method in self.methods} for _ in tiles]
+        images = {name: [_source(tile, name, own) for tile in tiles] for name, own in self.translators.items()}  # type: ignore[arg-type]
+        wholes = [self._whole(tile, mpp) for tile in tiles]
+        sources = {name: [ArraySource(image, mpp, white=self.white) for image in own] for name, own in images.items()}
+        states = {name: [own.prepare(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator, union-attr]
+        whites = {name: [own.white_of(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator, union-attr]
         for block in blocks:
             for name, translator in self.translators.items():
                 self._wait()
-                x_bchw = self._images([_source(tile, translator)[block.rows, block.columns] for tile in tiles])  # type: ignore[arg-type]
-                maps = predict(translator, dict(self.segmenters.items()), x_bchw, mpp, self.views)  # type: ignore[arg-type]
+                x_bchw = self._images([image[block.rows, block.columns] for image in images[name]])
+                segmenters = dict(self.segmenters.items())
+                maps = predict(translator, segmenters, x_bchw, mpp, self.views, states[name])  # type: ignore[arg-type]
+                inks = [whole.ink_hw[block.rows, block.columns] for whole in wholes]
                 for segmenter, found in maps.items():
-                    for i, part in enumerate(submit(self._pool, self.segmenters[segmenter], found)):  # type: ignore[arg-type]
-                        parts[i][f"{name}+{segmenter}"].append(part)
-                        images = 3 * tiles[i]["image"][block.rows, block.columns].nbytes  # IHC, H&E and instances
-                        self._waiting.append((part.promise, part.nbytes + images))
-        return [_Pending(tile, blocks, own) for tile, own in zip(tiles, parts, strict=True)]
+                    submitted = submit(self._pool, self.segmenters[segmenter], found, whites[name], inks)  # type: ignore[arg-type]
+                    for i, part in enumerate(submitted):
+                        parts[i][str(Method(name, segmenter))].append(part)
+                        nbytes = 3 * tiles[i]["image"][block.rows, block.columns].nbytes  # IHC, H&E and instances
+                        self._waiting.append((part.promise, part.nbytes + nbytes))
+        return [_Pending(*entry) for entry in zip(tiles, [blocks] * len(tiles), parts, wholes, strict=True)]
+
+    def _whole(self, tile: Mapping[str, Any], mpp: float) -> Whole:
+        """Return what is known of a whole image of IHC before its blocks are predicted."""
+        white = self.white or ArraySource(tile["image"]).white
+        return Whole(white, ink_mask(tile["image"], mpp, white))
 
     def _wait(self) -> None:
         """Wait until the maps that the workers have not seen yet are few enough; keep nothing that they have found."""
@@ -308,9 +349,11 @@ def _built(kind: str, nodes: Mapping[str, Any], use: Mapping[str, Sequence[str]]
     return {name: build(nodes[name], only) for name in names}
 
 
-def _described(node: Any) -> Any:
-    """Return a node as it is, or what kind of object stands in its place."""
-    return dict(node) if isinstance(node, Mapping) else type(node).__name__
+def _described(node: Any, built: Translator | Segmenter | nn.Module) -> dict[str, Any]:
+    """Return what tells a translator or segmenter from others, besides its weights: no path of a file among it."""
+    named = dict(node) if isinstance(node, Mapping) else {"_target_": type(node).__name__}
+    settings = {key: value for key, value in named.items() if key not in built.files}  # type: ignore[operator]
+    return settings | built.facts()  # type: ignore[operator]
 
 
 def _digest(module: nn.Module) -> str:
@@ -331,13 +374,13 @@ def _alike(batch: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
     return list(groups.values())
 
 
-def _source(tile: Mapping[str, Any], translator: Translator) -> NDArray[np.uint8]:
+def _source(tile: Mapping[str, Any], name: str, translator: Translator) -> NDArray[np.uint8]:
     """Return the image that a translator starts from: the IHC, or the true H&E for the one that shows the ceiling."""
     if not translator.needs_he:
         return tile["image"]
     if tile.get("he") is None:
         msg = (
-            f"{tile['name']}: has no aligned H&E, which the translator 'rendered' needs; only simulated tissue has. "
+            f"{tile['name']}: has no aligned H&E, which the translator '{name}' needs; only simulated tissue has. "
             "Leave it out of model.use.translators."
         )
         raise ConfigError(msg)

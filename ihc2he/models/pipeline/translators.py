@@ -1,4 +1,4 @@
-"""What turns IHC into H&E, by one interface: generators of a CycleGAN, and the baselines that learned nothing.
+"""What turns IHC into H&E, by one interface: trained networks, and the baselines that learned nothing.
 
 Shape suffixes: b = batch, c = colour, h, w = height, width.
 """
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,16 +19,22 @@ from torch import Tensor, nn
 
 from ihc2he.build import build, refuse_foreign
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.decoding import read_image
+from ihc2he.images.finding import find_images
+from ihc2he.images.source import ArraySource, ImageSource
 from ihc2he.models.bundle import load_bundle
 from ihc2he.models.checkpoint import read_checkpoint
-from ihc2he.stain.normalise import Method, Statistics, normalised, normaliser, pooled
+from ihc2he.models.pipeline.method import Role
+from ihc2he.stain.normalise import LIGHT, Method, Statistics, pooled, statistics, target_statistics, with_statistics
 from ihc2he.stain.recolour import recolour
+from ihc2he.stain.white import FULL, White, relative_to_white
 from ihc2he.tiling.windows import predict_tiled
 
 log = logging.getLogger(__name__)
 
 _LEAST_SIDE = 16  # px, what the generators can translate
-_IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_WHOLE_PX = 2**24  # pixels of an image whose statistics are taken of all of it
+_THUMBNAIL_PX = 4096  # px, longer side of what they are taken of for a larger one
 
 
 class Translator(nn.Module):
@@ -39,21 +44,38 @@ class Translator(nn.Module):
         mpp: pixel size that it wants, um/px; None: any.
         members: networks of an ensemble; the caller averages what becomes of their images, never the images.
         needs_he: it is given the tile's aligned H&E in place of its IHC.
+        role: in a comparison: "none" and "ceiling" are what a "translation" is measured against.
+        files: arguments that name files, whose content is in the weights and in `facts`.
     """
 
     mpp: float | None = None
     members: int = 1
     needs_he: bool = False
+    role: Role = "translation"
+    files: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, x_bchw: Tensor, member: int = 0) -> Tensor:
-        """Return the H&E of images by one member.
+    def prepare(self, image: ImageSource) -> Any:
+        """Return what `forward` has to know of a whole image, once, before its blocks are translated; None: nothing."""
+        return None
+
+    def white_of(self, image: ImageSource) -> White:
+        """Return the white point of the H&E that is made of an image."""
+        return FULL
+
+    def facts(self) -> dict[str, Any]:
+        """Return what tells results apart besides arguments and weights, as plain values."""
+        return {"mpp": self.mpp, "members": self.members}
+
+    def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
+        """Return the H&E of images, or of blocks of them, by one member.
 
         Args:
             x_bchw: (N, 3, H, W) floats in [0, 1], any H and W.
             member: index below `members`.
+            states: what `prepare` has returned of each image; empty: nothing was prepared, and each is a whole one.
 
         Returns:
             (N, 3, H, W) float32 in [0, 1].
@@ -67,15 +89,22 @@ class Translator(nn.Module):
 class Identity(Translator):
     """No translation: what the segmenter makes of IHC itself is the floor."""
 
-    def forward(self, x_bchw: Tensor, member: int = 0) -> Tensor:
+    role: Role = "none"
+
+    def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
         """Return the images."""
         return x_bchw
+
+    def white_of(self, image: ImageSource) -> White:
+        """Return that of the image."""
+        return image.white
 
 
 class Rendered(Identity):
     """The true H&E of simulated tissue, as if the translation were perfect: the ceiling."""
 
     needs_he = True
+    role: Role = "ceiling"
 
 
 class Recolour(Translator):
@@ -94,33 +123,63 @@ class Recolour(Translator):
             "h_gain": h_gain, "dab_gain": dab_gain, "eosin_level": eosin_level, "eosin_gain": eosin_gain,
         }  # fmt: skip
 
-    def forward(self, x_bchw: Tensor, member: int = 0) -> Tensor:
-        """Return the recoloured images, differentiable."""
+    def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
+        """Return the recoloured images, differentiable; a state is the white point of an image."""
+        if states:
+            scale_bc11 = 255 / torch.tensor(states, device=x_bchw.device)[:, :, None, None]
+            x_bchw = (x_bchw * scale_bc11).clamp(0, 1)
         return recolour(x_bchw, **self.constants)
+
+    def prepare(self, image: ImageSource) -> White:
+        """Return the white point of the image."""
+        return image.white
 
 
 # ------------------------------------------------------------------ classical normalisation
 
 
 class _Normalised(Translator):
-    """Brings the colours of each image to those of a target; where an image has no statistics it stays as it is."""
+    """Brings the colours of each image to those of a target; where an image has no statistics it stays as it is.
+
+    The statistics are those of the whole image, or of a thumbnail of a large one, so that all its blocks are treated
+    alike.
+    """
 
     method: Method
+    files = ("target", "lab_mean", "lab_std")
 
-    def __init__(self, target: str | None, statistics: Statistics | None) -> None:
+    def __init__(self, target: str | None, given: Statistics | None) -> None:
         super().__init__()
-        if target is not None:
-            statistics = pooled(self.method, _target_images(target))
-        self.target = normaliser(self.method, statistics)
+        found = given if target is None else pooled(self.method, _target_images(target))
+        self.target = target_statistics(self.method, found)
         self.seen = self.unchanged = 0
 
-    def forward(self, x_bchw: Tensor, member: int = 0) -> Tensor:
+    def facts(self) -> dict[str, Any]:
+        """Return the statistics of the target too."""
+        return super().facts() | {"target": [np.round(values, 6).tolist() for values in self.target]}
+
+    def prepare(self, image: ImageSource) -> tuple[Statistics | None, White]:
+        """Return the statistics of the image, None in their place where they mean nothing, and its white point."""
+        pixels = image.whole() if image.shape[0] * image.shape[1] <= _WHOLE_PX else image.thumbnail(_THUMBNAIL_PX)
+        own = statistics(self.method, self._lit(pixels, image.white))
+        self.seen += 1
+        self.unchanged += own is None
+        return own, image.white
+
+    def _lit(self, image: NDArray[np.uint8], white: White) -> NDArray[np.uint8]:
+        """Return an image with its glass where the method expects it; Reinhard's counts no optical densities."""
+        return relative_to_white(image, white, LIGHT) if self.method == "macenko" else image
+
+    def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
         """Return the normalised images."""
         images = (x_bchw * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        done = [normalised(self.method, self.target, image) for image in images]
-        self.seen += len(done)
-        self.unchanged += sum(image is None for image in done)
-        made = np.stack([old if new is None else new for old, new in zip(images, done, strict=True)])
+        states = states or [self.prepare(ArraySource(image)) for image in images]
+        made = np.stack(
+            [
+                image if own is None else with_statistics(self.method, self.target, own, self._lit(image, white))
+                for image, (own, white) in zip(images, states, strict=True)
+            ]
+        )
         return torch.from_numpy(made).to(x_bchw.device).permute(0, 3, 1, 2).float() / 255
 
     def finish(self) -> None:
@@ -168,32 +227,24 @@ def _target_images(target: str) -> Iterator[NDArray[np.uint8]]:
         DataError: naming the path, where there are none or one cannot be read.
     """
     path = Path(target)
-    paths = [path]
-    if path.is_dir():
-        paths = sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in _IMAGES)
+    paths = [path / name for name in find_images(path)] if path.is_dir() else [path]
     if not paths:
-        msg = f"{path}: no image in this folder; expected H&E tiles as {', '.join(_IMAGES)} to take the colours from."
+        msg = f"{path}: no image in this folder; expected H&E tiles as PNG, JPEG or TIFF to take the colours from."
         raise DataError(msg)
     for file in track(paths, "Colours of the target", disable=len(paths) == 1):
-        bgr = cv2.imread(str(file), cv2.IMREAD_COLOR) if file.is_file() else None
-        if bgr is None:
-            msg = f"{file}: no readable image. Expected an H&E image, or a folder of them, to take the colours from."
-            raise DataError(msg)
-        if cv2.imcount(str(file)) > 1:
-            msg = f"{file}: holds several pages or frames, expected one image. Export it as a PNG in RGB."
-            raise DataError(msg)
-        raw = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
-        if raw is not None and raw.ndim == 3 and raw.shape[2] == 4 and raw[..., 3].min() < np.iinfo(raw.dtype).max:  # type: ignore[type-var]
-            msg = f"{file}: has transparent pixels, whose colours mean nothing. Export it as RGB."
-            raise DataError(msg)
-        yield np.ascontiguousarray(bgr[..., ::-1])
+        try:
+            image = read_image(file)
+        except DataError as error:
+            msg = f"{file}: no readable image to take the colours of H&E from. {error}"
+            raise DataError(msg) from error
+        yield image
 
 
 # ------------------------------------------------------------------ learned translation
 
 
-class CycleGan(Translator):
-    """The IHC to H&E generator of a CycleGAN, or an ensemble of them.
+class LearnedTranslator(Translator):
+    """A trained network from IHC to H&E, such as a generator of a CycleGAN, or an ensemble of them.
 
     Args:
         weights: a bundle (folder or hub id), a checkpoint of a run, or a list of them, which have to agree in pixel
@@ -206,6 +257,8 @@ class CycleGan(Translator):
         ConfigError: without weights or pixel size, or with weights that do not go together or translate otherwise.
         DataError: for weights that cannot be read.
     """
+
+    files = ("weights",)
 
     def __init__(
         self, weights: str | Sequence[str] | None, mpp: float | None = None, window: int = 1024, overlap: int = 128
@@ -227,7 +280,7 @@ class CycleGan(Translator):
         self.ranges = [one.value_range for one in loaded]
         self.window, self.overlap = window, overlap
 
-    def forward(self, x_bchw: Tensor, member: int = 0) -> Tensor:
+    def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
         """Return the images that a generator makes."""
         low, high = self.ranges[member]
 

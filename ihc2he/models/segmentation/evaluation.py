@@ -27,12 +27,12 @@ from ihc2he.metrics.panoptic import (
     panoptic_quality,
     panoptic_stats,
 )
+from ihc2he.nuclei.decoders.base import Found, Nuclei
 from ihc2he.nuclei.drawing import overlay
 from ihc2he.nuclei.instances import centroids, instance_types, overlaps
-from ihc2he.nuclei.postprocess import Nuclei
 
 MISSED, WRONG, FOUND = (213, 94, 0), (0, 114, 178), (200, 200, 200)  # colours of the picture of errors
-_UNTYPED = "untyped"  # for the confusion matrix: nuclei that are background to the classifier
+_UNTYPED = " "  # for the confusion matrix, nuclei that are background to the classifier; no class may be called so
 
 
 class Truth(NamedTuple):
@@ -60,7 +60,7 @@ def truths(batch: Mapping[str, Any]) -> list[Truth]:
     return [Truth(*tile) for tile in zip(batch["name"], batch["group"], images, nuclei, strict=True)]
 
 
-class Evaluation:
+class SegmentationEvaluation:
     """Collects the scores of tiles. It is no `nn.Module`, so nothing of it enters a checkpoint.
 
     `bpq` and `mpq` follow PanNuke's official protocol, the mean over tissues; `bpq_image`, `mpq_image`, `bpq_dataset`
@@ -68,12 +68,10 @@ class Evaluation:
 
     Args:
         classes: names of the types, from 1; empty: all nuclei are of one kind.
-        mpp: pixel size, um/px.
     """
 
-    def __init__(self, classes: Sequence[str], mpp: float) -> None:
+    def __init__(self, classes: Sequence[str]) -> None:
         self.classes = list(classes)
-        self.mpp = mpp
         self.panoptic = {aggregate: PanopticQuality(self.classes, aggregate) for aggregate in AGGREGATES}
         self.detection = Detection([*self.classes, _UNTYPED])
         self.per_image = PerImageMean()
@@ -91,22 +89,28 @@ class Evaluation:
                 cards[f"{name}_{aggregate}"] = replace(card, name=f"{name}_{aggregate}")
         return cards
 
-    def update(self, truth: Truth, found: Nuclei) -> dict[str, Any]:
-        """Add a tile and return its row: name, group, counts and values by key."""
+    def update(self, truth: Truth, found: Found, mpp: float) -> dict[str, Any]:
+        """Add a tile and return its row: name, group, counts and values by key.
+
+        Args:
+            truth: what is annotated.
+            found: on the grid of the tile.
+            mpp: pixel size, um/px.
+        """
         n = len(self.classes)
         # Where either side has no types, those of the other are not judged.
         true_types = truth.nuclei.types_n if n else np.zeros_like(truth.nuclei.types_n)
-        found = found if n else found._replace(types_n=np.zeros_like(found.types_n))
-        pairs = overlaps(truth.nuclei.inst_hw, found.inst_hw)
-        stats_cs = panoptic_stats(pairs, true_types, found.types_n, n)
+        found_types = found.nuclei.types_n if n else np.zeros_like(found.nuclei.types_n)
+        pairs = overlaps(truth.nuclei.inst_hw, found.nuclei.inst_hw)
+        stats_cs = panoptic_stats(pairs, true_types, found_types, n)
         for metric in self.panoptic.values():
             metric.update(stats_cs[None], [truth.group])
         matrix_cc = confusion(
             centroids(truth.nuclei.inst_hw),
-            centroids(found.inst_hw),
-            self.mpp,
+            found.centres_n2,
+            mpp,
             np.where(true_types > 0, true_types, n + 1),
-            np.where(found.types_n > 0, found.types_n, n + 1),
+            np.where(found_types > 0, found_types, n + 1),
             n + 1,
         )
         self.detection.update(matrix_cc)
@@ -147,7 +151,7 @@ def paper_row(values: Mapping[str, Any], classes: Sequence[str]) -> str:
     """Return the results as a row of the tables in papers on PanNuke, under its header.
 
     Args:
-        values: as `Evaluation.compute_and_reset` returns them.
+        values: as `SegmentationEvaluation.compute_and_reset` returns them.
         classes: in the order of the columns.
 
     >>> print(paper_row({"mpq": 0.463, "bpq": 0.66, "pq/dead": 0.139, "f1": 0.8, "f1/dead": 0.31}, ["dead"]))

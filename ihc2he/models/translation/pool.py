@@ -22,6 +22,7 @@ class ImagePool:
 
     def __init__(self, size: int, seed: int = 0) -> None:
         self.size = size
+        self.seed = seed
         self.images: list[Tensor] = []
         self.generator = torch.Generator().manual_seed(seed)
 

@@ -209,7 +209,10 @@ SEGMENTER = (
     ("classes", _set(classes="neoplastic")),
     ("classes", _set(classes=[1, 2, 3, 4, 5])),
     ("classes", _set(classes=["a"] * 5)),
-    ("another kind of keep_unmarked", _set(keep_unmarked="no")),
+    (
+        "another kind of keep_unmarked",
+        _set(decoder={"_target_": "ihc2he.nuclei.decoders.hover.HoverDecoder", "keep_unmarked": "no"}),
+    ),
 )
 WEIGHTS = (
     ("weights are missing", lambda state: dict(list(state.items())[:-2])),

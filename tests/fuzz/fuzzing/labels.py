@@ -186,7 +186,7 @@ def _tables() -> list[Case]:
         def place(file: str = file) -> Path:
             return Path(file)
 
-        names = ("tiles.csv", "mpp_files", "data.mpp")
+        names = ("tiles.csv", "data.mpp")
         for number, (family, edit) in enumerate(TABLE_LINES):
             found.append(Case(TABLES, family, scenario, _lines(place, edit, names), number))
         for number, (family, change) in enumerate(POINT_BYTES):

@@ -36,7 +36,9 @@ def segmenter_bundle(tmp_path: Path, hovernet: Callable[..., HoverNet]) -> Calla
             "_target_": "ihc2he.models.segmentation.hovernet.networks.HoverNet",
             "encoder": ENCODER, "n_types": len(classes), "width": 32,
         }  # fmt: skip
-        known = {"module": node, "role": "segmenter", "classes": classes, "mpp": 0.25, "keep_unmarked": True}
+        kept = info.pop("keep_unmarked", True)
+        decoder = {"_target_": "ihc2he.nuclei.decoders.hover.HoverDecoder", "keep_unmarked": kept}
+        known = {"module": node, "role": "segmenter", "classes": classes, "mpp": 0.25, "decoder": decoder}
         return str(save_bundle(network, tmp_path / name, known | info))
 
     return write

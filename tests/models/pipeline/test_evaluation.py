@@ -11,8 +11,9 @@ from ihc2he.errors import ConfigError
 from ihc2he.metrics.average_precision import average_precisions
 from ihc2he.metrics.bootstrap import differences, draw, intervals
 from ihc2he.metrics.keypoints import score_tile, scores, tabulate
-from ihc2he.models.pipeline.evaluation import Evaluation, summary, type_map
+from ihc2he.models.pipeline.evaluation import MethodComparison, summary, type_map
 from ihc2he.models.pipeline.inference import TileNuclei
+from ihc2he.models.pipeline.method import Method
 
 CLASSES = ["stroma", "epithelium", "other"]
 TYPES = ["round", "long"]
@@ -42,13 +43,14 @@ def tile(name, points, group="", **more):
 
 
 SETTINGS = {
-    "types": {"none+typed": TYPES, "mine+typed": TYPES}, "classes": CLASSES, "class_map": CLASS_MAP,
+    "types": {Method("none", "typed"): TYPES, Method("mine", "typed"): TYPES},
+    "roles": {"none": "none", "mine": "translation", "rendered": "ceiling"}, "classes": CLASSES, "class_map": CLASS_MAP,
     "truth_classes": [], "radius_um": 3.0, "radii_um": RADII, "ap_map": {}, "resamples": 50, "seed": 0,
 }  # fmt: skip
 
 
 def evaluation(**changes):
-    return Evaluation(**(SETTINGS | changes))
+    return MethodComparison(**(SETTINGS | changes))
 
 
 IMAGE = np.full((SIDE, SIDE, 3), 180, np.uint8)
@@ -184,7 +186,7 @@ def test_the_closed_gap_by_hand():
     def first(n):
         return IMAGE, found([(x, y) for x, y, _ in points[:n]], [2] * n)
 
-    types = {f"{name}+s": TYPES for name in ("none", "mine", "rendered")}
+    types = {Method(name, "s"): TYPES for name in ("none", "mine", "rendered")}
     entry = tile("a", points), {"none+s": first(1), "mine+s": first(3), "rendered+s": first(5)}
     _, _, values, tables = judged([entry], types=types)
     # F1 is 2 tp / (5 + found): 2/6 without translation, 6/8 with it, 1 on the true H&E.
@@ -200,8 +202,8 @@ def test_the_closed_gap_by_hand():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("ceiling", [[(10, 10)], []])
 def test_where_the_true_stain_brings_nothing_there_is_no_gap_to_close(ceiling):
-    types = {f"{name}+s": TYPES for name in ("none", "mine", "rendered")}
-    methods = dict.fromkeys(types, (IMAGE, found([(10, 10)], [2])))
+    types = {Method(name, "s"): TYPES for name in ("none", "mine", "rendered")}
+    methods = dict.fromkeys(map(str, types), (IMAGE, found([(10, 10)], [2])))
     methods["rendered+s"] = (IMAGE, found(ceiling, [2] * len(ceiling)))
     _, _, values, _ = judged([(tile("a", [(10, 10, 0)]), methods)], types=types)
     assert np.isnan(values["gap_closed/mine+s"])
@@ -227,7 +229,7 @@ def test_tiles_without_points_and_methods_that_find_nothing():
 
 def test_an_untyped_segmenter_is_judged_without_regard_to_class():
     entry = tile("a", [(10, 10, 1)]), {"none+blobs": (IMAGE, found([(10, 10)], [0]))}
-    judge, scored, values, _ = judged([entry], types={"none+blobs": []})
+    judge, scored, values, _ = judged([entry], types={Method("none", "blobs"): []})
     assert values["f1/none+blobs"] == 1
     assert not any("type" in key or "macro" in key or "stroma" in key for key in values)
     assert "type_accuracy" not in judge.rows(scored[0])[0]
@@ -236,7 +238,7 @@ def test_an_untyped_segmenter_is_judged_without_regard_to_class():
 def test_points_without_classes_need_no_map():
     entry = tile("a", [(10, 10, 0), (30, 30, 0)]), {"none+typed": (IMAGE, found([(10, 10)], [1]))}
     for class_map in (None, CLASS_MAP, {"else": "where"}):
-        _, _, values, _ = judged([entry], types={"none+typed": TYPES}, classes=[], class_map=class_map)
+        _, _, values, _ = judged([entry], types={Method("none", "typed"): TYPES}, classes=[], class_map=class_map)
         assert (values["recall/none+typed"], values["precision/none+typed"]) == (0.5, 1)
         assert values["ap/none+typed"] == 0.5
 
@@ -244,7 +246,10 @@ def test_points_without_classes_need_no_map():
 def test_annotators_agree_as_their_points_do_and_second_readings_are_left_out():
     points, other = np.array([[10, 10, 0], [30, 30, 1]]), np.array([[11, 10, 0]])
     readers = {"ann": points, "ben": other, "ann (hidden)": other}
-    entry = tile("a", points, readers=readers), {m: (IMAGE, found([], [])) for m in ("none+typed", "mine+typed")}
+    entry = (
+        tile("a", points, readers=readers, second_readings=["ann (hidden)"]),
+        {m: (IMAGE, found([], [])) for m in ("none+typed", "mine+typed")},
+    )
     rows = {row["metric"]: row for row in judged([entry])[3]["agreement.csv"]}
     assert rows["human_f1"] == {"metric": "human_f1", "mean": pytest.approx(2 / 3)} | {
         "min": pytest.approx(2 / 3), "max": pytest.approx(2 / 3), "n": 1,
@@ -252,6 +257,27 @@ def test_annotators_agree_as_their_points_do_and_second_readings_are_left_out():
     assert rows["human_f1/stroma"]["mean"] == 1
     alone = tile("b", points), entry[1]
     assert judged([alone])[3]["agreement.csv"] == []
+
+
+def test_readers_are_told_apart_by_what_is_known_of_them_and_not_by_their_names():
+    readers = {"A. Smith (MD)": np.array([[10, 10, 0], [30, 30, 1]]), "B. Jones (MD)": np.array([[11, 10, 0]])}
+    entry = (
+        tile("a", readers["A. Smith (MD)"], readers=readers),
+        {m: (IMAGE, found([], [])) for m in ("none+typed", "mine+typed")},
+    )
+    rows = {row["metric"]: row for row in judged([entry])[3]["agreement.csv"]}
+    assert rows["human_f1"]["mean"] == pytest.approx(2 / 3)
+
+
+def test_floor_and_ceiling_may_have_any_name():
+    types = {Method(name, "a+b"): TYPES for name in ("raw ihc", "mine", "truth")}
+    roles = {"raw ihc": "none", "mine": "translation", "truth": "ceiling"}
+    points = [(10 * i, 10, 0) for i in range(1, 6)]
+    n = {"raw ihc": 1, "mine": 3, "truth": 5}
+    methods = {f"{name}+a+b": (IMAGE, found([(x, y) for x, y, _ in points[:k]], [2] * k)) for name, k in n.items()}
+    _, _, values, tables = judged([(tile("a", points), methods)], types=types, roles=roles)
+    assert values["gap_closed/mine+a+b"] == pytest.approx((6 / 8 - 2 / 6) / (1 - 2 / 6))
+    assert {row["against"] for row in tables["differences.csv"]} == {"raw ihc+a+b"}
 
 
 def test_known_truth_adds_its_metrics_with_their_protocols():
@@ -274,11 +300,11 @@ def test_known_truth_adds_its_metrics_with_their_protocols():
 
 RANKED = """
 import sys, torch
-from ihc2he.models.pipeline.evaluation import Evaluation
+from ihc2he.models.pipeline.evaluation import MethodComparison
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 settings, entries = torch.load(f"{folder}/entries.pt", weights_only=False)
-judge = Evaluation(**settings)
+judge = MethodComparison(**settings)
 for entry in entries[rank::2]:
     judge.update(*entry)
 torch.save(judge.compute_and_reset(), f"{folder}/{rank}.pt")

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from ihc2he.images.masks import ink_mask
 from ihc2he.models.pipeline.inference import assemble, divide, predict, submit
-from ihc2he.models.pipeline.segmenters import Classical, Segmenter, find_on_hover_maps
+from ihc2he.models.pipeline.segmenters import Classical, Segmenter
 from ihc2he.models.pipeline.translators import Identity, Translator
 from ihc2he.nuclei.classical import detect_nuclei, segment_nuclei
+from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.nuclei.targets import hv_maps
+from ihc2he.stain.white import white_point
 
 
 class Shift(Translator):
@@ -26,8 +29,8 @@ class Shift(Translator):
 class FromColour(Segmenter):
     """Reads its maps off the image: red is the probability; the HV maps come from the pieces of red."""
 
-    hv_channels = (1, 2)
-    find = staticmethod(find_on_hover_maps)
+    find = staticmethod(HoverDecoder().find)
+    turned_back = staticmethod(HoverDecoder().turned_back)
 
     def __init__(self, mpp=0.25, members=1):
         super().__init__()
@@ -61,14 +64,14 @@ def tensor(image):
     return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
 
 
-def nuclei_of(image, segmenter, mpp, translator=None, views=(0,), block=10_000, overlap=0):
+def nuclei_of(image, segmenter, mpp, translator=None, views=(0,), block=10_000, overlap=0, whites=()):
     translator = translator or Identity()
     blocks = divide(*image.shape[:2], block, overlap)
     with ThreadPoolExecutor(1) as pool:
         parts = []
         for b in blocks:
             maps = predict(translator, {"s": segmenter}, tensor(image[b.rows, b.columns]), mpp, views)["s"]
-            parts += submit(pool, segmenter, maps)
+            parts += submit(pool, segmenter, maps, whites)
         return assemble(image.shape[:2], blocks, parts)
 
 
@@ -120,7 +123,7 @@ def test_the_classical_segmenter_is_the_classical_detector():
     rng = np.random.default_rng(0)
     image, _ = discs(100, 100)
     tile = 240 - image[..., :1] // 2 * np.ones((1, 1, 3), np.uint8) - rng.integers(0, 10, (100, 100, 3), np.uint8)
-    _, nuclei = nuclei_of(tile, Classical(), mpp=0.5)
+    _, nuclei = nuclei_of(tile, Classical(), mpp=0.5, whites=[white_point(tile)])
     assert np.array_equal(nuclei.inst_hw, segment_nuclei(tile))
     assert np.array_equal(nuclei.centres_n2, detect_nuclei(tile))
 
@@ -130,3 +133,20 @@ def test_an_empty_tile_has_no_nuclei():
         _, nuclei = nuclei_of(np.zeros((50, 60, 3), np.uint8), segmenter, mpp=0.25)
         assert nuclei.centres_n2.shape == (0, 2)
         assert not nuclei.inst_hw.any()
+
+
+def test_nuclei_under_ink_are_dropped_and_do_not_move_the_threshold():
+    image, centres = discs(120, 160)
+    tile = 240 - image[..., :1] // 2 * np.ones((1, 1, 3), np.uint8)
+    tile[40:90] = (30, 50, 150)
+    ink_hw = ink_mask(tile, 0.5)
+    blocks = divide(*tile.shape[:2], 10_000, 0)
+    with ThreadPoolExecutor(1) as pool:
+        maps = predict(Identity(), {"s": Classical()}, tensor(tile), 0.5)["s"]
+        parts = submit(pool, Classical(), maps, [white_point(tile)], [ink_hw])
+        _, nuclei = assemble(tile.shape[:2], blocks, parts, ink_hw)
+    outside = [(x, y) for x, y in centres if not 30 <= y <= 100]
+    assert len(outside) > 2
+    for x, y in outside:
+        assert nuclei.inst_hw[round(y), round(x)] > 0
+    assert not ink_hw[tuple(np.rint(nuclei.centres_n2).astype(int).T[::-1])].any()

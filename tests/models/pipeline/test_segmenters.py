@@ -12,12 +12,15 @@ from omegaconf import OmegaConf
 
 from ihc2he.config import config_dir, preflight
 from ihc2he.errors import ConfigError, DataError
-from ihc2he.models.pipeline.finding import find_in_density, find_on_hover_maps, means
+from ihc2he.models.pipeline.finding import find_in_density
 from ihc2he.models.pipeline.inference import predict
-from ihc2he.models.pipeline.segmenters import PANNUKE, Classical, Hovernet
+from ihc2he.models.pipeline.segmenters import Classical, Learned
 from ihc2he.models.pipeline.translators import Identity
-from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter, joined
+from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter
 from ihc2he.models.segmentation.hovernet.networks import HoverNet
+from ihc2he.models.segmentation.loading import PANNUKE
+from ihc2he.nuclei.decoders.hover import HoverDecoder
+from ihc2he.nuclei.instances import means
 from ihc2he.nuclei.targets import hv_maps
 
 ENCODER = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet", "width": 4, "units": [1, 1, 1, 1]}
@@ -38,15 +41,15 @@ def test_every_yaml_fits_its_class(file):
 
 def test_without_weights_the_error_says_what_makes_them():
     with pytest.raises(ConfigError, match=r"experiment=hovernet_pannuke.*RUN/bundles/segmenter.*\[classical\]"):
-        Hovernet(None)
+        Learned(None)
 
 
 def test_a_bundle_knows_all_that_is_needed(segmenter_bundle, hovernet):
-    segmenter = Hovernet(segmenter_bundle(mpp=0.5, keep_unmarked=False))
+    segmenter = Learned(segmenter_bundle(mpp=0.5, keep_unmarked=False))
     assert (segmenter.mpp, segmenter.classes, segmenter.members) == (0.5, PANNUKE, 1)
-    assert segmenter.find.keywords == {"keep_unmarked": False}
+    assert segmenter.decoder == HoverDecoder(keep_unmarked=False)
     with torch.no_grad():
-        assert torch.allclose(segmenter(images()), joined(hovernet()(images())), rtol=1e-3, atol=1e-3)
+        assert torch.allclose(segmenter(images()), HoverDecoder().join(hovernet()(images())), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def test_a_bundle_knows_all_that_is_needed(segmenter_bundle, hovernet):
 )
 def test_a_bundle_that_says_otherwise_or_too_little(segmenter_bundle, info, mpp, message):
     with pytest.raises(ConfigError, match=message):
-        Hovernet(segmenter_bundle(**info), mpp)
+        Learned(segmenter_bundle(**info), mpp)
 
 
 def test_a_bundle_without_names_of_types_is_refused(segmenter_bundle):
@@ -66,12 +69,12 @@ def test_a_bundle_without_names_of_types_is_refused(segmenter_bundle):
     config = json.loads((bundle / "config.json").read_text())
     (bundle / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "classes"}))
     with pytest.raises(DataError, match=r"segmenter: config\.json has no list of classes"):
-        Hovernet(str(bundle))
+        Learned(str(bundle))
 
 
 def test_the_bundle_of_a_generator_is_no_segmenter(generator_bundle):
     with pytest.raises(ConfigError, match="expected the bundle of a segmenter, found 'translator'"):
-        Hovernet(generator_bundle())
+        Learned(generator_bundle())
 
 
 def checkpoint(path, **hparams):
@@ -85,12 +88,12 @@ def checkpoint(path, **hparams):
 def test_a_checkpoint_needs_to_be_told_its_pixel_size(tmp_path):
     path, network = checkpoint(tmp_path / "last.ckpt", keep_unmarked=False)
     with pytest.raises(ConfigError, match=r"last\.ckpt: does not say its pixel size"):
-        Hovernet(path)
-    segmenter = Hovernet(path, mpp=0.4)
+        Learned(path)
+    segmenter = Learned(path, mpp=0.4)
     assert (segmenter.mpp, segmenter.classes) == (0.4, ["a", "b"])
-    assert segmenter.find.keywords == {"keep_unmarked": False}
+    assert segmenter.decoder == HoverDecoder(keep_unmarked=False)
     with torch.no_grad():
-        assert torch.allclose(segmenter(images()), joined(network(images())), rtol=1e-3, atol=1e-3)
+        assert torch.allclose(segmenter(images()), HoverDecoder().join(network(images())), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["none.ckpt", "broken.ckpt", "none.tar", "broken.tar"])
@@ -98,38 +101,38 @@ def test_files_that_are_missing_or_broken_are_named(tmp_path, name):
     if name.startswith("broken"):
         (tmp_path / name).write_bytes(b"nothing")
     with pytest.raises(DataError, match=re.escape(str(tmp_path / name))):
-        Hovernet(str(tmp_path / name), mpp=0.25)
+        Learned(str(tmp_path / name), mpp=0.25)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     other = {"pytorch-lightning_version": "2.6.4", "hyper_parameters": {"generator": {}}, "state_dict": {}}
     torch.save(other, tmp_path / "g.ckpt")
-    with pytest.raises(ConfigError, match=r"g\.ckpt: holds no description of a HoVer-Net.*RUN/bundles/segmenter"):
-        Hovernet(str(tmp_path / "g.ckpt"), mpp=0.25)
+    with pytest.raises(ConfigError, match=r"g\.ckpt: holds no description of a segmenter.*RUN/bundles/segmenter"):
+        Learned(str(tmp_path / "g.ckpt"), mpp=0.25)
 
 
 def test_the_authors_file_has_five_types_and_a_quarter_of_a_micron(tmp_path, monkeypatch):
     path = tmp_path / "hovernet_fast_pannuke_type_tf2pytorch.tar"
     small = functools.partial(HoverNet, width=32)
-    monkeypatch.setattr("ihc2he.models.pipeline.segmenters.HoverNet", lambda encoder, n_types: small(ENCODER, n_types))
+    monkeypatch.setattr("ihc2he.models.segmentation.loading.HoverNet", lambda encoder, n_types: small(ENCODER, n_types))
     theirs = small(ENCODER, 5)
     # Their file has the encoder at the top, and its layers in another spelling.
     state = {key.removeprefix("encoder."): value for key, value in theirs.state_dict().items()}
     state = {f"module.{key}".replace("conv0.conv.", "conv0./."): value for key, value in state.items()}
     torch.save({"desc": state}, path)
-    segmenter = Hovernet(str(path))
+    segmenter = Learned(str(path))
     assert (segmenter.mpp, list(segmenter.classes)) == (0.25, PANNUKE)
     with torch.no_grad():
         maps_bkhw = segmenter(images())
         assert maps_bkhw.shape == (1, 3 + 6, 64, 64)  # nucleus, two HV maps, background and five types
-        assert torch.allclose(maps_bkhw, joined(theirs.eval()(images())), rtol=1e-3, atol=1e-3)
+        assert torch.allclose(maps_bkhw, HoverDecoder().join(theirs.eval()(images())), rtol=1e-3, atol=1e-3)
     with pytest.raises(ConfigError, match=r"trained at 0\.25 um/px"):
-        Hovernet(str(path), mpp=0.5)
+        Learned(str(path), mpp=0.5)
 
 
 @pytest.mark.parametrize("classes", [["a", "b"], []])
 def test_the_likeliest_type_is_all_that_is_handed_on_of_types(segmenter_bundle, classes):
-    segmenter = Hovernet(segmenter_bundle(classes=classes))
+    segmenter = Learned(segmenter_bundle(classes=classes))
     maps_bkhw = torch.rand(2, 3 + (1 + len(classes) if classes else 0), 8, 8)
     reduced_bkhw = segmenter.reduced(maps_bkhw)
     assert torch.equal(reduced_bkhw[:, :3], maps_bkhw[:, :3])
@@ -145,16 +148,16 @@ def test_the_likeliest_type_is_all_that_is_handed_on_of_types(segmenter_bundle, 
 def test_bundles_that_differ_are_both_named(segmenter_bundle, other):
     first, second = segmenter_bundle("first"), segmenter_bundle("second", **other)
     with pytest.raises(ConfigError, match=f"{re.escape(first)} .* and {re.escape(second)} .*cannot be averaged"):
-        Hovernet([first, second])
+        Learned([first, second])
 
 
 def test_an_ensemble_averages_maps_and_votes(segmenter_bundle):
     sources = [segmenter_bundle(f"s{seed}", seed=seed) for seed in (0, 1)]
-    both = Hovernet(sources)
+    both = Learned(sources)
     assert both.members == 2
     found = predict(Identity(), {"both": both}, images(2), 0.25)["both"]
     with torch.no_grad():
-        singles = [Hovernet(source)(images(2)) for source in sources]
+        singles = [Learned(source)(images(2)) for source in sources]
     assert torch.allclose(found.maps_bkhw, (singles[0] + singles[1]) / 2, rtol=1e-3, atol=1e-3)
     nucleus = [(maps_bkhw[:, 0] >= 0.5).float() for maps_bkhw in singles]
     assert torch.equal(found.votes_bhw, (nucleus[0] + nucleus[1]) / 2)
@@ -166,7 +169,7 @@ def test_an_ensemble_averages_maps_and_votes(segmenter_bundle):
 
 @pytest.mark.parametrize(("height", "width"), [(37, 51), (3, 40), (1, 1), (100, 70)])
 def test_images_of_any_size_get_maps_of_theirs(segmenter_bundle, height, width):
-    segmenter = Hovernet(segmenter_bundle(), window=64, overlap=16)
+    segmenter = Learned(segmenter_bundle(), window=64, overlap=16)
     with torch.no_grad():
         assert segmenter(images(2, height, width)).shape == (2, 9, height, width)
     assert Classical()(images(2, height, width)).shape == (2, 1, height, width)
@@ -180,7 +183,7 @@ def test_the_tiniest_tiles_have_no_nuclei_and_no_crash(side):
 
 
 def test_autocast_leaves_the_maps_float32(segmenter_bundle):
-    segmenter = Hovernet(segmenter_bundle())
+    segmenter = Learned(segmenter_bundle())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         maps_bkhw = segmenter(images())
         density = Classical()(images())
@@ -195,12 +198,12 @@ def test_nuclei_of_maps_have_the_mean_probability_as_score():
     inst_hw[5:20, 5:20], inst_hw[20:36, 30:46] = 1, 2
     prob_hw = np.select([inst_hw == 1, inst_hw == 2], [0.9, 0.7], 0.1).astype(np.float32)
     types_hw = np.select([inst_hw == 1, inst_hw == 2], [2, 1], 0).astype(np.float32)
-    found = find_on_hover_maps(np.stack([prob_hw, *hv_maps(inst_hw), types_hw]), 0.25)
+    found = HoverDecoder().find(np.stack([prob_hw, *hv_maps(inst_hw), types_hw]), 0.25)
     assert np.array_equal(found.nuclei.inst_hw, inst_hw)
     assert found.nuclei.types_n.tolist() == [2, 1]
     assert found.scores_n == pytest.approx([0.9, 0.7])
     assert found.centres_n2.tolist() == [[12, 12], [37.5, 27.5]]
-    untyped = find_on_hover_maps(np.concatenate([prob_hw[None], hv_maps(inst_hw)]), 0.25)
+    untyped = HoverDecoder().find(np.concatenate([prob_hw[None], hv_maps(inst_hw)]), 0.25)
     assert untyped.nuclei.types_n.tolist() == [0, 0]
 
 
@@ -208,7 +211,7 @@ def test_unmarked_blobs_are_kept_as_the_weights_say():
     prob_hw = np.zeros((40, 40), np.float32)
     prob_hw[10:30, 18:24] = 1  # a blob on flat HV maps, which hold no marker
     maps_khw = np.concatenate([prob_hw[None], np.zeros((2, 40, 40), np.float32)])
-    kept, lost = (find_on_hover_maps(maps_khw, 0.25, keep_unmarked) for keep_unmarked in (True, False))
+    kept, lost = (HoverDecoder(keep_unmarked).find(maps_khw, 0.25) for keep_unmarked in (True, False))
     assert (len(kept.centres_n2), len(lost.centres_n2)) == (1, 0)
 
 

@@ -13,9 +13,18 @@ from torch import nn
 from ihc2he.build import build
 from ihc2he.config import config_dir, preflight
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.source import ArraySource
 from ihc2he.models.bundle import save_bundle
 from ihc2he.models.pipeline import translators
-from ihc2he.models.pipeline.translators import CycleGan, Identity, Macenko, Recolour, Reinhard, Rendered, Translator
+from ihc2he.models.pipeline.translators import (
+    Identity,
+    LearnedTranslator,
+    Macenko,
+    Recolour,
+    Reinhard,
+    Rendered,
+    Translator,
+)
 from ihc2he.stain.recolour import recolour
 
 FILES = sorted((config_dir() / "model" / "translator").glob("*.yaml"))
@@ -55,12 +64,12 @@ def bundle(tmp_path):
 
 @pytest.fixture
 def affine(monkeypatch):
-    """Return `affine(network, value_range)`, a CycleGan around it."""
+    """Return `affine(network, value_range)`, a LearnedTranslator around it."""
 
     def around(network, value_range=(-1.0, 1.0), **changes):
         info = {**INFO, "value_range": list(value_range)}
         monkeypatch.setattr(translators, "load_bundle", lambda source: (network, info))
-        return CycleGan("anything", **changes)
+        return LearnedTranslator("anything", **changes)
 
     return around
 
@@ -189,23 +198,23 @@ def test_only_what_is_larger_than_the_window_is_divided(h, w, seen, affine):
 
 @pytest.mark.parametrize(("h", "w"), [(1, 1), (3, 40), (17, 30), (15, 16)])
 def test_images_of_any_size_are_translated(h, w, bundle):
-    made = CycleGan(bundle())(tiles(2, h, w))
+    made = LearnedTranslator(bundle())(tiles(2, h, w))
     assert made.shape == (2, 3, h, w)
     assert torch.isfinite(made).all()
 
 
 def test_half_precision_around_it_gives_float32(bundle):
     with torch.autocast("cpu", torch.bfloat16):
-        made = CycleGan(bundle(), window=32, overlap=8)(tiles())
+        made = LearnedTranslator(bundle(), window=32, overlap=8)(tiles())
     assert made.dtype == torch.float32
 
 
 def test_members_are_kept_apart(bundle):
     sources = [bundle("a", seed=0), bundle("b", seed=1)]
-    ensemble = CycleGan(sources)
+    ensemble = LearnedTranslator(sources)
     assert (ensemble.members, ensemble.mpp) == (2, 0.46)
     for member, source in enumerate(sources):
-        assert torch.equal(ensemble(tiles(), member), CycleGan(source)(tiles()))
+        assert torch.equal(ensemble(tiles(), member), LearnedTranslator(source)(tiles()))
     assert not torch.equal(ensemble(tiles(), 0), ensemble(tiles(), 1))
     assert not any(parameter.requires_grad for parameter in ensemble.parameters())
     assert not ensemble.networks[0].training
@@ -218,7 +227,7 @@ def test_a_checkpoint_gives_the_generator_that_its_run_would_export(ema_decay, s
     network, info = module.exports()["g_ihc2he"]
     module.eval()
     folder = save_bundle(network, tmp_path / "g_ihc2he", {**info, "mpp": 0.46})
-    translator = CycleGan([str(tmp_path / "last.ckpt"), str(folder)], mpp=0.46)
+    translator = LearnedTranslator([str(tmp_path / "last.ckpt"), str(folder)], mpp=0.46)
     expected = (module.translate(2 * tiles() - 1, "he") + 1) / 2
     assert torch.allclose(translator(tiles(), 0), expected, atol=1e-6)
     assert torch.equal(translator(tiles(), 0), translator(tiles(), 1))
@@ -228,15 +237,15 @@ def test_a_checkpoint_without_pixel_size_is_refused(small, fit, tmp_path):
     path = tmp_path / "last.ckpt"
     fit(small()).save_checkpoint(path)
     with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}: does not say.*cyclegan\.mpp=0\.46, or the bundle"):
-        CycleGan(str(path))
+        LearnedTranslator(str(path))
 
 
 def test_members_of_different_pixel_sizes_are_both_named(bundle):
     a, b = bundle("a"), bundle("b", mpp=0.5)
     with pytest.raises(ConfigError, match=rf"{re.escape(a)} has 0\.46 um/px and {re.escape(b)} 0\.5;"):
-        CycleGan([a, b])
+        LearnedTranslator([a, b])
     with pytest.raises(ConfigError, match=r"g has 0\.46 um/px and model\.translators\.cyclegan\.mpp 0\.25;"):
-        CycleGan(bundle("g"), mpp=0.25)
+        LearnedTranslator(bundle("g"), mpp=0.25)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +257,7 @@ def test_members_of_different_pixel_sizes_are_both_named(bundle):
 )
 def test_another_bundle_says_what_it_is(changes, said, bundle):
     with pytest.raises(ConfigError, match=rf"this is the bundle of {said}; expected a translator from IHC to H&E"):
-        CycleGan(bundle(**changes))
+        LearnedTranslator(bundle(**changes))
 
 
 def test_a_bundle_without_value_range_is_refused(bundle, tmp_path):
@@ -257,7 +266,7 @@ def test_a_bundle_without_value_range_is_refused(bundle, tmp_path):
     del config["value_range"]
     (tmp_path / "g_ihc2he" / "config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match="has no value_range"):
-        CycleGan(source)
+        LearnedTranslator(source)
 
 
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
@@ -265,7 +274,7 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
         if content:
             path.write_bytes(content)
         with pytest.raises(DataError, match=f"{path.name}: (there is no such file|not a readable checkpoint)"):
-            CycleGan(str(path), mpp=0.5)
+            LearnedTranslator(str(path), mpp=0.5)
 
 
 def test_a_checkpoint_runs_no_code(tmp_path):
@@ -275,7 +284,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 
     torch.save({"hyper_parameters": {"generator": Evil()}, "state_dict": {}}, tmp_path / "evil.ckpt")
     with pytest.raises(DataError, match=r"evil\.ckpt: not a readable checkpoint.*nothing else is loaded"):
-        CycleGan(str(tmp_path / "evil.ckpt"), mpp=0.5)
+        LearnedTranslator(str(tmp_path / "evil.ckpt"), mpp=0.5)
     assert not (tmp_path / "owned").exists()
 
 
@@ -283,4 +292,16 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path):
     other = {"pytorch-lightning_version": "2.6.4", "hyper_parameters": {"encoder": GENERATOR}, "state_dict": {}}
     torch.save(other, tmp_path / "other.ckpt")
     with pytest.raises(ConfigError, match=r"other\.ckpt: holds no generator.*RUN/bundles/g_ihc2he"):
-        CycleGan(str(tmp_path / "other.ckpt"), mpp=0.5)
+        LearnedTranslator(str(tmp_path / "other.ckpt"), mpp=0.5)
+
+
+def test_grey_glass_gets_no_eosin():
+    white = (216.0, 216.0, 225.0)
+    tile = np.full((64, 64, 3), white, np.uint8)
+    tile[20:40, 20:40] = (110, 80, 60)
+    translator = Recolour(h_gain=1.7, dab_gain=0.2, eosin_level=0.22, eosin_gain=1.0)
+    x_bchw = torch.from_numpy(tile).permute(2, 0, 1)[None] / 255
+    state = translator.prepare(ArraySource(tile))
+    assert state == white
+    assert translator(x_bchw, 0, [state])[..., :10, :].min() > 0.99
+    assert translator(x_bchw)[:, 1, :10].max() < 0.9  # counted from 255 it would be pink

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ihc2he.metrics.distribution import FeaturesUnavailable
-from ihc2he.models.translation.evaluation import Evaluation
+from ihc2he.models.translation.evaluation import TranslationEvaluation
 from ihc2he.stain.deconvolution import HEMATOXYLIN
 
 
@@ -15,8 +15,8 @@ def batch(tiles):
 
 
 def test_rows_and_means_hold_every_metric_in_both_directions(batch):
-    evaluation = Evaluation(["psnr"], None)
-    rows = evaluation.update(batch, batch["he"] + 0.2, batch["ihc"])
+    evaluation = TranslationEvaluation(["psnr"], None)
+    rows = evaluation.update(batch, {"he": batch["he"] + 0.2, "ihc": batch["ihc"]})
     assert [(row["name"], row["group"]) for row in rows] == [
         ("00000.png", "0"),
         ("00001.png", "3+"),
@@ -36,17 +36,17 @@ def test_rows_and_means_hold_every_metric_in_both_directions(batch):
 
 
 def test_without_pairs_there_is_no_fidelity(batch):
-    evaluation = Evaluation(["psnr"], None)
+    evaluation = TranslationEvaluation(["psnr"], None)
     batch["paired"][1] = False
-    (row, *_) = evaluation.update(batch, batch["he"], batch["ihc"])
+    (row, *_) = evaluation.update(batch, {"he": batch["he"], "ihc": batch["ihc"]})
     assert "he/psnr" not in row
     assert "he/hematoxylin_correlation" in row
 
 
 def test_distributions_compare_real_and_made_images_of_the_same_stain(batch):
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    evaluation = Evaluation([], network)
-    evaluation.update(batch, fake_he=batch["he"], fake_ihc=batch["he"])
+    evaluation = TranslationEvaluation([], network)
+    evaluation.update(batch, {"he": batch["he"], "ihc": batch["he"]})
     values = evaluation.compute_and_reset()
     assert values["he/fid"].item() == pytest.approx(0, abs=1e-3)
     assert values["ihc/fid"] > 0.01
@@ -61,13 +61,52 @@ def test_missing_features_are_said_once_and_the_rest_goes_on(batch, monkeypatch,
         def update(self, *args, **kwargs):
             raise FeaturesUnavailable("no weights here")
 
-    evaluation = Evaluation(["psnr"], None)
+    evaluation = TranslationEvaluation(["psnr"], None)
     evaluation.distributions = {"he": Unavailable(), "ihc": Unavailable()}
     for _ in range(2):
-        evaluation.update(batch, batch["he"], batch["ihc"])
+        evaluation.update(batch, {"he": batch["he"], "ihc": batch["ihc"]})
     assert [r.getMessage() for r in caplog.records] == ["FID and KID are left out. no weights here"]
     assert "he/psnr" in evaluation.compute_and_reset()
     assert "he/fid" not in evaluation.cards
+
+
+def test_a_rank_whose_network_fails_takes_fid_from_all_of_them(batch, monkeypatch, caplog):
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    fine, failing = (TranslationEvaluation(["psnr"], network) for _ in range(2))
+
+    def unavailable():
+        raise FeaturesUnavailable("no weights here")
+
+    for metric in failing.distributions.values():  # a rank without images asks for its network only now
+        monkeypatch.setattr(metric, "prepare", unavailable)
+    said = []
+    monkeypatch.setattr("ihc2he.models.translation.evaluation.from_all_ranks", lambda own: said.append(own) or said)
+    assert "he/fid" not in failing.compute_and_reset()
+    fine.update(batch, {"he": batch["he"], "ihc": batch["ihc"]})
+    values = fine.compute_and_reset()
+    assert said == [False, True]
+    assert "he/psnr" in values
+    assert "he/fid" not in values
+    assert [r.getMessage() for r in caplog.records] == ["FID and KID are left out. no weights here"]
+
+
+@pytest.mark.parametrize(("to", "other"), [("he", "ihc"), ("ihc", "he")])
+def test_one_direction_is_evaluated_alone(batch, to, other):
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    evaluation = TranslationEvaluation(["psnr"], network, [to])
+    evaluation.update(batch, {to: batch[to]})
+    values = evaluation.compute_and_reset()
+    assert values[f"{to}/psnr"] == 100
+    assert f"{to}/fid" in values
+    assert not any(key.startswith(f"{other}/") for key in [*values, *evaluation.cards])
+
+
+@pytest.mark.parametrize(("to", "metric"), [("he", "hematoxylin_correlation"), ("ihc", "nuclear_correlation")])
+def test_the_first_stain_that_is_made_raises_the_alarm(to, metric):
+    evaluation = TranslationEvaluation([], None, [to])
+    assert "at -0.25; below 0 means" in evaluation.inverted({f"{to}/{metric}": torch.tensor(-0.25)})
+    for fine in ({f"{to}/{metric}": torch.tensor(0.25)}, {f"{to}/{metric}": torch.tensor(torch.nan)}, {}):
+        assert evaluation.inverted(fine) is None
 
 
 @pytest.mark.parametrize(("sign", "alarms"), [(-1.0, 1), (1.0, 0)])
@@ -89,7 +128,7 @@ def test_metrics_are_logged_per_stage_and_stay_out_of_checkpoints(small, trainer
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3))
     module = small(metrics=["psnr"])
     keys = set(module.state_dict())
-    module.evaluation = Evaluation(["psnr"], network)
+    module.evaluation = TranslationEvaluation(["psnr"], network)
     (values,) = trainer().test(module, DataLoader(tiles(3, 16)), verbose=False)
     assert {"test/he/psnr", "test/ihc/psnr/3+", "test/he/fid", "test/he/dab_ratio"} <= set(values)
     assert set(module.state_dict()) == keys

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -98,7 +100,7 @@ def test_each_rank_takes_up_its_own_pools_and_a_new_rank_starts_empty(small, mon
         ranks.append({stain: pool.state_dict() for stain, pool in module.pools.items()})
     for rank, expected in ((0, [0]), (1, [10]), (2, [])):
         module = small()
-        module._trainer = object()
+        module._trainer = SimpleNamespace(training=False)
         monkeypatch.setattr(type(module), "global_rank", rank)
         module.on_load_checkpoint({"image_pools": ranks})
         assert [image.mean().item() for image in module.pools["ihc"].images] == expected

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from ihc2he.build import build
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.models.segmentation.encoders import initialise
+from ihc2he.models.segmentation.networks import MapNetwork, centre_crop
 
 MARGINS = {"same": 0, "fast": 46, "original": 95}  # px by which the output is smaller than the input on each side
 
 
-class HoverNet(nn.Module):
+class HoverNet(MapNetwork):
     """Maps of nuclei: what is nucleus (`np`), how far from its centre (`hv`) and, with types, of which type (`tp`).
 
     Differs from the reference in its input, which is in [0, 1] here, and in `same` mode, which is `fast` with padded
@@ -54,6 +55,7 @@ class HoverNet(nn.Module):
         stem = {} if mode != "original" or isinstance(encoder, nn.Module) else {"pad": False}
         net: Any = build(encoder, nn.Module, **stem)
         self.encoder = net
+        self.stride = net.stride
         *skips, deepest = net.channels
         wanted = [width, 2 * width, 4 * width]
         self.lateral = nn.ModuleList(
@@ -61,9 +63,15 @@ class HoverNet(nn.Module):
         )
         self.conv_bot = nn.Conv2d(deepest, 4 * width, 1, bias=False)
         kernel = 5 if mode == "original" else 3
-        outputs = ({"tp": n_types + 1} if n_types else {}) | {"np": 2, "hv": 2}
-        self.decoder = nn.ModuleDict({name: _Branch(width, c, kernel, mode == "same") for name, c in outputs.items()})
+        self.channels = ({"tp": n_types + 1} if n_types else {}) | {"np": 2, "hv": 2}
+        padded = mode == "same"
+        self.decoder = nn.ModuleDict({name: _Branch(width, c, kernel, padded) for name, c in self.channels.items()})
         initialise(self.lateral, self.conv_bot, self.decoder)
+
+    @property
+    def backbone(self) -> Any:
+        """The encoder."""
+        return self.encoder
 
     def forward(self, x_bchw: Tensor) -> dict[str, Tensor]:
         """Return the raw maps of images.
@@ -85,10 +93,10 @@ class HoverNet(nn.Module):
         if self.margin:
             self._check_sides(h, w)
             return self._maps(x_bchw)
-        if min(h, w) < self.encoder.stride:
-            msg = f"An input of {w}x{h} px is too small: expected sides of at least {self.encoder.stride} px."
+        if min(h, w) < self.stride:
+            msg = f"An input of {w}x{h} px is too small: expected sides of at least {self.stride} px."
             raise ValueError(msg)
-        bottom, right = -h % self.encoder.stride, -w % self.encoder.stride
+        bottom, right = -h % self.stride, -w % self.stride
         if not (bottom or right):
             return self._maps(x_bchw)
         maps = self._maps(F.pad(x_bchw, (0, right, 0, bottom), mode="reflect"))
@@ -96,10 +104,10 @@ class HoverNet(nn.Module):
 
     def _check_sides(self, h: int, w: int) -> None:
         stem = 6 if self.margin == MARGINS["original"] else 0
-        if (h - stem) % self.encoder.stride or (w - stem) % self.encoder.stride or min(h, w) <= 2 * self.margin:
+        if (h - stem) % self.stride or (w - stem) % self.stride or min(h, w) <= 2 * self.margin:
             msg = (
                 f"An input of {w}x{h} px does not fit this mode: expected sides above {2 * self.margin} px that, "
-                f"less {stem} px, divide by {self.encoder.stride}. Mode `same` takes any size."
+                f"less {stem} px, divide by {self.stride}. Mode `same` takes any size."
             )
             raise ValueError(msg)
 
@@ -116,16 +124,6 @@ def _enlarge(x_bchw: Tensor) -> Tensor:
 
 def _add_cropped(x_bchw: Tensor, skip_bchw: Tensor) -> Tensor:
     return x_bchw + centre_crop(skip_bchw, x_bchw.shape[-2], x_bchw.shape[-1])
-
-
-def centre_crop(x_hw: Tensor, height: int, width: int) -> Tensor:
-    """Return the middle of a tensor, in its last two dimensions.
-
-    >>> centre_crop(torch.arange(5).view(1, 5), 1, 3).tolist()
-    [[1, 2, 3]]
-    """
-    top, left = (x_hw.shape[-2] - height) // 2, (x_hw.shape[-1] - width) // 2
-    return x_hw[..., top : top + height, left : left + width]
 
 
 class _DenseBlock(nn.Module):

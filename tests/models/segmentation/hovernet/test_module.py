@@ -19,8 +19,9 @@ from ihc2he.errors import ConfigError, DataError
 from ihc2he.losses.hover import hover_losses
 from ihc2he.models.bundle import load_bundle, save_bundle
 from ihc2he.models.segmentation.encoders import PreactResNet
-from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter, joined
+from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter
 from ihc2he.models.segmentation.hovernet.networks import centre_crop
+from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.tiling.augmentation import turned, turned_maps
 
 
@@ -96,7 +97,7 @@ def test_maps_hold_probabilities(segmenter, batch):
 def test_a_tile_that_fits_the_window_is_seen_whole(segmenter, batch):
     module = segmenter().eval()
     with torch.no_grad():
-        assert torch.equal(module.predict_maps(batch["image"]), joined(module.network(batch["image"])))
+        assert torch.equal(module.predict_maps(batch["image"]), HoverDecoder().join(module.network(batch["image"])))
 
 
 @pytest.mark.parametrize(("mode", "window"), [("same", 32), ("fast", 128)])
@@ -152,7 +153,7 @@ def test_every_tile_gets_a_row_however_slow_the_workers(segmenter, trainer, data
     assert {("bpq", ""), ("bpq", "Colon"), ("mpq_dataset", ""), ("pq/round", ""), ("f1/square", "")} <= table.keys()
     assert all(row["protocol"] for row in table.values())
     assert len(list((tmp_path / "images" / "test").glob("*.png"))) == 2
-    assert module._pool is None
+    assert module.handover.pool is None
 
 
 def test_maps_that_wait_for_slow_workers_do_not_pile_up(segmenter, trainer, data, monkeypatch, tmp_path):
@@ -169,12 +170,13 @@ def test_maps_that_wait_for_slow_workers_do_not_pile_up(segmenter, trainer, data
 
     def watched(*args, **kwargs):
         rows = evaluate(*args, **kwargs)
-        waiting.append(len(module._pending))
+        waiting.append(len(module.handover))
         return rows
 
     monkeypatch.setattr(module, "_evaluate", watched)
-    monkeypatch.setattr("ihc2he.models.segmentation.hovernet.module.ThreadPoolExecutor", lambda workers: Lazy())
-    monkeypatch.setattr("ihc2he.models.segmentation.hovernet.module.MAX_PENDING", 3 * 64 * 64)
+    monkeypatch.setattr("ihc2he.models.handover.ThreadPoolExecutor", lambda workers: Lazy())
+    each = 64 * 64 * (4 * 4 + 3 + 4)  # bytes of the four maps that travel, of the image and of the instances
+    monkeypatch.setattr(module.handover, "most", 3 * each)
     trainer(callbacks=[Results(str(tmp_path))]).test(module, datamodule=data(n=9), verbose=False)
     assert waiting == [2, 3, 3, 3, 0]
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 10
@@ -272,10 +274,10 @@ def test_fit_ends_with_a_segmenter_that_gives_the_same_maps(segmenter, fit, data
     network, info = load_bundle(tmp_path / "segmenter")
     assert (info["role"], info["classes"], info["mpp"], info["window"]) == ("segmenter", ["round", "square"], 0.25, 64)
     assert (info["stain_in"], info["value_range"], info["overlap"]) == ("H&E", [0, 1], 16)
-    assert info["postprocessing"] == "ihc2he.nuclei.postprocess.postprocess"
+    assert info["decoder"] == {"_target_": "ihc2he.nuclei.decoders.hover.HoverDecoder", "keep_unmarked": True}
     assert info["metrics"]
     with torch.no_grad():
-        maps = joined(network(batch["image"]))
+        maps = HoverDecoder().join(network(batch["image"]))
     torch.testing.assert_close(maps, module.eval().predict_maps(batch["image"]), rtol=1e-4, atol=1e-4)
 
 

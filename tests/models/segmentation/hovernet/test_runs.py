@@ -43,7 +43,7 @@ def test_the_smoke_run_leaves_everything_a_user_expects(run_of):
 
 def test_own_tiles_without_types(run_of, tmp_path):
     write_nuclei(tmp_path / "mine", tiles=10, size=96, seed=0)
-    arguments = ["data.root=mine", "data.mpp_files=0.25", "data.test_split=all"]
+    arguments = ["data.root=mine", "data.mpp=0.25", "data.test_split=all"]
     _, metrics = run_of("experiment=hovernet_nuclei", *arguments, *TINY)
     assert {"bpq", "f1", "dice"} <= metrics
     assert "mpq" not in metrics

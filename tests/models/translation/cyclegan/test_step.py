@@ -181,8 +181,9 @@ def test_losses_are_float32_under_bf16(small, fit, tiles):
     assert all(torch.isfinite(value) for value in trainer.logged_metrics.values())
     data = tiles(1, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        losses, fake_ihc, _ = module._generator_losses(data.ihc, data.he)
-        loss_d = module._discriminator_loss(module.d_ihc, data.ihc, fake_ihc.detach())
+        losses, made = module.generator_losses({"ihc": data.ihc, "he": data.he})
+        fake_ihc = made["ihc"]
+        loss_d = module.discriminator_loss(module.d_ihc, data.ihc, fake_ihc.detach())
         assert module.translate(data.ihc, "he").dtype == torch.float32
     assert fake_ihc.dtype == torch.bfloat16  # or the rest would prove nothing
     assert {loss.dtype for loss in [*losses.values(), loss_d]} == {torch.float32}
@@ -198,6 +199,15 @@ def test_clipping_bounds_the_gradients_that_each_optimiser_sees(small, fit, clip
             assert norm > 0.02
         else:
             assert norm == pytest.approx(clip, rel=1e-3)
+
+
+def test_fused_optimisers_are_clipped_in_mixed_precision_too(small, fit):
+    recorder = Recorder()
+    fused = {"_target_": "torch.optim.Adam", "lr": 2e-3, "fused": True}
+    fit(small(gradient_clip_val=0.01, optimizer=fused), recorder, n=1, precision="bf16-mixed")
+    (_, gradients), _ = recorder.seen
+    norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
+    assert norm.item() == pytest.approx(0.01, rel=1e-3)
 
 
 def test_two_accumulated_batches_equal_one_of_twice_the_size(small, fit):

@@ -1,0 +1,78 @@
+"""What hides tissue on a slide: ink of pens.
+
+Shape suffixes: h, w = height, width; c = colour (3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ihc2he.stain.deconvolution import optical_density
+from ihc2he.stain.white import FULL, relative_to_white
+from ihc2he.tiling.resampling import resample
+
+_MPP = 1.0  # um/px at which is looked; finer images are shrunk to it
+_STRONG = 0.2  # least mean optical density of coloured ink
+_BLACK = 0.6  # and of black ink
+_RADIUS = 5.0  # um; a disc of this radius fits into ink, but into few nuclei
+_GREEN_RADIUS = 1.5  # um; no stain is green, so less of it will do
+_EDGE = 1.0  # um of a stroke's pale border
+
+
+def ink_mask(image: NDArray[np.uint8], mpp: float, white: Sequence[float] = FULL) -> NDArray[np.bool_]:
+    """Return where ink of a black, blue, red or green pen covers an image.
+
+    Ink has a colour that no mixture of hematoxylin, eosin and DAB has (green), or one that they have only in nuclei
+    and other small things (blue, black, red), and then it has to cover a disc of 5 um radius. Brown never counts.
+
+    Limits: strokes thinner than 10 um are seen only if they are green, and pale ink is not seen. Pools of blood as red
+    as ink count as ink. Folds of the tissue are not looked for: on tiles they cannot be told from dense tissue.
+
+    Args:
+        image: HxWx3 uint8 RGB.
+        mpp: um/px.
+        white: white point of the image, see `ihc2he.stain.white.white_point`.
+
+    >>> image = np.full((64, 64, 3), 240, np.uint8)
+    >>> image[:, 20:50] = (20, 110, 40)
+    >>> ink_mask(image, 0.5)[32, [0, 35]].tolist()
+    [False, True]
+    """
+    seen = resample(image, mpp, _MPP) if mpp < _MPP else image
+    found_hw = _ink(optical_density(relative_to_white(seen, white)), max(mpp, _MPP))
+    if not found_hw.any():
+        return np.zeros(image.shape[:2], bool)
+    return cv2.resize(found_hw, image.shape[1::-1], interpolation=cv2.INTER_NEAREST).view(bool)
+
+
+def _ink(od_hwc: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:
+    mean_hw = od_hwc.mean(-1)
+    found_hw = np.zeros(mean_hw.shape, np.uint8)
+    strong_hw = mean_hw > _STRONG
+    if not strong_hw.any():
+        return found_hw
+    od_hwc = od_hwc / np.maximum(np.linalg.norm(od_hwc, axis=-1, keepdims=True), 1e-6)
+    red_hw, green_hw, blue_hw = np.moveaxis(od_hwc, -1, 0)  # which share of it each channel absorbs
+    spread_hw = np.maximum(np.maximum(red_hw, green_hw), blue_hw) - np.minimum(np.minimum(red_hw, green_hw), blue_hw)
+    inks = (  # green by what it lets through, the others by what they absorb
+        (strong_hw & (green_hw < np.minimum(red_hw, blue_hw) - 0.05), _GREEN_RADIUS),
+        (strong_hw & (red_hw >= 0.6) & (blue_hw <= 0.42) & (green_hw < red_hw + 0.02), _RADIUS),
+        (strong_hw & (red_hw < 0.25) & (blue_hw > 0.45), _RADIUS),
+        ((mean_hw > _BLACK) & (spread_hw < 0.12), _RADIUS),
+    )
+    for coloured_hw, radius in inks:
+        if coloured_hw.any():
+            disc = _disc(radius / mpp)
+            wide_hw = cv2.morphologyEx(coloured_hw.view(np.uint8), cv2.MORPH_OPEN, disc)
+            if wide_hw.any():  # with what is of its colour beside it
+                found_hw |= cv2.dilate(wide_hw, disc) & coloured_hw.view(np.uint8)
+    return cv2.dilate(found_hw, _disc(_EDGE / mpp)) if found_hw.any() else found_hw  # type: ignore[return-value]
+
+
+def _disc(radius: float) -> NDArray[np.uint8]:
+    side = 2 * max(1, round(radius)) + 1
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""Nuclei from learned centres and foreground."""

@@ -1,0 +1,120 @@
+"""Trained segmenters: from a bundle, from the checkpoint of a run, or from what others have published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ihc2he.build import build, refuse_foreign
+from ihc2he.errors import ConfigError, DataError
+from ihc2he.models.bundle import load_bundle
+from ihc2he.models.checkpoint import read_checkpoint
+from ihc2he.models.former import hover_node
+from ihc2he.models.segmentation.hovernet.networks import HoverNet
+from ihc2he.models.segmentation.hovernet.weights import load_reference
+from ihc2he.models.segmentation.networks import MapNetwork
+from ihc2he.nuclei.decoders.base import Decoder
+from ihc2he.nuclei.decoders.hover import HoverDecoder
+
+PANNUKE = ["neoplastic", "inflammatory", "connective", "dead", "epithelial"]  # types of the published checkpoints
+
+
+class Loaded(NamedTuple):
+    """A trained segmenter.
+
+    Attributes:
+        network: in evaluation mode.
+        mpp: um/px that it was trained at; None where that is not said.
+        classes: names of the types from 1.
+        decoder: of its maps.
+    """
+
+    network: MapNetwork
+    mpp: float | None
+    classes: list[str]
+    decoder: Decoder
+
+
+def load_segmenter(source: str) -> Loaded:
+    """Return a trained segmenter.
+
+    Args:
+        source: a model bundle (folder or hub id), a checkpoint of a run (`.ckpt`), or the authors' of HoVer-Net for
+            PanNuke (`.tar`).
+
+    Raises:
+        ConfigError: where it is of another kind.
+        DataError: where it cannot be read, or does not fit together.
+    """
+    if source.endswith((".tar", ".pth")):
+        return _published(source)
+    if source.endswith(".ckpt"):
+        return _of_run(source)
+    network, info = load_bundle(source)
+    if not isinstance(network, MapNetwork):
+        msg = f"{source}: expected the bundle of a segmenter, found '{info.get('role')}' ({type(network).__name__})."
+        raise ConfigError(msg)
+    return _loaded(source, network, info)
+
+
+def _loaded(source: str, network: MapNetwork, info: Mapping[str, Any]) -> Loaded:
+    if not isinstance(info.get("classes"), list):
+        msg = f"{source}: config.json has no list of classes, the names of the types; [] where there are none."
+        raise DataError(msg)
+    try:
+        decoder = build(info.get("decoder"), Decoder)  # type: ignore[arg-type,type-abstract]
+    except ConfigError as error:
+        msg = f"{source}: its decoder cannot be built ({error})."
+        raise DataError(msg) from error
+    classes = info["classes"]
+    wanted = decoder.channels(len(classes))
+    if dict(network.channels) != wanted:
+        msg = (
+            f"{source}: {len(classes)} classes {classes} and its {type(decoder).__name__} need the maps {wanted}, but "
+            f"the network gives {dict(network.channels)}."
+        )
+        raise DataError(msg)
+    return Loaded(network.eval(), info.get("mpp"), classes, decoder)
+
+
+def _of_run(path: str) -> Loaded:
+    content = read_checkpoint(path)
+    info = content.get("segmenter") or _former_run(content.get("hyper_parameters"))
+    if not isinstance(info, Mapping) or not isinstance(info.get("module"), Mapping):
+        msg = f"{path}: holds no description of a segmenter. Pass the bundle of a segmenter: RUN/bundles/segmenter."
+        raise ConfigError(msg)
+    state = {key.removeprefix("network."): value for key, value in content["state_dict"].items()}
+    try:
+        refuse_foreign(info)
+        network = build(info["module"], MapNetwork)
+        network.load_state_dict(state)
+    except (ConfigError, TypeError, RuntimeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        msg = f"{path}: its network cannot be built ({cause}). Pass the run's bundle."
+        raise DataError(msg) from error
+    return _loaded(path, network, info)
+
+
+def _former_run(hparams: Any) -> dict[str, Any] | None:
+    """Return the description of the HoVer-Net of a run of version 0.1, from the arguments of its module."""
+    if not isinstance(hparams, Mapping) or "encoder" not in hparams:
+        return None
+    classes = list(hparams.get("classes") or ())
+    return {
+        "module": {
+            "_target_": "ihc2he.models.segmentation.hovernet.networks.HoverNet",
+            "encoder": hparams["encoder"],
+            "n_types": len(classes),
+            **{key: hparams[key] for key in ("mode", "width") if key in hparams},
+        },
+        "decoder": hover_node(hparams.get("keep_unmarked", True)),
+        "classes": classes,
+    }
+
+
+def _published(path: str) -> Loaded:
+    """Return the network of the official checkpoint for PanNuke, in the form that keeps the size."""
+    encoder: Mapping[str, Any] = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet"}
+    network = HoverNet(encoder, len(PANNUKE))
+    load_reference(network, path)
+    return Loaded(network.eval(), 0.25, PANNUKE, HoverDecoder())

@@ -1,0 +1,380 @@
+"""What segmenters of nuclei have in common: windows, views, ensembles, evaluation, exports, whatever their maps mean.
+
+Shape suffixes: b = batch, c = colour, k = maps, as the decoder joins them, h, w = height, width.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ihc2he.build import build
+from ihc2he.datainfo import check_class_names
+from ihc2he.errors import ConfigError
+from ihc2he.internals.lightning import shares_batch_statistics
+from ihc2he.metrics.fidelity import Card
+from ihc2he.models.handover import Handover, Job
+from ihc2he.models.segmentation.evaluation import SegmentationEvaluation, Truth, paper_row, pictures, truths
+from ihc2he.models.segmentation.loading import load_segmenter
+from ihc2he.models.segmentation.networks import MapNetwork, centre_crop
+from ihc2he.models.task import Export, Scores, Task, required_mpp
+from ihc2he.nuclei.decoders.base import Decoder, Nuclei, find_and_vote
+from ihc2he.tiling.augmentation import mean, predict_views
+from ihc2he.tiling.windows import predict_tiled
+
+log = logging.getLogger(__name__)
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+class NucleiSegmenter(Task):
+    """Finds nuclei and says of which type they are; a subclass says by which loss it learns.
+
+    Batches are dicts. Training: `image` (N, 3, H, W) in [0, 1], `inst` (N, H, W) with 0 = background, with classes
+    `type` (N, H, W) with 0 = background, and the targets of the decoder. Evaluation: whole tiles without targets, and
+    `name` and `group` (the tissue) are lists. The pixel size is the DataModule's.
+
+    Args:
+        network: node or module of a `MapNetwork`. A node gets the argument `channels`: the maps that the decoder wants.
+        decoder: node or object of a `Decoder`; give the DataModule the same one.
+        optimizer: node of a `torch.optim.Optimizer` without its parameters.
+        scheduler: node of a learning-rate scheduler without its optimiser, stepped each epoch; None: constant.
+        classes: names of the types, in the order of the DataModule; None or empty: nuclei have no types.
+        lr_encoder: learning rate of the network's backbone; the optimiser's own where None.
+        window: px, the largest sides that are predicted at once; larger tiles are covered by overlapping windows.
+        overlap: px, least overlap of windows, in which their maps are blended.
+        tta: average the maps over the eight flips and quarter turns when testing.
+        ensemble: bundles (folders or hub ids) of further segmenters, whose maps are averaged with this one's when
+            testing.
+        workers: processes that turn maps into nuclei beside the GPU; 0: a thread of this one.
+        channels_last: memory format of the network.
+        compile: compile the network in place.
+
+    Raises:
+        ConfigError: for a network that does not give the decoder's maps, class names that tables cannot tell apart, or
+            an overlap that does not fit the window.
+    """
+
+    def __init__(
+        self,
+        network: Mapping[str, Any] | MapNetwork,
+        decoder: Mapping[str, Any] | Decoder,
+        optimizer: Mapping[str, Any],
+        scheduler: Mapping[str, Any] | None = None,
+        classes: Sequence[str] | None = None,
+        lr_encoder: float | None = None,
+        window: int = 256,
+        overlap: int = 64,
+        tta: bool = False,
+        ensemble: Sequence[str] = (),
+        workers: int = 2,
+        channels_last: bool = True,
+        compile: bool = False,  # noqa: A002
+    ) -> None:
+        super().__init__()
+        own = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
+        self.save_hyperparameters(*own, logger=False)
+        for name in [key for key, value in self.hparams.items() if isinstance(value, nn.Module | Decoder)]:
+            del self.hparams[name]  # checkpoints hold plain values
+        if lr_encoder is not None and lr_encoder <= 0:
+            msg = f"model.lr_encoder={lr_encoder}: expected a number above 0, or null."
+            raise ConfigError(msg)
+        self.classes = list(classes or ())
+        check_class_names(self.classes, "model.classes")
+        self.decoder = build(decoder, Decoder)  # type: ignore[type-abstract]
+        self.decoder_node = dict(decoder) if isinstance(decoder, Mapping) else None
+        channels = self.decoder.channels(len(self.classes))
+        self.network_node = {**network, "channels": channels} if isinstance(network, Mapping) else None
+        self.network = build(self.network_node or network, MapNetwork)  # type: ignore[arg-type]
+        if dict(self.network.channels) != channels:
+            msg = (
+                f"model.network gives the maps {dict(self.network.channels)}, and model.decoder wants {channels} for "
+                f"{len(self.classes)} classes."
+            )
+            raise ConfigError(msg)
+        inner = window - 2 * self.network.margin
+        if not 0 <= overlap < inner:
+            msg = (
+                f"model.overlap={overlap}: expected 0 or more and less than the {inner} px that the network gives for "
+                f"model.window={window}."
+            )
+            raise ConfigError(msg)
+        self.optimizer_node, self.scheduler_node, self.lr_encoder = optimizer, scheduler, lr_encoder
+        self.window, self.overlap = window, overlap
+        self.tta, self.ensemble = tta, list(ensemble)
+        self.compiles = compile
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self._memory_format)
+        self.members: list[MapNetwork] = []  # of the ensemble, besides this one; a list, so no checkpoint holds them
+        self.handover: Handover[tuple[Truth, Job]] = Handover(workers)
+        self.evaluation = SegmentationEvaluation(self.classes)
+        self._initialised = False
+
+    # ------------------------------------------------------------------ what a subclass says
+
+    @abstractmethod
+    def terms(self, maps: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weighted terms of the loss by name; their sum is to be minimised.
+
+        Args:
+            maps: the raw maps of the network.
+            targets: everything of the batch but the image, cropped to the size of the maps.
+        """
+
+    def load_start(self, stage: str) -> bool:
+        """Load the weights that training starts from; return whether there was anything to load."""
+        if stage != "fit":
+            return False
+        if self.network.backbone is not None:
+            self.network.backbone.load_pretrained()
+        return True
+
+    # ------------------------------------------------------------------ use
+
+    @property
+    def mpp(self) -> float:
+        """Pixel size of the data, um/px."""
+        return required_mpp(self.data, type(self).__name__)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The part that may be pretrained and frozen."""
+        return nn.Identity() if self.network.backbone is None else self.network.backbone
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether training starts from weights that are worth keeping."""
+        return self.network.backbone is not None and bool(self.network.backbone.weights)
+
+    @property
+    def requires_checkpoint(self) -> bool:
+        """Whether evaluation without a checkpoint would judge random weights."""
+        return True
+
+    @torch.no_grad()
+    def predict_maps(self, x_bchw: Tensor, tta: bool = False) -> Tensor:
+        """Return the joined maps of images of any size, (N, K, H, W) float32.
+
+        Args:
+            x_bchw: (N, 3, H, W) in [0, 1].
+            tta: average over the eight flips and quarter turns.
+        """
+
+        def one(window_bchw: Tensor) -> Tensor:
+            window_bchw = self._in_format(window_bchw)
+            return mean([self.decoder.join(network(window_bchw)) for network in (self.network, *self.members)])
+
+        def views(window_bchw: Tensor) -> Tensor:
+            return predict_views(one, window_bchw, self.decoder.turned_back) if tta else one(window_bchw)
+
+        return predict_tiled(views, x_bchw, self.window, self.overlap, self.network.margin)
+
+    def predict_nuclei(self, x_bchw: Tensor, tta: bool = False) -> list[Nuclei]:
+        """Return the nuclei of each image; arguments as those of `predict_maps`."""
+        mpp, (height, width) = self.mpp, x_bchw.shape[-2:]
+        maps_bkhw = self._reduced_maps(x_bchw, tta)
+        find, size = self.decoder.find, (height, width)
+        return [find_and_vote(find, maps_khw, None, mpp, size)[0].nuclei for maps_khw in maps_bkhw]
+
+    def _reduced_maps(self, x_bchw: Tensor, tta: bool) -> NDArray[np.float32]:
+        return self.decoder.reduced(self.predict_maps(x_bchw, tta)).cpu().numpy()
+
+    def exports(self) -> dict[str, Export]:
+        """Return what a bundle needs: the network and its description."""
+        description = {
+            "module": None if self.decoder_node is None else self.network_node,
+            "decoder": self.decoder_node,
+            "role": "segmenter",
+            "stain_in": "H&E",
+            "classes": self.classes,
+            "value_range": [0.0, 1.0],
+            "window": self.window,
+            "overlap": self.overlap,
+        }
+        return {"segmenter": Export(self.network, description)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what one must know to use the network, as a bundle has it."""
+        checkpoint["segmenter"] = {**self.exports()["segmenter"].info, "mpp": self.data.mpp}
+
+    # ------------------------------------------------------------------ training
+
+    def setup(self, stage: str) -> None:
+        """Check that the data fits, load what training starts from, and compile where asked.
+
+        Raises:
+            ConfigError: where the data has no one pixel size or other classes than the model, or batch normalisation
+                cannot be synchronised.
+            DataError: where weights do not fit.
+        """
+        if stage == "fit":
+            self._check_sync_batchnorm()
+        found = list(self.data.classes)
+        # Without classes of its own the model ignores the data's, and data without classes judges nuclei only.
+        if self.classes and found != self.classes and (found or stage == "fit"):
+            msg = f"model.classes={self.classes} are not those of the data, {found}. Pass model.classes={found}."
+            raise ConfigError(msg)
+        required_mpp(self.data, type(self).__name__)
+        self.evaluation = SegmentationEvaluation(self.classes if found else [])
+        self.members = []
+        if not self._initialised:  # what training has changed must not be undone
+            self._initialised = self.load_start(stage)
+        if self.compiles:
+            self.network.compile()
+
+    def _check_sync_batchnorm(self) -> None:
+        """Refuse what the Trainer would break: it replaces batch normalisation by class, whatever else a layer does."""
+        if not shares_batch_statistics(self.trainer):
+            return
+        if self.trainer.strategy.root_device.type == "cpu":
+            msg = "trainer.sync_batchnorm=true needs GPUs. Pass trainer=ddp_cpu, or trainer.sync_batchnorm=false."
+            raise ConfigError(msg)
+        for name, layer in self.named_modules():
+            plain = isinstance(layer, nn.SyncBatchNorm) or type(layer).forward is nn.BatchNorm2d.forward
+            if isinstance(layer, _BATCH_NORMS) and not plain:
+                msg = (
+                    f"trainer.sync_batchnorm=true would take away what {name}, a {type(layer).__name__}, does besides "
+                    "normalising, such as its activation. Pass trainer.sync_batchnorm=false, or another encoder."
+                )
+                raise ConfigError(msg)
+
+    def on_test_start(self) -> None:
+        """Load the other members of the ensemble."""
+        self.members = [self._member(source) for source in self.ensemble]
+
+    def _member(self, source: str) -> MapNetwork:
+        loaded = load_segmenter(source)
+        own = {"classes": self.classes, "mpp": self.mpp}
+        other = {"classes": loaded.classes, "mpp": loaded.mpp}
+        differing = [key for key, value in own.items() if other[key] != value]
+        network: MapNetwork = loaded.network
+        alike = (type(network), network.margin, loaded.decoder) == (
+            type(self.network),
+            self.network.margin,
+            self.decoder,
+        )
+        if differing or not alike:
+            found = {key: other[key] for key in differing} or "another mode or decoder"
+            msg = (
+                f"model.ensemble: {source} cannot be averaged with this model: expected a "
+                f"{type(self.network).__name__} of the same mode and decoder with {own}, found a "
+                f"{type(network).__name__} with {found}."
+            )
+            raise ConfigError(msg)
+        return network.to(self.device).to(memory_format=self._memory_format)
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser, with a parameter group for the backbone, and the schedule."""
+        encoder = list(self.encoder.parameters())
+        known = {id(parameter) for parameter in encoder}
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in self.parameters() if id(parameter) not in known]}
+        ]
+        if encoder:
+            groups.append({"params": encoder, **({} if self.lr_encoder is None else {"lr": self.lr_encoder})})
+        optimizer = build(self.optimizer_node, Optimizer, params=groups)
+        if self.scheduler_node is None:
+            return optimizer
+        return [optimizer], [build(self.scheduler_node, LRScheduler, optimizer=optimizer)]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch of crops.
+
+        Raises:
+            ConfigError: where the model has classes and the batch no types, or the batch lacks a target.
+        """
+        if self.classes and "type" not in batch:
+            msg = f"model.classes={self.classes}, but the training batches hold no types of nuclei. Pass [] for none."
+            raise ConfigError(msg)
+        maps = self.network(self._in_format(batch["image"]))
+        size = next(iter(maps.values())).shape[-2:]
+        labels = {key: value for key, value in batch.items() if key != "image" and isinstance(value, Tensor)}
+        targets = {key: centre_crop(value, *size) for key, value in labels.items()}
+        try:
+            losses = self.terms(maps, targets)
+        except KeyError as error:
+            msg = (
+                f"The training batches hold {', '.join(batch)}, and {type(self).__name__} also needs {error}. Give the "
+                "DataModule the decoder of the model: data.decoder=${model.decoder}."
+            )
+            raise ConfigError(msg) from error
+        loss = torch.stack(list(losses.values())).sum()
+        n = len(batch["image"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=n)
+        self.log_dict({f"train/loss_{name}": term.detach() for name, term in losses.items()}, batch_size=n)
+        return loss
+
+    # ------------------------------------------------------------------ evaluation
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Scores:
+        """Return the results of the images whose nuclei have been found meanwhile, as `rows`."""
+        return {"rows": self._evaluate(batch, tta=False, last=False)}
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Scores:
+        """Return the results of the images whose nuclei have been found meanwhile, as `rows`; at the end all."""
+        last = batch_idx + 1 == self.trainer.num_test_batches[0]
+        return {"rows": self._evaluate(batch, tta=self.tta, last=last)}
+
+    def _evaluate(self, batch: dict[str, Any], tta: bool, last: bool) -> list[dict[str, Any]]:
+        """Predict a batch and hand its maps to the workers; return the results that are there, or all where asked."""
+        maps_bkhw = self._reduced_maps(batch["image"], tta)
+        for truth, maps_khw in zip(truths(batch), maps_bkhw, strict=True):
+            nbytes = maps_khw.nbytes + truth.image.nbytes + truth.nuclei.inst_hw.nbytes
+            given = (self.decoder.find, maps_khw, None, self.mpp, truth.nuclei.inst_hw.shape)
+            job = self.handover.submit(find_and_vote, *given, nbytes=nbytes)
+            self.handover.add((truth, job), [job])
+        return self._score(last)
+
+    def _score(self, last: bool) -> list[dict[str, Any]]:
+        mpp = self.mpp
+        return [self.evaluation.update(truth, job.result()[0], mpp) for truth, job in self.handover.ready(last)]
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics, also as the row of a paper's table."""
+        values = self._log_evaluation("test")
+        if self.trainer.is_global_zero:
+            log.info("As papers on PanNuke report it:\n%s", paper_row(values, self.classes))
+
+    def _log_evaluation(self, stage: str) -> dict[str, Tensor]:
+        self._score(last=True)
+        values = self.evaluation.compute_and_reset(self.device)
+        # The ranks agree already; without sync_dist the Trainer would warn of each key.
+        self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, sync_dist=True)
+        return values
+
+    def teardown(self, stage: str) -> None:
+        """End the worker processes; the next stage starts its own."""
+        self.handover.close()
+
+    @property
+    def cards(self) -> Mapping[str, Card]:
+        """The name cards of the logged metrics: title, direction, protocol."""
+        return self.evaluation.cards
+
+    def panels(self, batch: dict[str, Any]) -> list[list[tuple[str, Tensor]]]:
+        """Return, for each image of a batch, the pictures to look at with their titles; (3, H, W) in [-1, 1]."""
+        found = self.predict_nuclei(batch["image"], tta=self.tta and self.trainer.testing)
+        tiles = zip(truths(batch), found, strict=True)
+        shown = [pictures(truth, nuclei, self.classes) for truth, nuclei in tiles]
+        return [[(title, _to_tensor(picture)) for title, picture in row.items()] for row in shown]
+
+    def _in_format(self, x_bchw: Tensor) -> Tensor:
+        return x_bchw.contiguous(memory_format=self._memory_format)
+
+
+def _to_tensor(picture: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)

@@ -1,0 +1,408 @@
+"""What models of stain translation share: generators by direction, two optimisers, averages, evaluation, exports.
+
+A model of your own derives from `StainTranslation`, names its networks and returns the losses of its generators. Images
+are (N, 3, H, W) floats in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ihc2he.build import build
+from ihc2he.errors import ConfigError
+from ihc2he.internals.lightning import count_no_steps, trainer_of
+from ihc2he.losses import adversarial as gan
+from ihc2he.metrics.cards import Card
+from ihc2he.models.task import Export, Scores, Task
+from ihc2he.models.translation.evaluation import TranslationEvaluation
+from ihc2he.models.translation.pool import ImagePool
+from ihc2he.ranks import from_all_ranks
+from ihc2he.stain import STAINS, Stain
+
+log = logging.getLogger(__name__)
+
+Direction = Literal["ihc2he", "he2ihc"]
+Node = Mapping[str, Any] | nn.Module
+
+DIRECTIONS: dict[Direction, tuple[Stain, Stain]] = {"ihc2he": ("ihc", "he"), "he2ihc": ("he", "ihc")}
+_MAKES: dict[Stain, Direction] = {to: direction for direction, (_, to) in DIRECTIONS.items()}
+
+
+class StainTranslation(Task):
+    """Generators that translate IHC to H&E, or back, or both, and discriminators that judge what they make.
+
+    A subclass gives the networks to `__init__` and overrides `generator_losses`; a discriminator that sees more than
+    images of its stain needs `discriminator_losses` too. Networks that are trained with the generators are assigned as
+    usual, after `super().__init__`. The arguments of the subclass become `hparams`, without those that are modules.
+
+    Batches are dicts: `ihc` and `he`, and for evaluation `name`, `group` and `paired` besides (see
+    `ihc2he.data.translation`). `global_step` counts steps of the generators.
+
+    Args:
+        generators: by direction, a node or a module; nodes are built and modules are copied. They become `g_ihc2he`
+            and `g_he2ihc`.
+        discriminators: likewise, by the stain that they judge. They become `d_ihc` and `d_he`.
+        optimizer: node of a `torch.optim.Optimizer` without its parameters.
+        lr_discriminator: learning rate of the discriminators; the optimiser's own where None.
+        n_epochs: epochs at the full learning rate.
+        n_epochs_decay: epochs over which it then falls linearly towards 0.
+        adversarial: `lsgan`, `bce`, `hinge` or `wgan_gp`.
+        lambda_gp: weight of the gradient penalty of `wgan_gp`.
+        label_smoothing: one-sided, of the discriminators' target for real images; `lsgan` and `bce`.
+        pools: histories of made images by stain, from which the discriminators see some.
+        ema_decay: of an exponential moving average of the generators, which then evaluates and is exported; 0 is off.
+        gradient_clip_val: largest norm of the gradients, per optimiser; None is off.
+        accumulate: batches per optimiser step.
+        channels_last: memory format of the networks.
+        compile: compile the networks in place.
+        metrics: names from `ihc2he.metrics.fidelity.CARDS`, computed on pairs.
+        features: feature network of FID and KID: `inception`, a node of an `nn.Module`, or None to leave them out.
+
+    Raises:
+        ConfigError: for a value outside its range, an unknown loss or metric, or smoothing with a loss that has no
+            target.
+    """
+
+    if_inverted = "Restart with another seed"  # what a user can do where the stains look inverted
+
+    def __init__(
+        self,
+        generators: Mapping[Direction, Node],
+        discriminators: Mapping[Stain, Node],
+        optimizer: Mapping[str, Any],
+        lr_discriminator: float | None = None,
+        n_epochs: int = 100,
+        n_epochs_decay: int = 100,
+        adversarial: str = "lsgan",
+        lambda_gp: float = 10.0,
+        label_smoothing: float = 0.0,
+        pools: Mapping[Stain, ImagePool] | None = None,
+        ema_decay: float = 0.0,
+        gradient_clip_val: float | None = None,
+        accumulate: int = 1,
+        channels_last: bool = True,
+        compile: bool = False,  # noqa: A002
+        metrics: list[str] | None = None,
+        features: str | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        gan.check_mode(adversarial)
+        require("n_epochs", n_epochs, n_epochs >= 0, "0 or more")
+        require("n_epochs_decay", n_epochs_decay, n_epochs_decay >= 0, "0 or more")
+        require("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "from 0 to below 1")
+        require("ema_decay", ema_decay, 0 <= ema_decay < 1, "from 0 to below 1")
+        require("gradient_clip_val", gradient_clip_val, gradient_clip_val is None or gradient_clip_val > 0, "above 0")
+        require("accumulate", accumulate, accumulate >= 1, "1 or more")
+        if label_smoothing and adversarial not in ("lsgan", "bce"):
+            msg = f"label_smoothing={label_smoothing} has no meaning for adversarial={adversarial}; set it to 0."
+            raise ConfigError(msg)
+        if compile and adversarial == "wgan_gp":
+            msg = "compile=true cannot differentiate the penalty of adversarial=wgan_gp twice; set compile=false."
+            raise ConfigError(msg)
+        with warnings.catch_warnings(action="ignore"):  # of modules; a checkpoint holds plain values only
+            self.save_hyperparameters(ignore=["generators", "discriminators", "pools"], logger=False)
+        for name in [name for name, given in self.hparams.items() if isinstance(given, nn.Module)]:
+            del self.hparams[name]
+        self.automatic_optimization = False
+        self.optimizer, self.lr_discriminator = optimizer, lr_discriminator
+        self.n_epochs, self.n_epochs_decay = n_epochs, n_epochs_decay
+        self.adversarial, self.lambda_gp, self.label_smoothing = adversarial, lambda_gp, label_smoothing
+        self.ema_decay, self.gradient_clip_val, self.accumulate = ema_decay, gradient_clip_val, accumulate
+        self.channels_last, self.compiles = channels_last, compile
+        self._nodes = dict(generators)
+        self._judges = tuple(discriminators)
+        for direction, node in generators.items():
+            self.add_module(f"g_{direction}", _network(node))
+        for stain, node in discriminators.items():
+            self.add_module(f"d_{stain}", _network(node))
+        self.g_ema = nn.ModuleDict()
+        if ema_decay > 0:
+            for direction, network in self.generators.items():
+                self.g_ema[f"g_{direction}"] = copy.deepcopy(network).requires_grad_(False)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        self.pools = dict(pools or {})
+        self.evaluation = TranslationEvaluation(metrics or [], features, tuple(to for _, to in self.directions))
+
+    # ------------------------------------------------------------------ networks
+
+    @property
+    def directions(self) -> list[tuple[Stain, Stain]]:
+        """The stains that each generator reads and makes, in their order."""
+        return [DIRECTIONS[direction] for direction in self._nodes]
+
+    @property
+    def generators(self) -> dict[Direction, nn.Module]:
+        """The trained generators by direction."""
+        return {direction: self.get_submodule(f"g_{direction}") for direction in self._nodes}
+
+    @property
+    def discriminators(self) -> dict[Stain, nn.Module]:
+        """The discriminators by the stain that they judge."""
+        return {stain: self.get_submodule(f"d_{stain}") for stain in self._judges}
+
+    @property
+    def requires_checkpoint(self) -> bool:
+        """Whether evaluation without a checkpoint would judge random weights."""
+        return True
+
+    @torch.no_grad()
+    def translate(self, x_bchw: Tensor, to: Stain) -> Tensor:
+        """Return images translated to a stain, by the averaged generator where `ema_decay` is on.
+
+        Args:
+            x_bchw: (N, 3, H, W) in [-1, 1], of the other stain.
+            to: `he` or `ihc`, a stain that one of the generators makes.
+
+        Returns:
+            (N, 3, H, W) in [-1, 1], float32.
+        """
+        return self.generator(to)(self._in_format(x_bchw.to(self.dtype))).float()
+
+    def generator(self, to: Stain) -> nn.Module:
+        """Return the generator that makes a stain: the averaged one where there is one."""
+        name = f"g_{_MAKES[to]}"
+        return self.g_ema[name] if name in self.g_ema else self.get_submodule(name)
+
+    def exports(self) -> dict[str, Export]:
+        """Return a translator for each direction, as `g_ihc2he` and `g_he2ihc`."""
+        exports = {}
+        for direction, node in self._nodes.items():
+            source, to = DIRECTIONS[direction]
+            info = {
+                "module": None if isinstance(node, nn.Module) else node,
+                "role": "translator",
+                "stain_in": STAINS[source],
+                "stain_out": STAINS[to],
+                "value_range": [-1.0, 1.0],
+            }
+            exports[f"g_{direction}"] = Export(self.generator(to), info)
+        return exports
+
+    def _in_format(self, x_bchw: Tensor) -> Tensor:
+        return x_bchw.contiguous(memory_format=torch.channels_last) if self.channels_last else x_bchw
+
+    # ------------------------------------------------------------------ losses
+
+    def generator_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[Stain, Tensor]]:
+        """Return the weighted terms of the generators' loss by name, scalars, and the made images by stain.
+
+        Args:
+            batch: of training, `ihc` and `he` in the networks' memory format.
+        """
+        raise NotImplementedError
+
+    def adversarial_loss(self, stain: Stain, made_bchw: Tensor) -> Tensor:
+        """Return the loss of a generator whose images the discriminator of a stain judges; scalar."""
+        return gan.generator_loss(self.discriminators[stain](made_bchw), self.adversarial)
+
+    def discriminator_losses(self, batch: dict[str, Any], made: dict[Stain, Tensor]) -> dict[str, Tensor]:
+        """Return the terms of the discriminators' loss by name, scalars: of real images, and of made or older ones.
+
+        Args:
+            batch: of training.
+            made: what `generator_losses` has returned, detached.
+        """
+        losses = {}
+        for stain, discriminator in self.discriminators.items():
+            fake = self.pools[stain].query(made[stain]) if stain in self.pools else made[stain]
+            losses[f"d_{stain}"] = self.discriminator_loss(discriminator, batch[stain], fake)
+        return losses
+
+    def discriminator_loss(self, discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        """Return the loss of a discriminator; scalar.
+
+        Args:
+            discriminator: what is trained.
+            real: what it should take for real.
+            fake: what it should not, of the same shape, detached.
+        """
+        real_logits, fake_logits = together(discriminator, real, fake)
+        loss = gan.discriminator_loss(real_logits, fake_logits, self.adversarial, self.label_smoothing)
+        if self.adversarial == "wgan_gp":
+            loss = loss + self.lambda_gp * gan.gradient_penalty(discriminator, real, fake)
+        return loss
+
+    # ------------------------------------------------------------------ training
+
+    def setup(self, stage: str) -> None:
+        """Compile in place, where asked, and give the pools of each rank their own stream of random numbers."""
+        if self.compiles:
+            for network in (*self.generators.values(), *self.discriminators.values()):
+                network.compile()
+        if stage == "fit":
+            if self.gradient_clip_val is not None and self.trainer.precision == "16-mixed":
+                msg = "gradient_clip_val would clip the scaled gradients of trainer.precision=16-mixed; use bf16-mixed."
+                raise ConfigError(msg)
+            for pool in self.pools.values():
+                pool.generator.manual_seed(pool.seed + len(self.pools) * self.global_rank)
+
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[LambdaLR]]:
+        """Return one optimiser for the discriminators and one for all else, with the linear decay of each."""
+        judges = [p for network in self.discriminators.values() for p in network.parameters()]
+        apart = {id(p) for p in chain(judges, self.g_ema.parameters())}
+        node = dict(self.optimizer)
+        opt_g = build(node, Optimizer, params=[p for p in self.parameters() if id(p) not in apart])
+        if self.lr_discriminator is not None:
+            node["lr"] = self.lr_discriminator
+        opt_d = build(node, Optimizer, params=judges)
+        return [opt_g, opt_d], [LambdaLR(opt, self._lr_factor) for opt in (opt_g, opt_d)]
+
+    def _lr_factor(self, epoch: int) -> float:
+        decayed = max(0, epoch + 1 - self.n_epochs)
+        return max(0.0, 1.0 - decayed / (self.n_epochs_decay + 1))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Step the generators, then the discriminators on the same made images; return the sum of their losses."""
+        opt_g, opt_d = self.optimizers()  # type: ignore[attr-defined]
+        count_no_steps(opt_d)
+        batch = batch | {stain: self._in_format(batch[stain]) for stain in STAINS}
+        if batch_idx % self.accumulate == 0:
+            opt_g.zero_grad()
+            opt_d.zero_grad()
+
+        with self.toggled_optimizer(opt_g):
+            losses, made = self.generator_losses(batch)
+            loss_g = torch.stack(list(losses.values())).sum()
+            self._backward_and_step(loss_g, opt_g, batch_idx)
+        if len(self.g_ema) and self._is_step(batch_idx):
+            self._update_ema()
+
+        with self.toggled_optimizer(opt_d):
+            losses_d = self.discriminator_losses(batch, {stain: image.detach() for stain, image in made.items()})
+            loss_d = torch.stack(list(losses_d.values())).sum()
+            self._backward_and_step(loss_d, opt_d, batch_idx)
+
+        shown = {"train/loss_g": loss_g, "train/loss_d": loss_d}
+        self.log_dict({k: v.detach() for k, v in shown.items()}, prog_bar=True)
+        self.log_dict({f"train/loss_{k}": v.detach() for k, v in (losses | losses_d).items()})
+        return (loss_g + loss_d).detach()
+
+    def _is_step(self, batch_idx: int) -> bool:
+        return (batch_idx + 1) % self.accumulate == 0 or self.trainer.is_last_batch
+
+    def _backward_and_step(self, loss: Tensor, optimizer: Any, batch_idx: int) -> None:
+        self.manual_backward(loss / self.accumulate)
+        if not self._is_step(batch_idx):
+            return
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
+        optimizer.step()
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        # Not torch's AveragedModel: it begins with a copy of the first step, asks the device at every step whether it
+        # has begun, and has other names of weights.
+        average = get_ema_multi_avg_fn(self.ema_decay)
+        for direction, online in self.generators.items():
+            averaged = self.g_ema[f"g_{direction}"]
+            average(list(averaged.parameters()), list(online.parameters()), 0)
+            for kept, new in zip(averaged.buffers(), online.buffers(), strict=True):
+                kept.copy_(new)
+
+    def on_train_start(self) -> None:
+        """Set the learning rates of the schedule, which a resumed run may have lengthened."""
+        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
+            for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+                group["lr"] = lr * self._lr_factor(scheduler.last_epoch)
+
+    def on_train_epoch_end(self) -> None:
+        """Step both learning-rate schedulers, which manual optimisation leaves to the module."""
+        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
+            scheduler.step()
+
+    # ------------------------------------------------------------------ evaluation
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Scores:
+        """Return the per-image results of a batch of whole tiles, as `rows`."""
+        return {"rows": self._evaluate(batch)}
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Scores:
+        """Return the per-image results of a batch of whole tiles, as `rows`."""
+        return {"rows": self._evaluate(batch)}
+
+    def _evaluate(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        return self.evaluation.update(batch, {to: self.translate(batch[source], to) for source, to in self.directions})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics and raise the alarm where the stains look inverted."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics and raise the alarm where the stains look inverted."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        values = self.evaluation.compute_and_reset()
+        # The ranks agree already; without sync_dist the Trainer would warn of each key.
+        self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, sync_dist=True)
+        if not self.trainer.sanity_checking and (found := self.evaluation.inverted(values)):
+            log.warning("INVERTED STAINS: %s. %s; do not use these weights.", found, self.if_inverted)
+
+    @property
+    def cards(self) -> Mapping[str, Card]:
+        """The name cards of the logged metrics."""
+        return self.evaluation.cards
+
+    def panels(self, batch: dict[str, Any]) -> list[list[tuple[str, Tensor]]]:
+        """Return, for each image of a batch, the pictures to look at with their titles; (3, H, W) in [-1, 1]."""
+        columns: dict[str, Tensor] = {}
+        for source, to in self.directions:
+            made = self.translate(batch[source], to)
+            columns |= {STAINS[source]: batch[source], f"made {STAINS[to]}": made, f"real {STAINS[to]}": batch[to]}
+            if (to, source) in self.directions:
+                columns[f"{STAINS[source]} again"] = self.translate(made, source)
+        return [[(title, images[i]) for title, images in columns.items()] for i in range(len(batch["ihc"]))]
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the image pools of all ranks."""
+        if self.pools:
+            checkpoint["image_pools"] = from_all_ranks({stain: pool.state_dict() for stain, pool in self.pools.items()})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore this rank's image pools; a rank that the checkpoint does not know starts with empty ones."""
+        if not self.pools:
+            return
+        saved, trainer = checkpoint.get("image_pools", []), trainer_of(self)
+        if trainer is not None and trainer.training and len(saved) != trainer.world_size:
+            log.warning(
+                "The checkpoint is of %d processes, and this run has %d: image pools that are missing start empty, "
+                "others are dropped. The run goes on, but not as the other would have done.",
+                len(saved), trainer.world_size,
+            )  # fmt: skip
+        if self.global_rank < len(saved):
+            for stain, pool in self.pools.items():
+                pool.load_state_dict(saved[self.global_rank][stain])
+
+
+def together(network: nn.Module, *images: Tensor) -> tuple[Tensor, ...]:
+    """Return what a network makes of several batches, which it sees as one.
+
+    >>> [image.tolist() for image in together(nn.ReLU(), torch.tensor([-1.0, 2.0]), torch.tensor([3.0]))]
+    [[0.0, 2.0], [3.0]]
+    """
+    return network(torch.cat(images)).split([len(image) for image in images])
+
+
+def require(name: str, value: Any, holds: bool, expected: str) -> None:
+    """Raise a ConfigError that names an argument of the model and what it should be, unless it holds."""
+    if not holds:
+        msg = f"model.{name}={value}: expected {expected}."
+        raise ConfigError(msg)
+
+
+def _network(node: Node) -> nn.Module:
+    return copy.deepcopy(node) if isinstance(node, nn.Module) else build(node, nn.Module)

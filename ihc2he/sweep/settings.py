@@ -1,0 +1,65 @@
+"""The settings of a sweep's jobs: which vary, and how much of the metric's variance goes with each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from statistics import fmean
+from typing import Any
+
+
+def varied(jobs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the settings that are not the same in all jobs, each with its text in every job.
+
+    >>> varied([{"overrides": {"lr": lr, "seed": "1"}} for lr in ("1e-3", "2e-3")])
+    {'lr': ['1e-3', '2e-3']}
+    """
+    keys = dict.fromkeys(key for job in jobs for key in job["overrides"])
+    found = {key: [job["overrides"].get(key, "-") for job in jobs] for key in keys}
+    return {key: texts for key, texts in found.items() if len(set(texts)) > 1}
+
+
+def numbers_of(texts: Sequence[str]) -> list[float]:
+    """Return texts as numbers; none where one of them is no finite number."""
+    try:
+        numbers = [float(text) for text in texts]
+    except ValueError:
+        return []
+    return numbers if all(isfinite(number) for number in numbers) else []
+
+
+def importance(settings: Mapping[str, Sequence[str]], values: Sequence[float]) -> dict[str, tuple[float, float]]:
+    """Return for each setting the share of the values' variance between its levels, and the share by chance alone.
+
+    The share is eta squared, of each setting by itself: the sum of squares between its levels over the total. Levels
+    are its values; of numbers with more than four of them the lower, middle and upper third of the jobs. A setting that
+    is another in every job is left out, for it would explain anything. By chance alone: the share's mean over all ways
+    to deal the values out to the jobs, (levels - 1) / (jobs - 1).
+
+    Args:
+        settings: the text of each setting in every job.
+        values: of the jobs.
+
+    >>> importance({"tta": ["true", "true", "false", "false"], "n": ["1", "2", "1", "2"]}, [1, 1, 3, 3])
+    {'tta': (1.0, 0.3333333333333333), 'n': (0.0, 0.3333333333333333)}
+    """
+    total = sum((value - fmean(values)) ** 2 for value in values)
+    found = {}
+    for key, texts in settings.items():
+        levels: dict[Any, list[float]] = defaultdict(list)
+        for level, value in zip(_levels(texts), values, strict=True):
+            levels[level].append(value)
+        if total > 0 and 1 < len(levels) < len(values):
+            between = sum(len(own) * (fmean(own) - fmean(values)) ** 2 for own in levels.values())
+            found[key] = (between / total, (len(levels) - 1) / (len(values) - 1))
+    return found
+
+
+def _levels(texts: Sequence[str]) -> Sequence[Any]:
+    """Return values as they are, or the third that each of many numbers lies in; equal numbers lie in the same."""
+    numbers = numbers_of(texts)
+    if len(set(numbers)) <= 4:
+        return texts
+    order = sorted(numbers)
+    return [3 * order.index(number) // len(order) for number in numbers]

@@ -1,0 +1,141 @@
+"""The command line as it was typed: texts stay texts, whatever Hydra's grammar makes of `2025_01_02`, `1e3` or `true`.
+
+Imports neither torch nor Lightning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from hydra.conf import HydraConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from ihc2he.config import Config, config_dir, kinds, locate, signature
+
+_TEXT = (str, Path)
+
+
+def parse_options(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Return the folders that a command line adds with `--config-dir`, in any way of writing it, and what is left.
+
+    >>> parse_options(["--config-dir=mine", "seed=1"])
+    ([PosixPath('mine')], ['seed=1'])
+    """
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--config-dir", "-cd", action="append", type=Path, default=[])
+    for other in ("--config-path", "--config-name"):  # so that a shortened name means here what it means to Hydra
+        parser.add_argument(other, nargs="?")
+    try:
+        found, rest = parser.parse_known_args(list(argv))
+    except (argparse.ArgumentError, SystemExit):  # Hydra says what is wrong
+        return [], list(argv)
+    others = [value for value in (found.config_path, found.config_name) if value is not None]
+    return found.config_dir, rest + others
+
+
+def as_typed(argv: Sequence[str]) -> list[str]:
+    """Return a command line in which the values of text keys, and the names of options, are quoted where needed.
+
+    >>> as_typed(["out=2025_01_02", "seed=1_000", "tags=[1e3,a]", "out=null"])
+    ["out='2025_01_02'", 'seed=1_000', "tags=['1e3','a']", "out='null'"]
+    """
+    return [_quoted(argument) for argument in argv]
+
+
+def restore_texts(cfg: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set the arguments of `_target_` nodes that are annotated as texts to what was typed.
+
+    Args:
+        cfg: a composed configuration of plain values, which is changed.
+        overrides: of the command line.
+    """
+    for text in overrides:
+        override = _parsed(text)
+        if override is None or override.is_delete() or override.is_sweep_override():
+            continue
+        *parents, key = override.key_or_group.split(".")
+        node: Any = cfg
+        for name in parents:
+            node = node.get(name) if isinstance(node, Mapping) else None
+        if isinstance(node, dict) and isinstance(node.get("_target_"), str) and key in node:
+            parameter = signature(locate(node["_target_"])).parameters.get(key)
+            if parameter is not None:
+                node[key] = _kept(override, parameter.annotation, node[key])
+
+
+def _quoted(argument: str) -> str:
+    override = _parsed(argument)
+    if override is None or override.is_delete():
+        return argument
+    key, annotation = override.key_or_group, str | None
+    if not ("/" in key or (config_dir() / key).is_dir()):  # whose options have names
+        annotation = _annotation(key)
+    raw = override.get_value_string()
+    head = argument[: len(argument) - len(raw)]
+    if override.is_sweep_override():
+        if str in kinds(annotation) and _is_plain(raw):
+            return head + ",".join(_quote(part) for part in raw.split(","))
+        return argument
+    value = override.value()
+    kept = _kept(override, annotation, value)
+    if kept is value:
+        return argument
+    return head + (f"[{','.join(_quote(part) for part in kept)}]" if isinstance(kept, list) else _quote(kept))
+
+
+def _kept(override: Override, annotation: Any, value: Any) -> Any:
+    """Return what an annotation wants of an override: the text that was typed where it takes only texts."""
+    allowed = kinds(annotation)
+    raw = override.get_value_string()
+    if isinstance(value, str) or any(isinstance(value, _class(kind)) for kind in allowed if kind not in _TEXT):
+        texts = any(_class(kind) in (list, tuple, Sequence) and str in get_args(kind) for kind in allowed)
+        if isinstance(value, list) and texts and _is_plain(raw[1:-1]):
+            parts = [part.strip() for part in raw[1:-1].split(",")]
+            return value if all(isinstance(item, str) for item in value) else parts
+        return value
+    return raw if any(kind in allowed for kind in _TEXT) else value
+
+
+def _class(kind: Any) -> Any:
+    """Return the class of an annotation; that of nothing where it has none, so that no value is of it."""
+    found = get_origin(kind) or kind
+    if found is Any or not isinstance(found, type) or found is inspect.Parameter.empty:
+        return object
+    return (int, float) if found is float else found if found is not Sequence else Sequence
+
+
+def _is_plain(raw: str) -> bool:
+    return bool(raw) and not set(raw) & set("'\"[]{}()\\")
+
+
+def _quote(text: str) -> str:
+    return "'" + text.strip().replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _parsed(text: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:  # Hydra says what is wrong; options such as -m are none either
+        return None
+
+
+def _annotation(key: str) -> Any:
+    """Return the annotation of a key of the schema, of Hydra's own too; Any where it has none."""
+    kind: Any = Config
+    parts = key.split(".")
+    if parts[0] == "hydra":
+        kind, parts = HydraConf, parts[1:]
+    for part in parts:
+        if not dataclasses.is_dataclass(kind):
+            return Any
+        kind = get_type_hints(kind).get(part, Any)
+        kind = next((one for one in kinds(kind) if one is not NoneType and dataclasses.is_dataclass(one)), kind)
+    return kind
