@@ -23,7 +23,7 @@ E = TypeVar("E", bound=BaseException)
 
 PLAIN = re.compile(r"[\w./+-]*", re.ASCII)  # values that Hydra's grammar reads as they are
 
-PLUGINS = {  # what to install for the configurations whose names begin so
+PLUGINS = {  # what to install for configurations whose names begin like this
     "hydra/sweeper/optuna": "ihc2he[sweep]",
     "hydra/launcher/joblib": "ihc2he[sweep]",
     "hydra/launcher/submitit_": "ihc2he[sweep]",
@@ -71,7 +71,7 @@ def write_what_is_possible() -> None:
 def _unknown_key(error: ConfigAttributeError | ConfigKeyError) -> str:
     """Return what to write instead of a key that is not there."""
     if error.full_key == "experiment":
-        return "The file of the experiment has to begin with the line '# @package _global_'; expected keys of the root."
+        return "The file of the experiment must begin with the line '# @package _global_'; expected keys of the root."
     parent = error.parent_node
     if _takes(parent, str(error.key)):
         return f"There is no '{error.full_key}' in the configuration yet; to add it, write +{error.full_key}=VALUE."
@@ -143,7 +143,7 @@ def experiments(folders: Iterable[Path]) -> str:
 
 
 def unreadable_file(argv: Sequence[str]) -> str | None:
-    """Return what is wrong with the first of the user's configuration files that cannot be read, or None."""
+    """Return what is wrong with the user's first configuration file that cannot be read, or None."""
     for file in (file for folder in parse_options(argv)[0] for file in sorted(folder.rglob("*.yaml"))):
         try:
             OmegaConf.load(file)

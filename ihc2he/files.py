@@ -68,7 +68,7 @@ def exclusive(path: Path, busy: str | None = None) -> Iterator[None]:
     except Timeout as error:
         if busy is not None:
             raise ConfigError(busy) from error
-        log.info("Waiting for another process, which holds %s.", path)
+        log.info("Waiting for another process, which has locked %s.", path)
         lock.acquire()
     except OSError as error:
         if error.errno != errno.EROFS:

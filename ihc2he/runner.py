@@ -59,7 +59,7 @@ def run(cfg: dict[str, Any]) -> float | None:
         cfg: a composed, resolved and checked configuration of plain values.
 
     Raises:
-        ConfigError: for a stage that cannot run, a Trainer that cannot work here, or a metric that was not logged.
+        ConfigError: for a stage that cannot run, a Trainer that does not work here, or a metric that was not logged.
         DataError: where the loading processes have no memory to hand over their batches.
     """
     try:

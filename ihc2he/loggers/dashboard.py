@@ -143,7 +143,7 @@ def _built(panel: Panel) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit status of the command line: 0, 2 after one line about what is wrong, 1 where W&B refuses."""
+    """Return the exit status: 0; 2 after one line that says what is wrong; 1 if W&B refuses."""
     write_what_is_possible()
     if not arguments or any(a in ("-h", "--help", "help") for a in arguments):
         print(HELP, end="")

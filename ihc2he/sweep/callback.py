@@ -29,7 +29,7 @@ from ihc2he.sweep.tables import jobs_of, judge, write_tables
 
 log = logging.getLogger(__name__)
 
-OF_SWEEPS = ("hparams_search=", "launcher=", "optimized_metric=", "callbacks.pruning")  # of no use to a single run
+OF_SWEEPS = ("hparams_search=", "launcher=", "optimized_metric=", "callbacks.pruning")  # not useful for a single run
 
 
 class SweepTables(Callback):
@@ -47,7 +47,7 @@ class SweepTables(Callback):
         _note(config, "started")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note how the job ended, and write the tables."""
+        """Record how the job ended, and write the tables."""
         result = outcome(job_return)
         if job_return.status == JobStatus.COMPLETED:
             pruned = Path(config.hydra.runtime.output_dir, "pruned.txt").is_file()
@@ -71,7 +71,7 @@ class SweepTables(Callback):
 
 def _so_far(folder: Path) -> str:
     """Return how the jobs of a sweep ended, where its table is, and which job is the best."""
-    known = ("started", "finished", "pruned")  # of a job that failed the status says why
+    known = ("started", "finished", "pruned")  # the status of a failed job says why
     counts = Counter(job["status"] if job["status"] in known else "failed" for job in jobs_of(folder))
     text = f"Sweep: {', '.join(f'{n} {status}' for status, n in counts.items())}: {folder / 'sweep.csv'}"
     file = folder / "best.txt"
