@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,8 +126,21 @@ def find_files(path: str) -> tuple[Path, list[Path]]:
     if fixed is None:
         return given.parent, []
     base = Path(*given.parts[:fixed])
-    found = sorted(base.glob(str(Path(*given.parts[fixed:]))))
+    pattern = given.parts[fixed:]
+    if "**" in pattern:  # through links too, which Path.glob passes over
+        found = [path for path in walk(base) if _matches(path.relative_to(base).parts, pattern)]
+    else:
+        found = sorted(base.glob(str(Path(*pattern))))
     return base, regular_files(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Return whether the parts of a path fit a glob, in which ``**`` stands for any number of folders."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[k:], pattern[1:]) for k in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _others(base: Path) -> str:

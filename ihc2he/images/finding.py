@@ -41,8 +41,10 @@ def walk(folder: Path) -> list[Path]:
     found: list[Path] = []
     entered: set[Path] = set()
     again: list[Path] = []
-    folders = deque([(folder, (folder.resolve(),))] if folder.is_dir() else [])
+    folders: deque[tuple[Path, tuple[Path, ...]]] = deque()  # with where they and those above them really lie
     links: deque[tuple[Path, tuple[Path, ...]]] = deque()
+    if folder.is_dir():
+        folders.append((folder, (folder.resolve(),)))
     while folders or links:
         here, chain = (folders or links).popleft()
         if chain[-1] in entered or any(above.is_relative_to(chain[-1]) for above in chain[:-1]):

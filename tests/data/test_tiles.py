@@ -68,6 +68,20 @@ def test_a_file_or_a_glob_will_do(folder, path, found, monkeypatch):
     assert names(ready(path)) == found
 
 
+def test_folders_behind_links_are_read(folder, tmp_path):
+    (folder / "deep").rename(tmp_path / "elsewhere")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "again").symlink_to(folder)
+    for path in (folder, folder / "**" / "*"):
+        assert names(ready(path)) == ["a", "linked/b", "linked/c.d"]
+
+
+def test_files_that_are_not_read_are_named_where_nothing_else_is_there(tmp_path):
+    (tmp_path / "1.svs").touch()
+    with pytest.raises(DataError, match=r"found no image there, expected PNG, JPEG or TIFF files\. Found: 1 \.svs\."):
+        ready(tmp_path)
+
+
 def test_brackets_in_a_name_that_exists_are_no_glob(folder):
     (folder / "[1]").mkdir()
     (folder / "a.png").rename(folder / "[1]" / "a.png")
