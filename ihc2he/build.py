@@ -17,25 +17,24 @@ from ihc2he.errors import ConfigError, Ihc2heError
 
 T = TypeVar("T")
 
-TRUSTED = ("torch.nn", "ihc2he")  # what files of weights may name
+TRUSTED = ("torch.nn", "ihc2he")  # what files of weights may contain
 _SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 
 
 def build(node: Mapping[str, Any] | T, only: type[T], **extra: Any) -> T:
-    """Return the object that a `_target_` node describes; an object that is built already passes through.
+    """Return the object that a `_target_` node describes; an object that is already built is returned unchanged.
 
-    The name is resolved first and must be a subclass of `only`: nothing but such classes can be built, so a
-    node that comes from a checkpoint or a model hub cannot call arbitrary functions. Nested nodes stay plain
-    dicts; the object builds them itself.
+    The name must be a subclass of `only`. Nothing else can be built, so a node from a checkpoint or a model hub cannot
+    call arbitrary functions. Nested nodes stay plain dicts; the object builds them itself.
 
     Args:
         node: `{"_target_": "package.module.Class", argument: value, ...}` of plain values.
-        only: the class that the target has to derive from.
+        only: the base class of the target.
         extra: arguments that a configuration cannot hold, such as parameters for an optimiser.
 
     Raises:
-        ConfigError: where the target is missing, of another kind, or refuses its arguments.
+        ConfigError: if the target is missing, is not such a class, or does not accept its arguments.
     """
     if isinstance(node, only):
         return node
@@ -64,17 +63,17 @@ def build(node: Mapping[str, Any] | T, only: type[T], **extra: Any) -> T:
 
 
 def check_arguments(target: Callable[..., Any], node: Mapping[str, Any]) -> None:
-    """Refuse plain values in a node that are not what the signature of its target is annotated with.
+    """Check the plain values in a node against the annotations in the signature of its target.
 
-    Annotations of numbers, texts, lists and mappings count; others are left to the target. NaN and infinity are
-    never right, but for Lightning's classes.
+    Numbers, texts, lists and mappings are checked; everything else is left to the target. NaN and infinity are refused,
+    except for Lightning's classes.
 
     Raises:
-        ConfigError: naming the argument, what was found, and what was expected.
+        ConfigError: with the argument, what was found, and what was expected.
     """
     try:
         parameters = inspect.signature(target, eval_str=True).parameters
-    except (NameError, TypeError, AttributeError, ValueError):  # annotations that exist for type checkers only
+    except (NameError, TypeError, AttributeError, ValueError):  # annotations that only type checkers can resolve
         return
     lax = target.__module__.startswith("lightning")
     for key, value in node.items():
@@ -100,7 +99,7 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Return whether a value may be of a kind: also where nothing is known of the kind."""
+    """Return whether a value may be of a kind; also true if nothing is known about the kind."""
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
@@ -130,14 +129,14 @@ def _described(kind: Any) -> str:
 
 
 def refuse_foreign(node: Any) -> None:
-    """Refuse a configuration that came with weights and asks for more than networks of PyTorch and of this package.
+    """Refuse a configuration from a file of weights that uses more than networks of PyTorch and of this package.
 
-    Importing a module executes it, and constructors of other packages read pickles, so a checkpoint or a bundle may not
-    choose among what is installed, nor read the environment. IHC2HE_TRUSTED names packages of the user's own that may
-    be used, separated by commas. Nothing is imported here.
+    Importing a module executes it, and constructors in other packages read pickles. So a checkpoint or a bundle must
+    not use other installed packages, or read the environment. IHC2HE_TRUSTED lists packages of the user that are also
+    allowed, separated by commas. Nothing is imported here.
 
     Raises:
-        ConfigError: naming the target.
+        ConfigError: with the name of the target.
     """
     trusted = [*TRUSTED, *filter(None, os.environ.get("IHC2HE_TRUSTED", "").split(","))]
     for _, found in target_nodes(node):

@@ -1,4 +1,4 @@
-"""What a configuration may contain: root schema, resolvers, the place of conf/, and the check before anything runs."""
+"""What a configuration may contain: root schema, resolvers, the folder conf/, and the check before a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Stage(StrEnum):
 
 @dataclass
 class Paths:
-    """Folders. All are relative to the working directory unless absolute."""
+    """Folders. Relative paths start at the working directory."""
 
     data: str = MISSING
     store: str = MISSING
@@ -45,7 +45,7 @@ class Paths:
 
 @dataclass
 class Config:
-    """Root of the configuration. Its keys are fixed, so that a misspelt one cannot pass unnoticed."""
+    """Root of the configuration. Its keys are fixed, so that a misspelt key is noticed."""
 
     experiment_name: str = MISSING
     tags: list[str] = field(default_factory=list)
@@ -64,25 +64,25 @@ class Config:
 
 
 def config_dir() -> Path:
-    """Return the absolute folder of the shipped configuration: inside a wheel, or beside the package in a checkout."""
+    """Return the absolute folder of the configuration: in the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parent
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
-    msg = f"The configuration folder conf/ is missing, in {package} and beside it. Reinstall ihc2he."
+    msg = f"The configuration folder conf/ is missing in {package} and next to it. Reinstall ihc2he."
     raise ConfigError(msg)
 
 
 def stamp() -> str:
-    """Return the name of this run's folder: one for all processes of a launch, unique among launches.
+    """Return the name of this run's folder: the same for all processes of a launch, and different for each launch.
 
-    Launchers that start every process by themselves (torchrun, SLURM) give their own id, since clocks differ.
+    Launchers that start every process (torchrun, SLURM) provide an id, because the clocks of nodes differ.
     """
     env = os.environ
     run_id = env.get("IHC2HE_RUN_ID") or env.get("TORCHELASTIC_RUN_ID")
     if run_id == "none" and env.get("WORLD_SIZE") != "1":
         msg = (
-            "torchrun was given no id, so each process would choose its own folder. Pass --standalone on one node, "
+            "torchrun has no id, so each process would choose its own folder. Pass --standalone on one node, "
             "--rdzv_backend=c10d --rdzv_id=NAME on several, or set IHC2HE_RUN_ID=NAME on each."
         )
         raise ConfigError(msg)
@@ -101,13 +101,13 @@ def _command_id(arguments: Sequence[str]) -> str:
 
 
 def newest_run(folder: str | Path) -> Path | None:
-    """Return the run below a folder that wrote `checkpoints/last.ckpt` most recently, or None."""
+    """Return the run in a folder that wrote `checkpoints/last.ckpt` most recently, or None."""
     found = sorted(Path(folder).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
     return found[-1].parent.parent if found else None
 
 
 def newest_bundle(outputs: str, experiment: str, name: str) -> str | None:
-    """Return the model bundle that the newest finished run of an experiment has left, or None."""
+    """Return the model bundle of the newest finished run of an experiment, or None."""
     found = sorted(Path(outputs, experiment).glob(f"*/bundles/{name}"), key=lambda p: p.stat().st_mtime)
     return str(found[-1]) if found else None
 
@@ -125,7 +125,7 @@ def run_dir(outputs: str, experiment: str | None, ckpt_path: str | None) -> str:
 
 
 def group(experiment: str, mode: Any, sweep_dir: str) -> str:
-    """Return what W&B joins a run with: the other jobs of its sweep, or the other runs of its experiment.
+    """Return the W&B group of a run: its sweep, or its experiment.
 
     Args:
         experiment: its name.
@@ -142,7 +142,7 @@ def job_number() -> int | None:
 
 
 def config_dir_arguments(hydra: Any) -> list[str]:
-    """Return the `--config-dir` arguments of this launch, which every command that repeats it needs.
+    """Return the `--config-dir` arguments of this launch; every command that repeats it needs them.
 
     Args:
         hydra: Hydra's own configuration.
@@ -152,7 +152,7 @@ def config_dir_arguments(hydra: Any) -> list[str]:
 
 
 def register() -> None:
-    """Make the schema and the resolvers known to Hydra; repeated calls do no harm."""
+    """Register the schema and the resolvers with Hydra; may be called repeatedly."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("add", lambda *numbers: sum(numbers), replace=True)
     OmegaConf.register_new_resolver("group", group, replace=True)
@@ -202,19 +202,19 @@ def moved(target: str) -> str:
 
 
 def locate(target: str, path: str = "_target_") -> Callable[..., Any]:
-    """Return the class or function that a dotted name stands for.
+    """Return the class or function with a dotted name.
 
     Args:
         target: `package.module.Name`.
-        path: where it was written, for the message.
+        path: where the name was written, for the message.
 
     Raises:
-        ConfigError: naming the part that does not exist and the nearest one that does.
+        ConfigError: if a part of it does not exist; the message has the nearest name that does.
     """
     target = moved(target)
     parts = target.split(".")
     if not all(part.isidentifier() for part in parts):
-        msg = f"{path}: '{target}' is no dotted name; expected package.module.Class."
+        msg = f"{path}: '{target}' is not a dotted name; expected package.module.Class."
         raise ConfigError(msg)
     found: Any = None
     for i, part in enumerate(parts):
@@ -235,7 +235,7 @@ def locate(target: str, path: str = "_target_") -> Callable[..., Any]:
             )
             raise ConfigError(msg + (did_you_mean(part, _names_in(found)) if i else "")) from error
         except Exception as error:  # of the module itself
-            msg = f"{path}: importing '{name}' failed ({type(error).__name__}: {error}). Mend it, or name another."
+            msg = f"{path}: importing '{name}' failed ({type(error).__name__}: {error}). Correct it, or use another."
             raise ConfigError(msg) from error
     if not callable(found):
         msg = f"{path}: '{target}' is not a class or function; expected package.module.Class."
@@ -249,12 +249,12 @@ def _names_in(module: Any) -> list[str]:
 
 
 def preflight(cfg: Mapping[str, Any]) -> None:
-    """Check every argument of every `_target_` in a resolved configuration against the signature it goes to.
+    """Check every argument of every `_target_` in a resolved configuration against the signature of the target.
 
-    Builds nothing, so a typo ends the run before any data is touched.
+    Builds nothing, so a typo ends the run before any data is read.
 
     Raises:
-        ConfigError: naming the path, the unknown argument and the nearest known one, or a text where a number belongs.
+        ConfigError: for an unknown argument (with the nearest known one), or a text instead of a number.
     """
     for path, node in target_nodes(cfg):
         parameters = signature(locate(node["_target_"], f"{path}._target_")).parameters
@@ -277,19 +277,19 @@ def signature(target: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of a class or function, with its annotations as objects where that is possible."""
     try:
         return inspect.signature(target, eval_str=True)
-    except (NameError, TypeError, AttributeError):  # annotations that exist for type checkers only
+    except (NameError, TypeError, AttributeError):  # annotations that only type checkers can resolve
         return inspect.signature(target)
 
 
 def kinds(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the annotation alone."""
+    """Return the members of a union, or only the annotation."""
     return (
         get_args(annotation) if isinstance(annotation, UnionType) or get_origin(annotation) is Union else (annotation,)
     )
 
 
 def _takes_text(annotation: Any) -> bool:
-    """Return whether text may be right for an annotation: unless it consists of classes that text is no instance of."""
+    """Return whether an annotation may accept text: unless it only has classes that text is not an instance of."""
     parts = kinds(annotation)
     return not all(isinstance(kind, type) and kind is not inspect.Parameter.empty for kind in parts) or any(
         issubclass(kind, str | Path | Enum) or kind is object for kind in parts

@@ -1,4 +1,4 @@
-"""What a DataModule says of itself to models, callbacks and the runner."""
+"""What models, callbacks and the runner can know about a DataModule."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ RESERVED = ("all", "unknown")  # names of rows in the tables of results
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What is known of the images of a DataModule before any of them is read.
+    """What is known about the images of a DataModule before any of them is read.
 
     Attributes:
-        mpp: um/px of the images in its batches; None: every image comes with its own.
-        classes: names of the classes from 1; empty where there are none.
-        truth_classes: names of the types of the full truth, which only simulated tissue has.
-        store: file of the tile store; None where there is none.
+        mpp: um/px of the images in its batches; None = every image has its own.
+        classes: names of the classes from 1; empty if there are none.
+        truth_classes: names of the types in the complete truth, which only simulated tissue has.
+        store: file of the tile store; None if there is none.
 
     Raises:
-        ConfigError: for a pixel size that is not above 0, or class names that repeat or mean something else in tables.
+        ConfigError: for a pixel size that is not above 0, or class names that repeat or have another meaning in tables.
     """
 
     mpp: float | None
@@ -34,40 +34,40 @@ class DataInfo:
 
     def __post_init__(self) -> None:
         if self.mpp is not None and not 0 < self.mpp < float("inf"):
-            msg = f"data: mpp={self.mpp}, expected um/px above 0, or None where every image has its own."
+            msg = f"data: mpp={self.mpp}, expected um/px above 0, or None if every image has its own."
             raise ConfigError(msg)
         check_class_names(self.classes, "data.classes")
         check_class_names(self.truth_classes, "data.truth_classes")
 
 
 def check_class_names(names: Sequence[str], key: str) -> None:
-    """Refuse class names that a table of results could not tell apart.
+    """Refuse class names that would be ambiguous in a table of results.
 
     Args:
         names: of the classes.
-        key: where they are from, for the message.
+        key: the configuration key, for the message.
 
     Raises:
         ConfigError: for a name that is empty, comes twice, or is one of `RESERVED`.
     """
     for i, name in enumerate(names):
         if not name.strip() or name in RESERVED or name in names[:i]:
-            why = "comes twice" if name in names[:i] else "is empty" if not name.strip() else "means something else"
+            why = "is repeated" if name in names[:i] else "is empty" if not name.strip() else "is reserved"
             msg = f"{key}: the name {name!r} {why}. Expected different names, none of them {' or '.join(RESERVED)}."
             raise ConfigError(msg)
 
 
 def info_of(data: Any) -> DataInfo:
-    """Return what a DataModule says of itself.
+    """Return the `info` of a DataModule.
 
     Raises:
-        ConfigError: where it says nothing.
+        ConfigError: if it has none.
     """
     info = None if inspect.getattr_static(data, "info", None) is None else data.info
     if not isinstance(info, DataInfo):
         msg = (
-            f"{type(data).__name__} does not say what its images are. Give it a property `info` that returns "
-            "ihc2he.datainfo.DataInfo(mpp=...), the pixel size in um/px."
+            f"{type(data).__name__} has no `info` about its images. Add a property `info` that returns "
+            "ihc2he.datainfo.DataInfo(mpp=...), with the pixel size in um/px."
         )
         raise ConfigError(msg)
     return info

@@ -1,4 +1,4 @@
-"""What the command line says: one line for a mistake, one line for each experiment."""
+"""Messages of the command line: one line for a mistake, one line for each experiment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ E = TypeVar("E", bound=BaseException)
 
 PLAIN = re.compile(r"[\w./+-]*", re.ASCII)  # values that Hydra's grammar reads as they are
 
-PLUGINS = {  # what to install for the configurations whose names begin so
+PLUGINS = {  # what to install for configurations whose names begin like this
     "hydra/sweeper/optuna": "ihc2he[sweep]",
     "hydra/launcher/joblib": "ihc2he[sweep]",
     "hydra/launcher/submitit_": "ihc2he[sweep]",
@@ -32,9 +32,9 @@ PLUGINS = {  # what to install for the configurations whose names begin so
 
 
 def one_line(error: Exception) -> str:
-    """Return what is wrong with a configuration and the nearest right name, as one line.
+    """Return what is wrong with a configuration, and the nearest correct name, as one line.
 
-    An error of this package is returned as it is: its text is written for the user already.
+    Errors of this package are returned unchanged, because their text is already written for the user.
     """
     own = _first_of(Ihc2heError, error)
     if own is not None:
@@ -71,7 +71,7 @@ def write_what_is_possible() -> None:
 def _unknown_key(error: ConfigAttributeError | ConfigKeyError) -> str:
     """Return what to write instead of a key that is not there."""
     if error.full_key == "experiment":
-        return "The file of the experiment has to begin with the line '# @package _global_'; expected keys of the root."
+        return "The file of the experiment must begin with the line '# @package _global_'; expected keys of the root."
     parent = error.parent_node
     if _takes(parent, str(error.key)):
         return f"There is no '{error.full_key}' in the configuration yet; to add it, write +{error.full_key}=VALUE."
@@ -129,7 +129,7 @@ def experiments(folders: Iterable[Path]) -> str:
     """Return the names of all experiments in the configuration folders, with the first comment of each file.
 
     Args:
-        folders: configuration folders; where two hold the same name, the later one's is shown, as Hydra reads it.
+        folders: configuration folders; if two have the same name, the later one is shown.
     """
     lines: dict[str, str] = {}
     for folder in folders:
@@ -143,7 +143,7 @@ def experiments(folders: Iterable[Path]) -> str:
 
 
 def unreadable_file(argv: Sequence[str]) -> str | None:
-    """Return what is wrong with the first of the user's configuration files that cannot be read, or None."""
+    """Return what is wrong with the user's first configuration file that cannot be read, or None."""
     for file in (file for folder in parse_options(argv)[0] for file in sorted(folder.rglob("*.yaml"))):
         try:
             OmegaConf.load(file)
@@ -153,12 +153,12 @@ def unreadable_file(argv: Sequence[str]) -> str | None:
 
 
 def warn_shadowed(folders: Iterable[Path], shipped: Path) -> None:
-    """Print a line for each of the user's configuration files that a shipped file of the same name hides.
+    """Print a line for each of the user's configuration files that has the same name as a file of the package.
 
-    Hydra reads the shipped one, without a word.
+    Hydra silently reads the one of the package.
     """
     for folder in folders:
         for file in sorted(folder.rglob("*.yaml")):
             if (shipped / file.relative_to(folder)).is_file():
-                text = f"ihc2he: {file} is not read: a shipped configuration has the same name. Choose a new one."
+                text = f"ihc2he: {file} is not used: the package has a file of the same name. Choose another."
                 print(text, file=sys.stderr)

@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def complete(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder, which takes the final name when the block ends without an error.
+    """Yield a temporary path in the same folder; it is renamed when the block ends without an error.
 
-    The temporary name keeps the suffix, for libraries that choose a format by it.
+    The temporary name keeps the suffix, for libraries that derive the format from it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
@@ -39,7 +39,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[s
     Args:
         path: the file.
         rows: mappings from column to value; a missing one stays empty.
-        columns: their order; that of first appearance where None.
+        columns: their order; None = order of first appearance.
     """
     names = list(columns) if columns is not None else list(dict.fromkeys(key for row in rows for key in row))
     with complete(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
@@ -68,7 +68,7 @@ def exclusive(path: Path, busy: str | None = None) -> Iterator[None]:
     except Timeout as error:
         if busy is not None:
             raise ConfigError(busy) from error
-        log.info("Waiting for another process, which holds %s.", path)
+        log.info("Waiting for another process, which has locked %s.", path)
         lock.acquire()
     except OSError as error:
         if error.errno != errno.EROFS:

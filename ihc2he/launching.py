@@ -1,4 +1,4 @@
-"""The processes of a launch: which is the first, what they run, and how they end together."""
+"""The processes of a launch: which one is first, what they run, and how they end together."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ class ProcessLostError(Ihc2heError):
 
 
 def own_rank() -> int:
-    """Return the number of this process among those of the launch, before the Trainer knows it."""
-    # In this order: a session that SLURM has opened names its own process, whatever processes Lightning starts in it.
+    """Return the number of this process in the launch, before the Trainer knows it."""
+    # In this order: a SLURM session has a number of its own, even for processes that Lightning starts in it.
     names = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return int(next((value for value in names if value), "0"))
 
 
 def cluster_environments() -> list[Any]:
-    """Return what the Trainer has to know of a SLURM job: that requeueing is left to the job's script."""
+    """Return the cluster environment for a SLURM job, in which requeueing is left to the job's script."""
     by_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun may run inside a job
     return [SLURMEnvironment(auto_requeue=False)] if by_slurm else []
 
 
 @contextmanager
 def processes_of(trainer: Trainer) -> Iterator[None]:
-    """Leave no process group and, after a failure, no process: for the next job of a sweep, and for the report.
+    """End the process group and, after a failure, the other processes, for the report and the next job of a sweep.
 
     Raises:
-        ProcessLostError: in place of what gloo and NCCL say when another process has ended.
+        ProcessLostError: instead of the errors of gloo and NCCL, if another process has ended.
     """
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     try:
@@ -62,12 +62,12 @@ def processes_of(trainer: Trainer) -> Iterator[None]:
     except BaseException as error:
         started = started_processes(trainer)
         others = list(started)
-        started.clear()  # Lightning watches this list, and kills this process too where one of them fails
+        started.clear()  # Lightning watches this list, and also kills this process if one of them fails
         for process in others:
             process.kill()
             process.wait()
         if trainer.world_size > 1 and process_lost(error):
-            msg = "Another process of this run has ended, so this one cannot go on. That one says why."
+            msg = "Another process of this run has ended, so this one cannot continue. See the message of the other."
             raise ProcessLostError(msg) from error
         raise
     finally:
@@ -98,14 +98,14 @@ def _free_mb() -> float:
 
 
 def _end_with(parent: int) -> None:
-    """End this process as soon as the one that has started it is gone: nobody else would."""
+    """End this process as soon as the process that started it is gone; otherwise it would stay."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def resume_command(folder: Path) -> str:
-    """Return the command line that continues the run of a folder, without the rest of its sweep."""
+    """Return the command line that continues the run in a folder, without the rest of its sweep."""
     hydra = HydraConfig.get()
     own = [override for override in hydra.overrides.task if not override.startswith("ckpt_path=")]
     single = ["hydra.mode=RUN"] if hydra.mode == RunMode.MULTIRUN else []
@@ -114,10 +114,10 @@ def resume_command(folder: Path) -> str:
 
 
 def pin_job_for_ddp_children() -> None:
-    """Make the processes that Lightning starts for the other devices run this very job, in this very folder.
+    """Make the processes that Lightning starts for other devices run this same job in this same folder.
 
-    Lightning repeats this process's command line. In a sweep that line describes the whole sweep, and a sampler would
-    give every process other values; so it is replaced by this job's own overrides.
+    Lightning repeats the command line of this process. In a sweep that is the command of the whole sweep, and a sampler
+    would give every process different values. So it is replaced by the overrides of this job.
     """
     hydra = HydraConfig.get()
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:

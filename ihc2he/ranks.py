@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another."""
+"""Communication between the processes of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ T = TypeVar("T")
 
 
 def from_all_ranks(own: T) -> list[T]:
-    """Return what each rank has given, in their order; with a single process its own alone.
+    """Return the objects of all ranks, in their order; with a single process only its own.
 
-    Collective: every rank has to call it.
+    Collective: every rank must call it.
 
     Args:
-        own: anything that pickle takes.
+        own: anything that can be pickled.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [own]

@@ -59,8 +59,8 @@ def run(cfg: dict[str, Any]) -> float | None:
         cfg: a composed, resolved and checked configuration of plain values.
 
     Raises:
-        ConfigError: for a stage that cannot run, a Trainer that cannot work here, or a metric that was not logged.
-        DataError: where the loading processes have no memory to hand over their batches.
+        ConfigError: for a stage that cannot run, a Trainer that does not work here, or a metric that was not logged.
+        DataError: if the loading processes have no memory to hand over their batches.
     """
     try:
         return _run(cfg)
@@ -88,9 +88,9 @@ def _run(cfg: dict[str, Any]) -> float | None:
 
 
 def _check_values(cfg: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for values that Lightning or PyTorch would refuse late, or in words of their own."""
+    """Raise a ConfigError for values that Lightning or PyTorch would refuse later, with other messages."""
     if not cfg["stages"]:
-        msg = "stages=[] leaves nothing to do; give one or more of fit, validate, test, predict."
+        msg = "stages=[]: there is nothing to do. Pass one or more of fit, validate, test, predict."
         raise ConfigError(msg)
     if cfg["float32_matmul_precision"] not in ("highest", "high", "medium"):
         msg = f"float32_matmul_precision={cfg['float32_matmul_precision']}: expected highest, high or medium."
@@ -160,7 +160,7 @@ def _run_stage(
     ckpt_path: str | None,
     fitted: bool,
 ) -> None:
-    """Run one verb of the Trainer: `fit` continues from the checkpoint, the others judge it or what fit has left."""
+    """Run one stage: `fit` continues from the checkpoint; the others use it, or the result of fit."""
     if stage != Stage.fit and fitted:
         keeper = best_keeper(trainer)
         path = keeper.best_model_path if keeper else None  # None: the weights in memory, those of the last epoch
@@ -171,7 +171,7 @@ def _run_stage(
         if stage != Stage.fit and path is None and module.requires_checkpoint:
             msg = f"stages=[{stage}] needs ckpt_path=PATH: a {type(module).__name__} with random weights says nothing."
             raise ConfigError(msg)
-    # Predictions are written as they come; keeping them all would fill the memory.
+    # Predictions are written immediately; keeping all of them would use too much memory.
     options = {"return_predictions": False} if stage == Stage.predict else {}
     if stage in (Stage.test, Stage.validate):
         options["verbose"] = False
@@ -182,11 +182,11 @@ def _run_stage(
 
 
 def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -> str | None:
-    """Return the checkpoint to start from; `last` and `auto` are that of this run's folder.
+    """Return the checkpoint to start from; `last` and `auto` mean the one in this run's folder.
 
     Raises:
-        ConfigError: where there is no such file, or it holds the weights of another model.
-        DataError: where it cannot be read.
+        ConfigError: if there is no such file, or it has the weights of another model.
+        DataError: if it cannot be read.
     """
     path = cfg["ckpt_path"]
     if path is None:
@@ -199,8 +199,8 @@ def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -
         log.info("Continuing %s", path)
     if not Path(path).is_file():
         msg = (
-            f"ckpt_path={path}: there is no such file. Give a .ckpt file, 'last' for this experiment's newest run, or "
-            "'auto' for what the run's own folder holds."
+            f"ckpt_path={path}: there is no such file. Pass a .ckpt file, 'last' for this experiment's newest run, or "
+            "'auto' for the checkpoint in the run's own folder."
         )
         raise ConfigError(msg)
     found = read_checkpoint(path, to_continue=Stage.fit in cfg["stages"])["state_dict"]
@@ -218,7 +218,7 @@ def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -
 
 
 def _precision(trainer: Mapping[str, Any]) -> Any:
-    """Return the precision to use; `auto` is bf16-mixed where the hardware multiplies bfloat16, else 32-true."""
+    """Return the precision to use; `auto` is bf16-mixed if the hardware multiplies bfloat16, otherwise 32-true."""
     precision = trainer.get("precision")
     if precision != "auto":
         return precision
@@ -239,10 +239,10 @@ def _record(
     changed: list[str],
     enabled: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Keep `config.yaml` and `run.json` in the run's folder: what was run, with what, how long, how it ended.
+    """Write `config.yaml` and `run.json` in the run's folder: what was run, with what, how long, and how it ended.
 
-    However it ended, `report.html` shows what is there. In the folder of an earlier run, what does not train leaves
-    `config.yaml` as it is.
+    In any case, `report.html` shows the results that exist. In the folder of an earlier run, a stage that does not
+    train leaves `config.yaml` as it is.
 
     Args:
         folder: of the run.
@@ -286,8 +286,8 @@ def _record(
         record["status"] = "finished"
     except (KeyboardInterrupt, SystemExit) as error:  # the Trainer turns the one into the other
         record["status"] = "interrupted"
-        log.info("Interrupted. To go on:\n%s", resume_command(folder))
-        if isinstance(error, SIGTERMException):  # whose status is 0, as if all were done
+        log.info("Interrupted. To continue:\n%s", resume_command(folder))
+        if isinstance(error, SIGTERMException):  # whose status would be 0, as after a complete run
             raise SystemExit(128 + signal.SIGTERM) from error
         raise
     except BaseException as error:
@@ -304,13 +304,13 @@ def _record(
 
 
 class _LogConfig(Callback):
-    """Gives every logger the configuration and what the run reads, once the data is there.
+    """Gives every logger the configuration and the run's inputs, after the data was prepared.
 
-    A run without data leaves no trace elsewhere.
+    So a run without data logs nothing to other services.
 
     Attributes:
         inputs: what the run reads.
-        found: called when that is known.
+        found: called when the inputs are known.
     """
 
     def __init__(self, cfg: Mapping[str, Any], data: LightningDataModule | None) -> None:
@@ -319,7 +319,7 @@ class _LogConfig(Callback):
         self.found: Callable[[], None] = lambda: None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note the inputs and log the configuration, on the first rank."""
+        """Store the inputs and log the configuration, on the first rank."""
         if not trainer.is_global_zero:
             return
         self.inputs[:] = inputs(self.cfg, self.data)
@@ -329,7 +329,7 @@ class _LogConfig(Callback):
 
 
 class _Warnings(logging.Handler):
-    """Remembers the warnings of this package, so that the run's record and report can show them."""
+    """Keeps the warnings of this package for `run.json` and the report."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -350,7 +350,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout that this package runs from, `-dirty` where it has changes, or None."""
+    """Return the commit of the checkout of this package, with `-dirty` if it has changes, or None."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

@@ -1,7 +1,7 @@
 """The command line: `python -m ihc2he.train experiment=NAME [key=value ...]`.
 
 Composes the configuration, checks it, and hands it to the runner. Imports neither torch nor Lightning, so that
-`--help`, `--cfg job` and a typo are answered at once.
+`--help`, `--cfg job` and typos get a quick answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXPECTED = (Ihc2heError, HydraException, OmegaConfBaseException, OSError)
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"  # the user wants tracebacks
 
 
-_started = False  # whether a configuration was composed: what is raised before is about the configuration
+_started = False  # whether a configuration was composed; errors before that are about the configuration
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> float | None:
     _started = True
     try:
         if not cfg.model:
-            msg = "Nothing to run: give experiment=NAME. `python -m ihc2he.train` alone lists them."
+            msg = "Nothing to run: pass experiment=NAME. `python -m ihc2he.train` without arguments lists them."
             raise ConfigError(msg)
         with _full_error(FULL_ERROR):  # what this process starts asks the user's own wish
             plain = cast(
@@ -52,13 +52,13 @@ def run(cfg: DictConfig) -> float | None:
             launching.pin_job_for_ddp_children()
             return runner.run(plain)
     except EXPECTED as error:
-        if FULL_ERROR or HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep records it and goes on
+        if FULL_ERROR or HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep records it and continues
             raise
         _exit(error)
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user's ends in one line on stderr.
+    """Run the command line; a user's mistake gives one line on stderr.
 
     Exit status: 2 for a mistake in the configuration, 1 for anything else.
     """
@@ -83,7 +83,7 @@ def main() -> None:
         if FULL_ERROR or (_started and not no_trial_succeeded(error)):
             raise
         if no_trial_succeeded(error):
-            _exit(ConfigError("No trial of the study succeeded; the sweep's sweep.csv says why each failed."))
+            _exit(ConfigError("No trial of the study succeeded; sweep.csv in the folder of the sweep says why."))
         cause = explain.unreadable_file(sys.argv) or f"{explain.one_line(error)} ({type(error).__name__}). Check it."
         given = " ".join(sys.argv[1:])[:300]
         _exit(ConfigError(f"The configuration cannot be composed: {cause} Given: {given}"))

@@ -148,7 +148,7 @@ def test_a_users_file_that_a_shipped_one_hides_is_named(cli, tmp_path):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "cyclegan.yaml").write_text("n: 1\n")
     done = cli("--config-dir", "mine", "experiment=cyclegan_bci", "--cfg", "job")
-    assert "cyclegan.yaml is not read: a shipped configuration has the same name." in done.err
+    assert "cyclegan.yaml is not used: the package has a file of the same name." in done.err
 
 
 def test_without_an_experiment_all_are_listed_and_nothing_is_left_behind(cli, tmp_path):

@@ -19,7 +19,7 @@ def test_an_experiment_without_its_first_line_is_told_so(cli, tmp_path):
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("defaults:\n  - /experiment/smoke/cyclegan_bci\n")
     done = cli("--config-dir", str(tmp_path / "conf"), "experiment=mine")
     assert done.status == 2
-    assert "ihc2he: The file of the experiment has to begin with the line '# @package _global_'" in done.err
+    assert "ihc2he: The file of the experiment must begin with the line '# @package _global_'" in done.err
 
 
 @pytest.mark.parametrize("content", [b"seed: \xff\xfe", b"tags: &a [*a]\n", b"\tseed: 1\n"])

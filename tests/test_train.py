@@ -145,7 +145,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does_not_pass_for_done(number,
     [
         (["stages=[test]"], "needs ckpt_path=PATH: a CycleGAN with random weights says nothing", 2),
         (["model.compile=true", "model.adversarial=wgan_gp"], "set compile=false", 2),
-        (["stages=[]"], "stages=[] leaves nothing to do", 2),
+        (["stages=[]"], "stages=[]: there is nothing to do", 2),
         (["data.store=/proc/nowhere"], "/proc/nowhere", 1),
         (["trainer=gpu"], "No supported gpu backend found", 2),
         (["trainer.limit_train_batches=0.01"], "Please increase the `limit_train_batches` argument", 2),

@@ -1,1 +1,1 @@
-"""Where scalars and pictures of a run go, and the dashboard made of them."""
+"""Loggers for the scalars and pictures of a run, and the W&B dashboard."""

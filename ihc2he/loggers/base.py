@@ -1,4 +1,4 @@
-"""Loggers with explicit arguments, so that a misspelt one is noticed, and that survive a resumed run."""
+"""Loggers with explicit arguments, so that a misspelt one is noticed; they work for resumed runs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from ihc2he.loggers.lineage import outputs
 
 log = logging.getLogger(__name__)
 
-STEP = "trainer/global_step"  # what Lightning calls W&B's x axis; the same number as in the column step of metrics.csv
+STEP = "trainer/global_step"  # Lightning's name for W&B's x axis; the same number as the column step of metrics.csv
 _PATIENCE_S = 5  # with W&B's server
 
 
 def forget_rows(file: Path, step: int) -> None:
-    """Drop from a `metrics.csv` what was logged at a step or later, for a run that takes those steps again."""
+    """Delete the rows of `metrics.csv` from a step on, for a run that repeats those steps."""
     if not file.is_file():
         return
     with file.open(newline="", encoding="utf-8") as stream:
@@ -44,7 +44,7 @@ def forget_rows(file: Path, step: int) -> None:
 
 
 class Csv(Logger):
-    """Scalars as `metrics.csv` in the run's folder; a resumed run goes on in the same file.
+    """Writes scalars to `metrics.csv` in the run's folder; a resumed run continues the same file.
 
     Args:
         save_dir: the run's folder.
@@ -55,8 +55,8 @@ class Csv(Logger):
         super().__init__()
         self._file = Path(save_dir) / "metrics.csv"
         self._every = flush_logs_every_n_steps
-        self._rows: list[dict[str, Any]] = []  # that are not in the file yet
-        self._columns: list[str] | None = None  # of the file; None: not looked at yet
+        self._rows: list[dict[str, Any]] = []  # rows that are not in the file yet
+        self._columns: list[str] | None = None  # of the file; None = not read yet
 
     @property
     def name(self) -> str:
@@ -74,11 +74,11 @@ class Csv(Logger):
         return str(self._file.parent)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Write nothing: `config.yaml` of the run holds them."""
+        """Write nothing: they are in `config.yaml`."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Note a row of values."""
+        """Store a row of values."""
         step = len(self._rows) if step is None else step
         self._rows.append({**{key: getattr(value, "item", lambda v=value: v)() for key, value in metrics.items()},
                            "step": step})  # fmt: skip
@@ -87,7 +87,7 @@ class Csv(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what was noted since the last time; new columns are added to the file."""
+        """Write the rows since the last time; new columns are added to the file."""
         if not self._rows:
             return
         if self._columns is None:
@@ -104,12 +104,12 @@ class Csv(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         self.save()
 
 
 def _repair(file: Path) -> list[str]:
-    """Return the columns of a CSV file, none without one; half a line, which a killed run may have left, is dropped."""
+    """Return the columns of a CSV file, none if there is no file; remove an incomplete line of a killed run."""
     if not file.is_file():
         return []
     os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
@@ -123,27 +123,27 @@ def _read(file: Path) -> list[dict[str, Any]]:
 
 
 class Wandb(WandbLogger):
-    """Weights & Biases; offline, with one line that says so, where nobody is logged in.
+    """Weights & Biases; offline, with one line that says so, if nobody is logged in.
 
-    The id of the run follows from its folder, so that a resumed run continues its curves. What the run leaves in the
-    folder becomes artifacts: bundles as they are, checkpoints as a reference to their file. Online, `inputs` among the
+    The id of the run is derived from its folder, so that a resumed run continues its curves. Bundles are uploaded as
+    artifacts, and checkpoints as references to their files. Online, `inputs` among the
     hyperparameters (see `ihc2he.loggers.lineage.inputs`) are declared as such; offline W&B cannot.
 
     Args:
         save_dir: the run's folder.
         project: of W&B.
-        name: of the run; the end of its folder's path where None.
-        group: joins runs, for instance those of a sweep.
-        tags: shown beside the run.
+        name: of the run; None = the end of its folder's path.
+        group: of runs, for instance those of a sweep.
+        tags: shown with the run.
         entity: user or team.
-        offline: None decides by whether an API key is there.
+        offline: None = offline if there is no API key.
         notes: free text.
-        log_checkpoints: send the checkpoints too, which are large.
+        log_checkpoints: also upload the checkpoints, which are large.
 
     Attributes:
-        arguments: with which W&B opens the run.
-        summaries: what the run's summary keeps of a key, or of those below it, instead of the last value: `min`, `max`
-            or `mean`.
+        arguments: for opening the run in W&B.
+        summaries: which value the run's summary has for a key, or for all keys that begin with it, instead of the last
+            one: `min`, `max` or `mean`.
     """
 
     _open: ClassVar[Any] = None  # the run that this process has started last
@@ -184,7 +184,7 @@ class Wandb(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run behind this logger; one that an earlier job of this process has left open is ended first."""
+        """The run of this logger; a run that an earlier job of this process has left open is ended first."""
         if self._run is None:
             if Wandb._open is not None:
                 Wandb._open.finish()
@@ -207,7 +207,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        """Log the configuration, and declare the run's inputs where W&B is online."""
+        """Log the configuration, and declare the run's inputs if W&B is online."""
         super().log_hyperparams(params)
         if self.arguments["mode"] != "offline":
             for found in params.get("inputs", []):
@@ -215,8 +215,8 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log values; a NaN of which the best is kept is left out, for W&B would count it as the best ever after."""
-        for key in metrics.keys() - self._defined:  # one by one: which of several patterns holds is left to chance
+        """Log values; for keys with a best value NaN is not logged, because W&B would keep NaN as the best."""
+        for key in metrics.keys() - self._defined:  # one by one: with several patterns the choice would be random
             self._defined.add(key)
             if kept := self._summary_of(key):
                 self.experiment.define_metric(key, step_metric=STEP, summary=kept)
@@ -228,7 +228,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Log what the run has left as artifacts; end a failed run as failed."""
+        """Log the outputs of the run as artifacts; mark a failed run as failed."""
         if self._run is None:
             return
         if status != "success":
@@ -238,14 +238,14 @@ class Wandb(WandbLogger):
             self._add(found, self.experiment.log_artifact)
 
     def _add(self, found: Mapping[str, Any], declare: Callable[..., Any]) -> None:
-        """Hand an artifact to W&B, once; that this fails is no reason to lose a training."""
+        """Log an artifact to W&B, once; an error here must not stop a training."""
         if found["hash"] in self._known or not Path(found["path"]).exists():
             return
         self._known.add(found["hash"])
         try:
             declare(_artifact(found, self._log_checkpoints), aliases=_aliases(found))
         except Exception as error:
-            log.warning("W&B did not take the %s %s (%s); run.json names it.", found["kind"], found["path"], error)
+            log.warning("W&B did not accept the %s %s (%s); run.json lists it.", found["kind"], found["path"], error)
 
 
 def run_id(folder: str | Path) -> str:
@@ -254,11 +254,11 @@ def run_id(folder: str | Path) -> str:
 
 
 def _artifact(found: Mapping[str, Any], whole: bool) -> Any:
-    """Return the artifact of an input or output: equal contents give the same version of it, whichever run adds them.
+    """Return the artifact of an input or output; equal contents are the same version, whichever run adds them.
 
     Args:
         found: an entry of `inputs` or `outputs`.
-        whole: send a checkpoint, instead of a reference to it.
+        whole: upload a checkpoint, not only a reference to it.
     """
     import wandb
 
@@ -266,7 +266,7 @@ def _artifact(found: Mapping[str, Any], whole: bool) -> Any:
     if found["kind"] == "bundle":
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         artifact = wandb.Artifact(_plain(path.name), "model", metadata=config | facts)
-        artifact.add_dir(str(path), policy="immutable", skip_cache=True)  # no copies of it in the user's home
+        artifact.add_dir(str(path), policy="immutable", skip_cache=True)  # no copies of it in the user's home folder
     elif found["kind"] == "checkpoint":
         owner = f"-{run_id(found['made_by'])}" if found["made_by"] else ""
         artifact = wandb.Artifact(f"checkpoint{owner}", "checkpoint", metadata=facts)
@@ -276,8 +276,8 @@ def _artifact(found: Mapping[str, Any], whole: bool) -> Any:
             artifact.add_reference(path.as_uri())
     else:
         artifact = wandb.Artifact(_plain(path.parent.name), "dataset", metadata=facts)
-        artifact.add_reference(path.as_uri(), checksum=False)  # it may have many GB
-        with artifact.new_file("hash.txt") as file:  # so another store at the same place is another version
+        artifact.add_reference(path.as_uri(), checksum=False)  # it may be many GB
+        with artifact.new_file("hash.txt") as file:  # so another store in the same folder is another version
             file.write(str(found["hash"]))
     return artifact
 
@@ -292,15 +292,15 @@ def _aliases(found: Mapping[str, Any]) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """Return a name with the characters that W&B takes."""
+    """Return a name with the characters that W&B accepts."""
     return re.sub(r"[^\w.-]", "_", name)
 
 
-_OFFLINE = "{}, so the run is kept offline; send it later with `wandb sync`."
+_OFFLINE = "{}, so the run is kept offline; upload it later with `wandb sync`."
 
 
 def _offline_by_environment() -> bool:
-    """Return whether W&B has to work offline, and say so once where that was nobody's choice."""
+    """Return whether W&B must work offline, and say so once if the user has not chosen it."""
     mode = os.environ.get("WANDB_MODE")
     if mode:
         return mode == "offline"
@@ -316,7 +316,7 @@ def _offline_by_environment() -> bool:
 
 
 def _answers(url: str) -> bool:
-    """Return whether anything answers at a URL: with an error too, which is then W&B's to tell."""
+    """Return whether a URL answers, even with an error, which W&B then reports."""
     heard: list[bool] = []
 
     def ask() -> None:
@@ -325,10 +325,10 @@ def _answers(url: str) -> bool:
                 heard.append(True)
         except HTTPError:
             heard.append(True)
-        except (OSError, HTTPException, ValueError) as error:  # certificates are checked in another way by W&B itself
+        except (OSError, HTTPException, ValueError) as error:  # W&B itself checks certificates in another way
             heard.append(isinstance(getattr(error, "reason", None), ssl.SSLError))
 
-    thread = threading.Thread(target=ask, daemon=True)  # looking up a name knows no timeout
+    thread = threading.Thread(target=ask, daemon=True)  # looking up a name has no timeout
     thread.start()
     thread.join(_PATIENCE_S)
     return any(heard)

@@ -1,4 +1,4 @@
-"""The W&B workspace of a project, made by code: `python -m ihc2he.dashboard ENTITY/PROJECT`."""
+"""The W&B workspace of a project: `python -m ihc2he.dashboard ENTITY/PROJECT`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Panel(NamedTuple):
 
     Attributes:
         kind: `lines` over steps, `bars` with one bar per run, `pictures`, or `table`.
-        title: above it.
-        keys: as they are logged; a single one that ends in `*` stands for all that begin so.
+        title: of the panel.
+        keys: as they are logged; a single one that ends in `*` means all keys that begin like this.
     """
 
     kind: str
@@ -50,7 +50,7 @@ SECTIONS: dict[str, list[Panel]] = {
         _lines("CycleGAN: generators and discriminators", "train/loss_g", "train/loss_d"),
         _lines("Cycle", "train/loss_cycle_ihc", "train/loss_cycle_he"),
         _lines("Identity", "train/loss_identity_ihc", "train/loss_identity_he"),
-        _lines("Generators against discriminators", "train/loss_g_he", "train/loss_g_ihc"),
+        _lines("Adversarial losses of the generators", "train/loss_g_he", "train/loss_g_ihc"),
         _lines("Discriminators", "train/loss_d_he", "train/loss_d_ihc"),
         _lines("HoVer-Net", "train/loss"),
         _lines("Nucleus or not", "train/loss_np_ce", "train/loss_np_dice"),
@@ -59,16 +59,16 @@ SECTIONS: dict[str, list[Panel]] = {
         _lines("Learning rates", "lr-*"),
     ],
     "Image quality": [
-        _lines("SSIM of made H&E", "val/he/ssim"),
-        _lines("PSNR of made H&E", "val/he/psnr"),
-        _lines("FID of made H&E", "val/he/fid"),
-        _lines("KID of made H&E", "val/he/kid"),
+        _lines("SSIM of translated H&E", "val/he/ssim"),
+        _lines("PSNR of translated H&E", "val/he/psnr"),
+        _lines("FID of translated H&E", "val/he/fid"),
+        _lines("KID of translated H&E", "val/he/kid"),
         _lines("Hematoxylin kept; below 0 is inverted", "val/he/hematoxylin_correlation"),
         _lines("Nuclear stain kept", "val/he/nuclear_correlation"),
-        _lines("DAB left in made H&E", "val/he/dab_ratio"),
-        _lines("SSIM of made IHC", "val/ihc/ssim"),
-        _bars("Test: SSIM of made H&E", "test/he/ssim"),
-        _bars("Test: PSNR of made H&E", "test/he/psnr"),
+        _lines("DAB left in translated H&E", "val/he/dab_ratio"),
+        _lines("SSIM of translated IHC", "val/ihc/ssim"),
+        _bars("Test: SSIM of translated H&E", "test/he/ssim"),
+        _bars("Test: PSNR of translated H&E", "test/he/psnr"),
     ],
     "Segmentation": [
         _lines("Panoptic quality", "val/bpq", "val/mpq"),
@@ -103,7 +103,7 @@ def workspace(entity: str, project: str) -> Any:
         project: of the entity.
 
     Raises:
-        ConfigError: the package that makes workspaces is not installed.
+        ConfigError: if the package that makes workspaces is not installed.
     """
     try:
         import wandb_workspaces.workspaces as ws
@@ -143,7 +143,7 @@ def _built(panel: Panel) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit status of the command line: 0, 2 after one line about what is wrong, 1 where W&B refuses."""
+    """Return the exit status: 0; 2 after one line that says what is wrong; 1 if W&B refuses."""
     write_what_is_possible()
     if not arguments or any(a in ("-h", "--help", "help") for a in arguments):
         print(HELP, end="")
@@ -171,8 +171,8 @@ def _save(made: Any) -> None:
     """Save a workspace as a new view.
 
     Raises:
-        ConfigError: nobody is logged in.
-        Ihc2heError: W&B did not take it.
+        ConfigError: if nobody is logged in.
+        Ihc2heError: if W&B does not accept it.
     """
     import wandb
 
@@ -183,5 +183,5 @@ def _save(made: Any) -> None:
         made.save()
     except Exception as error:
         target = f"{made.entity}/{made.project}"
-        msg = f"W&B did not take the view of {target} ({type(error).__name__}: {error}). Is there such a project?"
+        msg = f"W&B did not accept the view of {target} ({type(error).__name__}: {error}). Does the project exist?"
         raise Ihc2heError(msg) from error

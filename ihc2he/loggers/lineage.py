@@ -19,7 +19,7 @@ import h5py
 
 from ihc2he.datainfo import info_of
 
-WEIGHTS = ("weights", "ensemble")  # arguments of models that name what their networks are read from
+WEIGHTS = ("weights", "ensemble")  # arguments of models that name the files of their weights
 BUNDLE = ("config.json", "model.safetensors")
 
 
@@ -38,7 +38,7 @@ def inputs(cfg: Mapping[str, Any], data: Any) -> list[dict[str, Any]]:
     for source in [*sources, *_weights(_in_use(cfg.get("model") or {}))]:
         entry = _model_entry(source)
         own = Path(cfg["paths"]["output_dir"]).resolve()
-        if entry is not None and entry not in found and own not in Path(entry["path"]).parents:  # no input of itself
+        if entry is not None and entry not in found and own not in Path(entry["path"]).parents:  # not an input
             found.append(entry)
     return found
 
@@ -113,7 +113,7 @@ def _in_use(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weights(node: Any, named: bool = False) -> Iterator[str]:
-    """Yield each text below a key of `WEIGHTS`."""
+    """Yield each text under a key of `WEIGHTS`."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _weights(value, named or key in WEIGHTS)

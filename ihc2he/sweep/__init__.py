@@ -1,1 +1,1 @@
-"""What a sweep leaves: its tables and pictures."""
+"""Tables and pictures of a sweep."""

@@ -1,8 +1,8 @@
-"""What a sweep leaves: `sweep.csv`, a row per job, and `mean_sd.csv` over the jobs that repeat one setting.
+"""Results of a sweep: `sweep.csv` with a row per job, and `mean_sd.csv` over jobs that repeat the same setting.
 
-With an `optimized_metric` also `best.txt`, the best job's command line, `sweep.png`, all jobs in one picture, and
-`importance.png`, how much of the metric's variance goes with each setting. At the end of an Optuna search these three
-are about all trials of its study, those of earlier sweeps too.
+With an `optimized_metric` there are also `best.txt` (the best job's command line), `sweep.png` (all jobs) and
+`importance.png` (how much of the metric's variance each setting explains). At the end of an Optuna search these three
+show all trials of its study, including those of earlier sweeps.
 Imports neither torch nor Lightning, since Hydra loads it for every command line.
 """
 
@@ -29,25 +29,25 @@ from ihc2he.sweep.tables import jobs_of, judge, write_tables
 
 log = logging.getLogger(__name__)
 
-OF_SWEEPS = ("hparams_search=", "launcher=", "optimized_metric=", "callbacks.pruning")  # of no use to a single run
+OF_SWEEPS = ("hparams_search=", "launcher=", "optimized_metric=", "callbacks.pruning")  # not useful for a single run
 
 
 class SweepTables(Callback):
-    """Notes in each job's folder what it was and how it ended, and writes what the sweep leaves after each.
+    """Records in each job's folder its settings and how it ended, and writes the results of the sweep after each job.
 
-    Not at the end alone, which a sweep with a failing job never reaches.
+    Not only at the end, which a sweep with a failing job never reaches.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make the folder that a sampler keeps its study in."""
+        """Make the folder for the sampler's study."""
         Path(config.paths.outputs).mkdir(parents=True, exist_ok=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the job, so that one that is killed has a row too."""
+        """Record the job, so that a killed job has a row too."""
         _note(config, "started")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note how the job ended, and write the tables."""
+        """Record how the job ended, and write the tables."""
         result = outcome(job_return)
         if job_return.status == JobStatus.COMPLETED:
             pruned = Path(config.hydra.runtime.output_dir, "pruned.txt").is_file()
@@ -60,7 +60,7 @@ class SweepTables(Callback):
             log.info("%s", _so_far(folder))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write the tables once more, since jobs that ended at the same moment may not have seen each other."""
+        """Write the tables again, because jobs that ended at the same time may have missed each other."""
         folder = Path(config.hydra.sweep.dir)
         write_tables(folder)
         judge(folder, _trials(config, jobs_of(folder)), "trial", f"study {config.hydra.sweeper.get('study_name')}")
@@ -71,7 +71,7 @@ class SweepTables(Callback):
 
 def _so_far(folder: Path) -> str:
     """Return how the jobs of a sweep ended, where its table is, and which job is the best."""
-    known = ("started", "finished", "pruned")  # of a job that failed the status says why
+    known = ("started", "finished", "pruned")  # the status of a failed job says why
     counts = Counter(job["status"] if job["status"] in known else "failed" for job in jobs_of(folder))
     text = f"Sweep: {', '.join(f'{n} {status}' for status, n in counts.items())}: {folder / 'sweep.csv'}"
     file = folder / "best.txt"
@@ -79,11 +79,11 @@ def _so_far(folder: Path) -> str:
 
 
 def _trials(config: DictConfig, jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the trials with a value of the study that an Optuna search has kept in a database; else none.
+    """Return the trials with a value in the database of an Optuna search; none without a database.
 
     Args:
         config: of the sweep.
-        jobs: of the sweep, which say what the values are.
+        jobs: of the sweep; they have the name of the metric.
     """
     sweeper = config.hydra.sweeper
     if not sweeper.get("storage") or not jobs:
@@ -101,7 +101,7 @@ def _trials(config: DictConfig, jobs: Sequence[Mapping[str, Any]]) -> list[dict[
 def _description(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the settings and the command line of a job with these overrides."""
     kept = [override for override in overrides if not override.lstrip("+~").startswith(OF_SWEEPS)]
-    kept.sort(key=lambda override: not override.startswith("experiment="))  # samplers put it last
+    kept.sort(key=lambda override: not override.startswith("experiment="))  # samplers add it at the end
     return {
         "overrides": dict(override.lstrip("+~").partition("=")[::2] for override in kept),
         "command": shlex.join(["python", "-m", "ihc2he.train", *config_dir_arguments(config.hydra), *kept]),
@@ -109,7 +109,7 @@ def _description(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]
 
 
 def _note(config: DictConfig, status: str, value: float | None = None) -> None:
-    """Write a sweep's job down as `job.json`, which jobs on other machines can do too."""
+    """Record a job of a sweep as `job.json`; jobs on other machines can do this too."""
     hydra = config.hydra
     if hydra.mode != RunMode.MULTIRUN:
         return

@@ -184,7 +184,7 @@ class View:
             ValueError("not found"),
             1,
             "",
-            "ihc2he: W&B did not take the view of me/ihc2he (ValueError: not found). Is there such a project?\n",
+            "ihc2he: W&B did not accept the view of me/ihc2he (ValueError: not found). Does the project exist?\n",
         ),
     ],
 )

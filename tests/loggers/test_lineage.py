@@ -260,5 +260,5 @@ def test_a_service_that_refuses_costs_a_warning_and_no_training(train, tmp_path,
     with caplog.at_level(logging.WARNING, "ihc2he"):
         logger.finalize("success")
     first = next(message for message in caplog.messages if message.startswith("W&B"))
-    assert first.startswith(f"W&B did not take the bundle {run}/bundles/net (")
-    assert first.endswith("run.json names it.")
+    assert first.startswith(f"W&B did not accept the bundle {run}/bundles/net (")
+    assert first.endswith("run.json lists it.")

@@ -43,7 +43,7 @@ OVERLAP_UM = 32.0  # of the blocks of a large tile; wider than any nucleus
 
 @dataclass(frozen=True)
 class _Pending:
-    """A tile of which the nuclei are still being told apart."""
+    """A tile whose nuclei are still being separated."""
 
     tile: Mapping[str, Any]
     blocks: Sequence[Block]
@@ -83,7 +83,7 @@ class Pipeline(Task):
         seed: of the bootstrap.
 
     Raises:
-        ConfigError: for a name that is not there, or a number that cannot be.
+        ConfigError: for an unknown name, or an invalid number.
     """
 
     def __init__(
@@ -149,9 +149,9 @@ class Pipeline(Task):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What makes the results of two runs comparable, as plain values: settings, and a digest of the weights.
+        """What must be equal for the results of two runs to be comparable: settings, and a digest of the weights.
 
-        No path is in it, so that weights may be moved.
+        It has no paths, so that weights may be moved.
         """
         settings = {"views": self.views, "block": self.block, "class_map": self.class_map, "white": self.white}
         return {
@@ -159,10 +159,10 @@ class Pipeline(Task):
         }  # fmt: skip
 
     def setup(self, stage: str) -> None:
-        """Check that what is in use fits the stage and the data.
+        """Check that the methods fit the stage and the data.
 
         Raises:
-            ConfigError: where it does not.
+            ConfigError: if they do not.
         """
         self.to(memory_format=torch.channels_last)
         if stage == "predict" and len(self.methods) != 1:
@@ -194,11 +194,11 @@ class Pipeline(Task):
     # ------------------------------------------------------------------ stages
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Return the scores of the tiles that are ready, as `rows` and `scored`; at the end of all."""
+        """Return the scores of the tiles that are ready, as `rows` and `scored`; at the end those of all."""
         return self._evaluate(batch, last=batch_idx + 1 == self.trainer.num_test_batches[0])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """As a test, on tiles that settings may be chosen on."""
+        """Like a test, on the tiles for choosing settings."""
         return self._evaluate(batch, last=batch_idx + 1 == self.trainer.num_val_batches[0])
 
     def _evaluate(self, batch: dict[str, Any], last: bool) -> dict[str, Any]:
@@ -207,7 +207,7 @@ class Pipeline(Task):
         return {"rows": [row for tile in scored for row in self.evaluation.rows(tile)], "scored": scored}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Prediction]:
-        """Return the predictions that are ready; at the end all. Files that could not be read come with their error."""
+        """Return the predictions that are ready, at the end all; for files that could not be read, the error."""
         last = batch_idx + 1 == self.trainer.num_predict_batches[0]
         failed = [
             Prediction(name, path, error, None, None, None, 0.0, [])
@@ -240,7 +240,7 @@ class Pipeline(Task):
             yield self._pending.popleft()
 
     def _submitted(self, tiles: Sequence[Mapping[str, Any]]) -> list[_Pending]:
-        """Return tiles of one size with the promises of their nuclei."""
+        """Return tiles of the same size with the promises of their nuclei."""
         assert self._pool is not None
         height, width = tiles[0]["image"].shape[:2]
         mpp = float(tiles[0]["mpp"])
@@ -267,7 +267,7 @@ class Pipeline(Task):
         return [_Pending(*entry) for entry in zip(tiles, [blocks] * len(tiles), parts, wholes, strict=True)]
 
     def _whole(self, tile: Mapping[str, Any], mpp: float) -> Whole:
-        """Return what is known of a whole image of IHC before its blocks are predicted."""
+        """Return the properties of a whole IHC image that are needed before its blocks are predicted."""
         white = self.white or ArraySource(tile["image"]).white
         return Whole(white, ink_mask(tile["image"], mpp, white))
 
@@ -291,7 +291,7 @@ class Pipeline(Task):
         self._log_evaluation("test")
 
     def on_predict_epoch_end(self) -> None:
-        """Have the translators say what they could not do."""
+        """Let the translators report what they could not do."""
         self._finish()
 
     def _finish(self) -> None:
@@ -332,10 +332,10 @@ class Pipeline(Task):
 
 
 def _built(kind: str, nodes: Mapping[str, Any], use: Mapping[str, Sequence[str]], only: type) -> dict[str, Any]:
-    """Return what is in use, by name.
+    """Return the nodes in use, by name.
 
     Raises:
-        ConfigError: for a name that is not there, or none at all.
+        ConfigError: for an unknown name, or none at all.
     """
     names = use.get(kind) or []
     names = [names] if isinstance(names, str) else list(names)
@@ -350,14 +350,14 @@ def _built(kind: str, nodes: Mapping[str, Any], use: Mapping[str, Sequence[str]]
 
 
 def _described(node: Any, built: Translator | Segmenter | nn.Module) -> dict[str, Any]:
-    """Return what tells a translator or segmenter from others, besides its weights: no path of a file among it."""
+    """Return what identifies a translator or segmenter besides its weights, without paths of files."""
     named = dict(node) if isinstance(node, Mapping) else {"_target_": type(node).__name__}
     settings = {key: value for key, value in named.items() if key not in built.files}  # type: ignore[operator]
     return settings | built.facts()  # type: ignore[operator]
 
 
 def _digest(module: nn.Module) -> str:
-    """Return what tells the weights of a module from others."""
+    """Return what identifies the weights of a module."""
     digest = blake2b(digest_size=8)
     for value in module.state_dict().values():
         digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
@@ -365,7 +365,7 @@ def _digest(module: nn.Module) -> str:
 
 
 def _alike(batch: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """Return the tiles of a batch that could be read, those of one size and pixel size together."""
+    """Return the readable tiles of a batch, grouped by size and pixel size."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for i, image in enumerate(batch["image"]):
         if image is not None:
@@ -375,7 +375,7 @@ def _alike(batch: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def _source(tile: Mapping[str, Any], name: str, translator: Translator) -> NDArray[np.uint8]:
-    """Return the image that a translator starts from: the IHC, or the true H&E for the one that shows the ceiling."""
+    """Return the input of a translator: the IHC, or the true H&E for the upper limit."""
     if not translator.needs_he:
         return tile["image"]
     if tile.get("he") is None:
