@@ -19,10 +19,10 @@ class DataError(Ihc2heError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the nearest known name, or lists them all, or the first of many, where none is near.
+    """Return a hint with the nearest known name; if none is near, with all of them, or the first of many.
 
-    The hint starts with a space so that it can be appended to a finished sentence. Names that are equal but for case
-    and the blanks around them are nearest.
+    The hint starts with a space so that it can be appended to a finished sentence. Names that differ
+    only in case and surrounding blanks are nearest.
 
     >>> did_you_mean("max_epoch", ["max_epochs", "precision"])
     " Did you mean 'max_epochs'?"

@@ -1,6 +1,6 @@
-"""The folder of a run: who may write in it, what a start that failed leaves, and what continues the run in it.
+"""The folder of a run: who may write to it, cleaning up after a failed start, and what may continue the run.
 
-Imports neither torch nor Lightning, since Hydra loads it for every command line.
+Imports neither torch nor Lightning, because Hydra loads it for every command line.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from ihc2he.files import exclusive
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
-# Arguments of models and data that leave the weights of the next step as they would have been: lengths, speed, places
-# of files, and how results are judged.
+# Arguments of models and data that do not change the weights of the next step: lengths, speed, paths of files, and how
+# results are evaluated.
 FREE = {
     "n_epochs", "n_epochs_decay", "T_max", "compile", "channels_last", "workers", "num_workers", "root", "path",
     "store", "download", "rebuild", "weights", "eval_batch_size", "metrics", "features", "window", "overlap", "tta",
     "ensemble",
 }  # fmt: skip
 BINDING = ("seed", "model", "data")  # keys of the root that decide what is learned
-OF_A_LAUNCH = ("ckpt_path", "out", "paths", "stages")  # which belong to a command, not to the run
-RESTORED = ("model.optimizer", "model.scheduler", "model.lr_")  # settings that a checkpoint brings
-SHOWN = 5  # differences that are named
+OF_A_LAUNCH = ("ckpt_path", "out", "paths", "stages")  # of a command, not of the run
+RESTORED = ("model.optimizer", "model.scheduler", "model.lr_")  # settings that a checkpoint contains
+SHOWN = 5  # number of differences in a message
 
-_found: dict[Path, set[Path]] = {}  # what was in a folder before this process had written anything; absent: no folder
+_found: dict[Path, set[Path]] = {}  # files in a folder before this process wrote anything; absent: no folder
 
 
 class NoteFolder(Callback):
-    """Notes what a run's folder holds before Hydra makes it, or a log in it."""
+    """Records the files in a run's folder before Hydra makes the folder or a log in it."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the files."""
+        """Record the files."""
         try:
             folder = Path(config.hydra.run.dir)
-        except OmegaConfBaseException:  # which Hydra meets next, and tells
+        except OmegaConfBaseException:  # Hydra finds and reports it next
             return
         if folder.is_dir():
             _found[folder.resolve()] = set(folder.iterdir())
 
 
 class Difference(NamedTuple):
-    """A key whose value is not that of the run's configuration.
+    """A key with another value than in the run's configuration.
 
     Attributes:
         key: dotted.
         was: value of the run.
         now: value of this command.
-        binds: whether a continuation of the run must not change it.
+        binds: whether a continuation of the run must keep it.
     """
 
     key: str
@@ -72,10 +72,10 @@ class Difference(NamedTuple):
 
 @contextmanager
 def alone_in(folder: Path, cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Keep every other run out of a run's folder; a start that leaves no record leaves nothing of its own there.
+    """Lock a run's folder against other runs; clean up if the run could not start.
 
     Raises:
-        ConfigError: where the folder holds a run that is not to be continued, or that is going on.
+        ConfigError: if the folder has a run that is not to be continued, or that is still running.
     """
     busy = f"{folder}: another process is writing this run. Wait for its end, or choose another hydra.run.dir."
     try:
@@ -83,7 +83,7 @@ def alone_in(folder: Path, cfg: Mapping[str, Any]) -> Iterator[None]:
             if (folder / "run.json").exists() and cfg["ckpt_path"] is None:
                 msg = f"{folder} already holds a run. Continue it with ckpt_path=auto, or choose another hydra.run.dir."
                 raise ConfigError(msg)
-            for left in folder.glob("checkpoints/.*.part.ckpt"):  # of a run that was killed while it wrote
+            for left in folder.glob("checkpoints/.*.part.ckpt"):  # of a run that was killed while writing
                 left.unlink()
             yield
     finally:
@@ -92,7 +92,7 @@ def alone_in(folder: Path, cfg: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _tidy(folder: Path) -> None:
-    """Delete the lock and the logs that this process has made in a folder, and the folder if it made that too."""
+    """Delete the lock and the logs that this process made in a folder, and the folder if it made it too."""
     before = {path.name for path in _found.get(folder.resolve(), ())}
     for path in list(folder.iterdir()):
         if path.name not in before and (path.name == LOCK or path.suffix == ".log"):
@@ -102,10 +102,10 @@ def _tidy(folder: Path) -> None:
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """Return in what the configuration of a run and that of a command which continues it differ.
+    """Return the differences between the configurations of a run and of a command that continues it.
 
-    What belongs to a command is left out, and so are paths into the run's own folder. A key that only one of the two
-    has, as those of another version of this package, does not bind.
+    Keys of a command and paths in the run's own folder are left out. A key that only one of the two has, such as one of
+    another version of this package, does not bind.
 
     >>> [str(found) for found in differences({"seed": 1, "tags": []}, {"seed": 2, "tags": []})]
     ['seed=1, not 2']
@@ -114,7 +114,7 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Differen
 
 
 def _relative(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration without what belongs to a command, and with paths into its own folder by a short name."""
+    """Return a configuration without the keys of a command, and with a short name for its own folder in paths."""
     own = str(cfg.get("paths", {}).get("output_dir", ""))
 
     def plain(node: Any) -> Any:
@@ -139,22 +139,22 @@ def _differ(was: Mapping[str, Any], now: Mapping[str, Any], start: str) -> Itera
 
 
 def check_continuation(folder: Path, cfg: Mapping[str, Any], checkpoint: str, trains: bool) -> list[str]:
-    """Return what a command changes of the run that its folder or its checkpoint's holds; say so.
+    """Return what a command changes in the run of its folder or checkpoint, and log it.
 
     Args:
         folder: of this command.
         cfg: its configuration.
-        checkpoint: from which it starts.
-        trains: whether it goes on training; what is only judged may differ in anything.
+        checkpoint: that it starts from.
+        trains: whether it continues training; an evaluation may change anything.
 
     Raises:
-        ConfigError: where it trains on in the run's own folder and changes what the run learns, or what it learns from;
-            or in the folder of another run.
+        ConfigError: if it continues training in the run's own folder with another seed, model or data, or in the folder
+            of another run.
     """
     home = Path(checkpoint).resolve().parent.parent  # of RUN/checkpoints/NAME.ckpt
     own = home == folder.resolve()
     if trains and not own and (folder / "run.json").is_file():
-        msg = f"{folder} holds another run than the one of ckpt_path={checkpoint}. Choose another hydra.run.dir."
+        msg = f"{folder} has another run than ckpt_path={checkpoint}. Choose another hydra.run.dir."
         raise ConfigError(msg)
     if not (own or trains) or not (home / "config.yaml").is_file():
         return []
@@ -162,15 +162,16 @@ def check_continuation(folder: Path, cfg: Mapping[str, Any], checkpoint: str, tr
     binding = [difference for difference in found if difference.binds]
     if binding and own and trains:
         msg = (
-            f"{folder}: this run was begun with {_listed(binding)}. Continue it with the values of its begin; or "
-            f"begin another run from its checkpoint, in another folder: ckpt_path={checkpoint}"
+            f"{folder}: this run was started with {_listed(binding)}. Continue it with these values; or "
+            f"start another run from its checkpoint, in another folder: ckpt_path={checkpoint}"
         )
         raise ConfigError(msg)
     if found:
-        log.warning("Other than in the run of %s: %s.", checkpoint, _listed(found))
+        log.warning("Different from the run of %s: %s.", checkpoint, _listed(found))
         kept = [one.key for one in found if one.key.startswith(RESTORED)]
         if kept and trains:
-            log.warning("A checkpoint brings the state of the optimisers, so the run's own %s holds.", ", ".join(kept))
+            names = ", ".join(kept)
+            log.warning("The checkpoint contains the state of the optimisers, so the run's own %s is used.", names)
     return [str(difference) for difference in found]
 
 
@@ -180,26 +181,26 @@ def _listed(found: list[Difference]) -> str:
 
 
 def earlier_record(folder: Path) -> dict[str, Any] | None:
-    """Return what `run.json` of a folder says, or None without one; one that cannot be read is said, and lost."""
+    """Return the content of a folder's `run.json`; None, after a warning, if it cannot be read; None without one."""
     file = folder / "run.json"
     if not file.is_file():
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        log.warning("%s cannot be read (%s), so what it said of the run until now is lost.", file, error)
+        log.warning("%s cannot be read (%s), so the earlier record of the run is lost.", file, error)
         return None
     return found if isinstance(found, dict) else None
 
 
 def joined(earlier: dict[str, Any] | None, record: dict[str, Any], trains: bool) -> dict[str, Any]:
-    """Return the content of `run.json`: the record of this command together with what the folder's run had said.
+    """Return the content of `run.json`: the record of this command, combined with the earlier record in the folder.
 
     Args:
-        earlier: of the folder's run; None without one.
+        earlier: record in the folder; None without one.
         record: of this command.
-        trains: a command that trains takes the place of the earlier, which is kept below `earlier`; one that does not
-            is added below `afterwards`.
+        trains: a command that trains replaces the earlier record, which is kept under `earlier`; one that does not
+            train is added under `afterwards`.
 
     >>> joined({"status": "finished"}, {"status": "running"}, trains=False)
     {'status': 'finished', 'afterwards': [{'status': 'running'}]}

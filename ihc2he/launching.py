@@ -1,4 +1,4 @@
-"""The processes of a launch: which is the first, what they run, and how they end together."""
+"""The processes of a launch: which one is first, what they run, and how they end together."""
 
 from __future__ import annotations
 

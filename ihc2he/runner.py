@@ -60,7 +60,7 @@ def run(cfg: dict[str, Any]) -> float | None:
 
     Raises:
         ConfigError: for a stage that cannot run, a Trainer that does not work here, or a metric that was not logged.
-        DataError: where the loading processes have no memory to hand over their batches.
+        DataError: if the loading processes have no memory to hand over their batches.
     """
     try:
         return _run(cfg)
@@ -241,8 +241,8 @@ def _record(
 ) -> Iterator[dict[str, Any]]:
     """Write `config.yaml` and `run.json` in the run's folder: what was run, with what, how long, and how it ended.
 
-    However it ended, `report.html` shows what is there. In the folder of an earlier run, what does not train leaves
-    `config.yaml` as it is.
+    In any case, `report.html` shows the results that exist. In the folder of an earlier run, a stage that does not
+    train leaves `config.yaml` as it is.
 
     Args:
         folder: of the run.

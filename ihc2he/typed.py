@@ -1,4 +1,4 @@
-"""The command line as it was typed: texts stay texts, whatever Hydra's grammar makes of `2025_01_02`, `1e3` or `true`.
+"""The command line as it was typed: texts stay texts, although Hydra would convert `1e3` or `true`.
 
 Imports neither torch nor Lightning.
 """
@@ -24,14 +24,14 @@ _TEXT = (str, Path)
 
 
 def parse_options(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Return the folders that a command line adds with `--config-dir`, in any way of writing it, and what is left.
+    """Return the folders that a command line adds with `--config-dir`, in any spelling, and the other arguments.
 
     >>> parse_options(["--config-dir=mine", "seed=1"])
     ([PosixPath('mine')], ['seed=1'])
     """
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("--config-dir", "-cd", action="append", type=Path, default=[])
-    for other in ("--config-path", "--config-name"):  # so that a shortened name means here what it means to Hydra
+    for other in ("--config-path", "--config-name"):  # so that an abbreviation means the same as to Hydra
         parser.add_argument(other, nargs="?")
     try:
         found, rest = parser.parse_known_args(list(argv))
@@ -51,7 +51,7 @@ def as_typed(argv: Sequence[str]) -> list[str]:
 
 
 def restore_texts(cfg: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set the arguments of `_target_` nodes that are annotated as texts to what was typed.
+    """Set those arguments of `_target_` nodes that are annotated as texts to the text that was typed.
 
     Args:
         cfg: a composed configuration of plain values, which is changed.
@@ -92,7 +92,7 @@ def _quoted(argument: str) -> str:
 
 
 def _kept(override: Override, annotation: Any, value: Any) -> Any:
-    """Return what an annotation wants of an override: the text that was typed where it takes only texts."""
+    """Return the value of an override for an annotation: the typed text if the annotation only accepts texts."""
     allowed = kinds(annotation)
     raw = override.get_value_string()
     if isinstance(value, str) or any(isinstance(value, _class(kind)) for kind in allowed if kind not in _TEXT):
@@ -105,7 +105,7 @@ def _kept(override: Override, annotation: Any, value: Any) -> Any:
 
 
 def _class(kind: Any) -> Any:
-    """Return the class of an annotation; that of nothing where it has none, so that no value is of it."""
+    """Return the class of an annotation; `object` if it has none."""
     found = get_origin(kind) or kind
     if found is Any or not isinstance(found, type) or found is inspect.Parameter.empty:
         return object
@@ -123,12 +123,12 @@ def _quote(text: str) -> str:
 def _parsed(text: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(text)
-    except HydraException:  # Hydra says what is wrong; options such as -m are none either
+    except HydraException:  # Hydra says what is wrong; options such as -m are not overrides either
         return None
 
 
 def _annotation(key: str) -> Any:
-    """Return the annotation of a key of the schema, of Hydra's own too; Any where it has none."""
+    """Return the annotation of a key in the schema or in Hydra's own; Any if it has none."""
     kind: Any = Config
     parts = key.split(".")
     if parts[0] == "hydra":

@@ -54,7 +54,7 @@ def test_a_run_is_left_alone_by_what_is_refused_and_keeps_its_record_when_it_is_
 
     seed = cli(*RUN, "ckpt_path=auto", "seed=2")
     assert seed.status == 2
-    assert "here: this run was begun with seed=42, not 2" in seed.err
+    assert "here: this run was started with seed=42, not 2" in seed.err
     assert "ckpt_path=here/checkpoints/last.ckpt" in seed.err.replace(str(tmp_path) + "/", "")
     model = cli(*RUN, "ckpt_path=auto", "model.generator.width=12")
     assert model.status == 2
@@ -87,7 +87,7 @@ def test_a_run_is_left_alone_by_what_is_refused_and_keeps_its_record_when_it_is_
     assert "seed=42, not 2" in other.out + other.err
     crossed = cli(*RUN, f"ckpt_path={tmp_path / 'other' / 'checkpoints' / 'last.ckpt'}")
     assert crossed.status == 2
-    assert "here holds another run than the one of ckpt_path=" in crossed.err
+    assert "here has another run than ckpt_path=" in crossed.err
 
 
 def test_a_start_that_fails_deletes_only_what_it_has_made(cli, tmp_path):

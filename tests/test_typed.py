@@ -110,5 +110,5 @@ def test_a_file_that_is_hidden_is_named_however_the_folder_is_given(cli, tmp_pat
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "cyclegan.yaml").write_text("n: 1\n")
     done = cli("--config-dir=mine", "experiment=cyclegan_bci", "--cfg", "job")
-    assert "cyclegan.yaml is not read: a shipped configuration has the same name." in done.err
+    assert "cyclegan.yaml is not used: the package has a file of the same name." in done.err
     assert "Choose an experiment" in cli("--config-dir=mine").out

@@ -55,8 +55,14 @@ class Bundles(Callback):
 
 
 def best_keeper(trainer: Trainer) -> ModelCheckpoint | None:
-    """Return the callback with the best checkpoint by a metric, or None if there is no such checkpoint."""
+    """Return the callback with the best checkpoint by a metric, or None if there is no such checkpoint.
+
+    A run that continues from a file, in a new folder, knows the former best path but no score of it; that checkpoint
+    belongs to the other run and does not count.
+    """
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and Path(callback.best_model_path).is_file():
+        if not isinstance(callback, ModelCheckpoint) or not callback.monitor or callback.best_model_score is None:
+            continue
+        if Path(callback.best_model_path).is_file():
             return callback
     return None

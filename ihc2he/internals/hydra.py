@@ -1,4 +1,4 @@
-"""What is used of Hydra that it does not promise to keep: the error of a job, without the line that it prints."""
+"""Private parts of Hydra that are used here: the error of a job, without the line that Hydra prints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hydra.core.utils import JobReturn
 
 
 def outcome(job: JobReturn) -> Any:
-    """Return what a job has returned, or the exception that ended it.
+    """Return the result of a job, or the exception that ended it.
 
     The public `return_value` raises that exception and writes on stderr.
     """

@@ -1,4 +1,4 @@
-"""What is used of Lightning that it does not promise to keep: hooks of optimisers, counters of loops, how it saves."""
+"""Private parts of Lightning that are used here: hooks of optimisers, counters of loops, and how it saves."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 __all__ = ["rank_zero_experiment"]
 
-CHATTY = ("lightning.pytorch", "lightning.fabric")  # its loggers, which bring handlers of their own
+CHATTY = ("lightning.pytorch", "lightning.fabric")  # its loggers, which have their own handlers
 
 
 def count_no_steps(optimizer: Any) -> None:
     """Keep the steps of an optimiser out of `trainer.global_step`, which would count each optimiser's.
 
-    Lightning sets its hooks anew before every training step, so this has to be called in every one.
+    Lightning sets its hooks again before every training step, so call this in every step.
 
     Args:
         optimizer: as `self.optimizers()` returns it, in manual optimisation.
@@ -30,26 +30,26 @@ def trainer_of(module: LightningModule) -> Trainer | None:
     """Return the Trainer that a module is attached to, or None."""
     try:
         return module.trainer
-    except RuntimeError:  # so says Lightning where there is none
+    except RuntimeError:  # Lightning raises it if there is none
         return None
 
 
 def shares_batch_statistics(trainer: Trainer) -> bool:
-    """Return whether `sync_batchnorm` is in force: whether layers were or will be exchanged."""
+    """Return whether `sync_batchnorm` is on: whether layers were or will be replaced."""
     return getattr(trainer.strategy, "_layer_sync", None) is not None  # strategies of one device have none
 
 
 def logged_step(trainer: Trainer) -> int:
-    """Return the step at which the Trainer logs scalars at present.
+    """Return the step at which the Trainer currently logs scalars.
 
-    That is batches of one process so far, or optimiser steps where the Trainer accumulates; `trainer.global_step` is
-    ahead of it by one during a validation, and counts otherwise where a module accumulates by itself.
+    This is the number of batches of one process so far, or of optimiser steps if the Trainer accumulates.
+    `trainer.global_step` is one more during a validation, and differs if a module accumulates by itself.
     """
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def next_step(checkpoint: Mapping[str, Any]) -> int:
-    """Return the step that a run which continues from the content of a checkpoint logs first."""
+    """Return the first step that a run logs when it continues from a checkpoint with this content."""
     loops = checkpoint["loops"]["fit_loop"]
     batches = loops["epoch_loop.batch_progress"]["current"]
     within_an_epoch = batches["completed"] < batches["ready"]  # the step is counted when the checkpoint is written
@@ -57,7 +57,7 @@ def next_step(checkpoint: Mapping[str, Any]) -> int:
 
 
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:
-    """Return the number of epochs that are complete in the content of a checkpoint."""
+    """Return the number of complete epochs in the content of a checkpoint."""
     return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
 
 
@@ -67,18 +67,18 @@ def knows_progress(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def started_processes(trainer: Trainer) -> list[Any]:
-    """Return the list of processes that the Trainer has started for other devices, and watches; empty without any."""
+    """Return the list of processes that the Trainer has started for other devices and watches; it may be empty."""
     return getattr(trainer.strategy.launcher, "procs", [])  # only one kind of launcher has some
 
 
 def silence() -> None:
-    """Leave out what Lightning says of itself, or of runs that are continued."""
+    """Hide warnings of Lightning about itself and about continued runs."""
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 
 class Saving(ModelCheckpoint):
-    """A ModelCheckpoint that can be told to save now, and that tells when it has saved."""
+    """A ModelCheckpoint that can save at any time, with a hook after saving."""
 
     def may_save(self, trainer: Trainer) -> bool:
         """Return whether a checkpoint of this step makes sense: while training, once for each step."""

@@ -1,4 +1,4 @@
-"""What is used of matplotlib that it does not promise to keep: when it reads MPLBACKEND."""
+"""Private parts of matplotlib that are used here: when it reads MPLBACKEND."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 
 
 def load() -> None:
-    """Import matplotlib, which draws files here and needs no display.
+    """Import matplotlib without a display; it only draws files here.
 
-    MPLBACKEND, which a process inherits from a notebook, may name a module that is not there, and the import would
-    fail. The variable and a matplotlib that was imported before stay as they are.
+    A process started in a notebook inherits MPLBACKEND, which may name a missing module, and the import would fail.
+    The variable is not changed, and neither is a matplotlib that was imported before.
     """
     if "matplotlib" in sys.modules:
         return
     inherited = os.environ.get("MPLBACKEND")
     os.environ["MPLBACKEND"] = "agg"
     try:
-        import matplotlib as mpl  # noqa: F401  # it reads the variable now, and never again
+        import matplotlib as mpl  # noqa: F401  # it reads the variable only now
     finally:
         del os.environ["MPLBACKEND"]
         if inherited is not None:

@@ -1,4 +1,4 @@
-"""What is used of Optuna that it does not promise to keep: texts of its errors."""
+"""Private parts of Optuna that are used here: texts of its errors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is used of PyTorch that it does not promise to keep: texts of its errors, and what a CPU can do.
+"""Private parts of PyTorch that are used here: texts of its errors, and what a CPU can do.
 
-Imports torch only where it is needed, for the command line answers without.
+Imports torch only where it is needed, so that the command line is quick.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-_LOST = (  # what gloo and NCCL say of it
+_LOST = (  # the messages of gloo and NCCL
     "Connection closed by peer", "Connection reset by peer", "communicator was aborted", "remote process exited",
 )  # fmt: skip
 _SHARED_MEMORY = ("out of shared memory", "unable to allocate shared memory", "unable to write to file </torch_")
@@ -24,12 +24,12 @@ def process_lost(error: BaseException) -> bool:
 
 
 def shared_memory_full(error: BaseException) -> bool:
-    """Return whether an error means that processes that load data had no room in /dev/shm for a batch."""
+    """Return whether an error means that loading processes had no space in /dev/shm for a batch."""
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SHARED_MEMORY)
 
 
 def without_worker(text: str) -> str:
-    r"""Return the message of an error that came from a process that loads data, without what is put before.
+    r"""Return the message of an error from a loading process, without the text that PyTorch adds.
 
     >>> said = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ..."
     >>> without_worker(f"{said}\nihc2he.errors.DataError: a.png: empty.")
@@ -42,9 +42,9 @@ def without_worker(text: str) -> str:
 def cpu_multiplies_bf16() -> bool:
     """Return whether the CPU has instructions that make bfloat16 products faster than those of float32.
 
-    These are AMX, BF16 of ARM, and AVX512-BF16 but for Intel's CPUs: there it was the slower of the two without AMX
-    (docs/benchmarks.md). Recent versions of PyTorch say what the CPU has. For older ones Linux says it
-    (`/proc/cpuinfo`); elsewhere the answer is then no.
+    These are AMX, BF16 of ARM, and AVX512-BF16 except on Intel's CPUs, where bfloat16 was slower without AMX
+    (docs/benchmarks.md). Recent versions of PyTorch know what the CPU has. With older ones it is read from
+    `/proc/cpuinfo`; on other systems than Linux the answer is then no.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Model bundles: a folder that any program can read a trained network from, without this one's checkpoints.
+"""Model bundles: folders from which any program can read a trained network, without the checkpoints of this package.
 
 A bundle holds `config.json` (how to build the network and what it expects), `model.safetensors` and a model card,
 `README.md`. It is built and loaded without executing code from it, and damaged weights are noticed by their hash.
@@ -28,18 +28,18 @@ FILES = ("config.json", "model.safetensors", "README.md")
 
 
 def save_bundle(module: nn.Module, folder: str | Path, info: Mapping[str, Any]) -> Path:
-    """Write a network and what one must know to use it; return the folder.
+    """Write a network with the information needed to use it; return the folder.
 
-    The bundle is written under a temporary name and then takes the place of an older one as a whole.
+    The bundle is written under a temporary name; then it replaces an older one as a whole.
 
     Args:
-        module: the network; its weights are saved in float32 or whatever they are in.
+        module: the network; its weights are saved in their own dtype.
         folder: where to.
-        info: plain values; `module` has to be the node (`_target_` and arguments) that builds the network. Usual
-            keys besides: role, stain_in, stain_out, mpp (um/px), value_range, window (px), classes, decoder, metrics.
+        info: plain values; `module` has to be the node (`_target_` and arguments) that builds the network. Other usual
+            keys: role, stain_in, stain_out, mpp (um/px), value_range, window (px), classes, decoder, metrics.
 
     Raises:
-        ConfigError: where `info` has no such node.
+        ConfigError: if `info` has no such node.
     """
     from safetensors.torch import save_file
 
@@ -69,13 +69,13 @@ def save_bundle(module: nn.Module, folder: str | Path, info: Mapping[str, Any]) 
 def load_bundle(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Return the network of a bundle, in evaluation mode on the CPU, and the content of its `config.json`.
 
-    A bundle of an earlier version says the same in the words of this one.
+    The content of a bundle from an earlier version is converted to the present format.
 
     Args:
         source: a folder, or the id of a repository on the Hugging Face hub (`owner/name`).
 
     Raises:
-        DataError: naming the bundle, and what is missing, damaged or does not fit.
+        DataError: with the bundle, and what is missing, damaged or does not fit.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -132,7 +132,7 @@ def _problem(config: Any) -> str | None:
 
 
 def _check_weights(weights: Mapping[str, Tensor], module: nn.Module) -> None:
-    """Raise a ValueError for weights that are no numbers; names and shapes are PyTorch's to check."""
+    """Raise a ValueError for weights that are not numbers; PyTorch checks names and shapes."""
     for name, own in module.state_dict().items():
         value = weights.get(name, own)
         if value.is_floating_point() != own.is_floating_point():

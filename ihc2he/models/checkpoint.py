@@ -1,4 +1,4 @@
-"""Checkpoints of training runs: read whole, or refused; no code of them is executed."""
+"""Checkpoints of training runs: they are read completely or refused, and no code in them is executed."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _TO_CONTINUE: dict[str, type] = {
 
 
 def read_checkpoint(path: str | Path, to_continue: bool = False) -> dict[str, Any]:
-    """Return the content of a checkpoint that Lightning has written, with its tensors mapped from the file.
+    """Return the content of a checkpoint of Lightning, with its tensors mapped from the file.
 
-    The checksums of the archive are compared first, since PyTorch does not: reading 340 MB once takes some 0.3 s.
+    The checksums of the archive are compared first, because PyTorch does not do it; reading 340 MB takes about 0.3 s.
 
     Args:
         path: of the file.
-        to_continue: whether training goes on from it, which takes more than the weights.
+        to_continue: whether training continues from it, which needs more than the weights.
 
     Raises:
-        DataError: where it cannot be read, is damaged, is no checkpoint, or holds weights that are no numbers.
+        DataError: if it cannot be read, is damaged, is not a checkpoint, or has weights that are not numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,7 +56,7 @@ def read_checkpoint(path: str | Path, to_continue: bool = False) -> dict[str, An
 
 
 def load_tensors(path: str | Path, mmap: bool = False) -> Any:
-    """Return what `torch.load` makes of a file of tensors and plain values, after comparing its checksums.
+    """Return what `torch.load` reads from a file of tensors and plain values, after comparing its checksums.
 
     Files from before PyTorch 1.6 have none.
 
@@ -65,7 +65,7 @@ def load_tensors(path: str | Path, mmap: bool = False) -> Any:
         mmap: map the tensors from the file instead of reading them.
 
     Raises:
-        Exception: of many kinds, for a file that is damaged or holds anything else.
+        Exception: of many kinds, for a file that is damaged or contains anything else.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""What bundles of earlier versions say, in the words of this one."""
+"""Bundles of earlier versions, converted to the present format."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ FORMAT = 2  # of `config.json`
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a bundle's `config.json` as format 2 has it.
 
-    Format 1 knew one way from maps to nuclei, of which it told a switch.
+    Format 1 had only one way from maps to nuclei, with one switch.
 
     Raises:
-        ValueError: where the switch is none.
+        ValueError: if the switch is not true or false.
 
     >>> old = {"role": "segmenter", "postprocessing": "ihc2he.nuclei.postprocess.postprocess", "keep_unmarked": False}
     >>> upgraded(old)["decoder"]

@@ -1,4 +1,4 @@
-"""The hand-over to worker processes: what a network has found is worked on while it goes on with the next images."""
+"""The hand-over to worker processes, which work on the maps of a network while it continues with the next images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MOST = 2**28  # bytes that wait for the workers; more would fill the memory
 
 @dataclass
 class Job:
-    """Work of which the result is promised.
+    """Work whose result will be there later.
 
     Attributes:
         future: of the result.
-        nbytes: of what the worker needs for it.
-        settled: whether it was waited for.
+        nbytes: of the data that the worker needs.
+        settled: whether the result was collected.
     """
 
     future: Future[Any]
@@ -35,14 +35,14 @@ class Job:
         return self.settled or self.future.done()
 
     def result(self) -> Any:
-        """Return the result, or raise what the work has raised; waits for it."""
+        """Wait for the result and return it, or raise the error of the work."""
         return self.future.result()
 
 
 class Handover(Generic[T]):
-    """Has functions called by worker processes, and gives back what belongs to the results in the order it was added.
+    """Calls functions in worker processes, and returns the items with the results in the order they were added.
 
-    The processes start with the first job, and anew after `close`.
+    The processes start with the first job, and again after `close`.
 
     Args:
         workers: processes, each with one thread; 0: a thread of this one.
@@ -57,21 +57,21 @@ class Handover(Generic[T]):
         self._pending: deque[tuple[T, Sequence[Job]]] = deque()
 
     def __len__(self) -> int:
-        """Return how many items have not been given back."""
+        """Return the number of items that were not returned yet."""
         return len(self._pending)
 
     @property
     def nbytes(self) -> int:
-        """What waits for the workers, bytes."""
+        """Bytes that wait for the workers."""
         return sum(job.nbytes for job in self._waiting)
 
     def submit(self, function: Callable[..., Any], *arguments: Any, nbytes: int) -> Job:
-        """Return the promise of what a function makes of arguments.
+        """Return the promise of a function's result.
 
         Args:
-            function: can be sent to another process, and imports no torch, which takes such a process seconds.
+            function: can be sent to another process, and does not import torch, which would take seconds there.
             arguments: likewise.
-            nbytes: of the arguments and whatever else waits with them.
+            nbytes: of the arguments and everything else that waits with them.
         """
         if self.pool is None:
             self.pool = worker_pool(self.workers) if self.workers else ThreadPoolExecutor(1)
@@ -80,7 +80,7 @@ class Handover(Generic[T]):
         return job
 
     def wait(self) -> None:
-        """Wait until no more waits than may, and keep nothing of what is done; raise what a job has raised."""
+        """Wait until the waiting bytes are within the limit, and forget finished jobs; raise the error of a job."""
         while self._waiting and (self._waiting[0].done() or self.nbytes > self.most):
             job = self._waiting.popleft()
             job.result()
@@ -101,7 +101,7 @@ class Handover(Generic[T]):
             yield self._pending.popleft()[0]
 
     def close(self) -> None:
-        """End the workers, and forget what they were to do."""
+        """End the workers, and drop their jobs."""
         self._waiting.clear()
         self._pending.clear()
         if self.pool is not None:
@@ -110,7 +110,7 @@ class Handover(Generic[T]):
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Return worker processes; they are spawned, so CUDA and threads here do not matter.
+    """Return worker processes; they are spawned, so CUDA and threads of this process do not matter.
 
     Args:
         workers: number of processes, each with one thread.

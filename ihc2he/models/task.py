@@ -1,6 +1,6 @@
-"""The contract of a model: what the runner, the callbacks and the export may expect of it, with its defaults.
+"""The contract of a model: what the runner, the callbacks and the export can use, with defaults.
 
-A model of your own derives from `Task` and overrides what it has to offer; what it leaves out is then simply not there.
+A model of your own derives from `Task` and overrides what it offers; the rest is simply left out.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Scores(TypedDict, total=False):
     """What a step of a validation or test returns.
 
     Attributes:
-        rows: a row per image that is finished, with at least `name` and `group`; they become `results.csv`.
-        scored: the same images with all that is known of them, for callbacks that draw them.
+        rows: a row per finished image, with at least `name` and `group`; they become `results.csv`.
+        scored: the same images with everything known about them, for callbacks that draw them.
     """
 
     rows: list[dict[str, Any]]
@@ -34,8 +34,8 @@ class Export(NamedTuple):
 
     Attributes:
         network: with the weights to save.
-        info: what one must know to use it, plain values; see `ihc2he.models.bundle.save_bundle`. `module` is the node
-            that builds the network, or None where nothing says how to build it.
+        info: plain values that are needed to use it; see `ihc2he.models.bundle.save_bundle`. `module` is the node
+            that builds the network, or None if it is not known how to build it.
     """
 
     network: nn.Module
@@ -43,7 +43,7 @@ class Export(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """By which column of the results per image the worst are chosen.
+    """The column of the results per image that selects the worst images.
 
     Attributes:
         column: a number per image.
@@ -57,16 +57,16 @@ class Ranking(NamedTuple):
 
 
 class Task(LightningModule):
-    """A LightningModule that says what it can do."""
+    """A LightningModule with the contract of this package."""
 
     @property
     def requires_checkpoint(self) -> bool:
-        """Whether a test or prediction without a checkpoint would judge random weights."""
+        """Whether a test or prediction without a checkpoint would use random weights."""
         return False
 
     @property
     def data(self) -> DataInfo:
-        """What the Trainer's DataModule says of itself; says nothing where there is no DataModule."""
+        """The `info` of the Trainer's DataModule; empty if there is no DataModule."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return DataInfo(mpp=None) if data is None else info_of(data)
 
@@ -87,9 +87,9 @@ class Task(LightningModule):
 
     @property
     def ranking(self) -> Ranking | None:
-        """By which column images are ranked, where the metric that chooses checkpoints has no value per image.
+        """The column that ranks images, if the metric that selects checkpoints has no value per image.
 
-        None: by the first of the cards that has one.
+        None: the first of the cards that has one.
         """
         return None
 
@@ -105,11 +105,11 @@ class Task(LightningModule):
     ) -> None:
         """Clip the gradients of an optimiser, as Lightning does.
 
-        Lightning refuses this for fused optimisers in mixed precision. In bf16-mixed no gradient is scaled, so there
+        Lightning refuses this for fused optimisers in mixed precision. In bf16-mixed gradients are not scaled, so
         it is done here.
 
         Args:
-            optimizer: whose gradients.
+            optimizer: with the gradients.
             gradient_clip_val: largest norm, or value; None: the Trainer's.
             gradient_clip_algorithm: `norm` or `value`; None: the Trainer's, or `norm`.
         """
@@ -127,10 +127,10 @@ class Task(LightningModule):
 
 
 def rows_of(outputs: Any) -> list[dict[str, Any]]:
-    """Return the rows of what a step of a test or validation has returned; none where it is something else.
+    """Return the rows in the result of a step of a test or validation; none if it is not an `Outcome`.
 
     Raises:
-        ConfigError: for a row that does not say of which image it is.
+        ConfigError: for a row that does not name its image.
     """
     rows = outputs.get("rows", []) if isinstance(outputs, Mapping) else []
     for row in rows:
@@ -144,16 +144,16 @@ def rows_of(outputs: Any) -> list[dict[str, Any]]:
 
 
 def as_task(module: LightningModule) -> Task:
-    """Return a module if it keeps the contract.
+    """Return a module if it follows the contract.
 
     Raises:
-        ConfigError: where it does not.
+        ConfigError: if it does not.
     """
     if not isinstance(module, Task):
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         msg = (
             f"model._target_: {kind} is a plain LightningModule. Write `class {type(module).__name__}(Task)` with "
-            "`from ihc2he.models.task import Task`, which has a default for all that is asked of a model."
+            "`from ihc2he.models.task import Task`, which has a default for everything that a model needs."
         )
         raise ConfigError(msg)
     return module
@@ -163,11 +163,11 @@ def required_mpp(info: DataInfo, of: str) -> float:
     """Return the pixel size of the data, um/px.
 
     Args:
-        info: what the DataModule says of itself.
+        info: of the DataModule.
         of: the model that needs it, for the message.
 
     Raises:
-        ConfigError: where every image has its own.
+        ConfigError: if every image has its own.
     """
     if info.mpp is None:
         msg = f"{of} needs images of one pixel size, and this data does not name one. Pass data.target_mpp in um/px."

@@ -58,14 +58,14 @@ def relative_to_white(image: NDArray[np.uint8], white: Sequence[float], to: floa
     """Return an image with its white point moved to 255, so that optical densities count from its glass.
 
     Args:
-        image: HxWx3 uint8 RGB.
+        image: HxWx3 uint8 RGB; may have no pixels.
         white: of the image, in (0, 255] per channel; `FULL`, which stands for an unknown one, changes nothing.
         to: where the white point goes.
 
     >>> relative_to_white(np.full((1, 1, 3), 108, np.uint8), (216, 216, 255)).tolist()
     [[[128, 128, 108]]]
     """
-    if tuple(white) == FULL:
+    if tuple(white) == FULL or image.size == 0:  # of no pixels, OpenCV would make None
         return image
     scale_c1 = to / np.asarray(white, np.float64)[:, None]
     table_256c = np.minimum(np.floor(np.arange(256) * scale_c1 + 0.5), 255).astype(np.uint8).T

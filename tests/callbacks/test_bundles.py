@@ -33,6 +33,18 @@ def test_without_a_best_checkpoint_the_last_weights_are_exported(toy, tiles, tra
     assert json.loads((tmp_path / "bundles" / "net" / "config.json").read_text()) == info
 
 
+def test_a_finished_run_continued_in_a_new_folder_exports_the_weights_it_loaded(toy, tiles, trainer, tmp_path):
+    former, new = tmp_path / "former", tmp_path / "new"
+    trainer(LastCheckpoint(str(former)), BestCheckpoint(str(former), "val/score", "max")).fit(
+        toy(scores=(0.1, 0.9, 0.5)), tiles
+    )
+    runner = trainer(LastCheckpoint(str(new)), BestCheckpoint(str(new), "val/score", "max"), Bundles(str(new)))
+    runner.fit(toy(scores=(0.1, 0.9, 0.5)), tiles, ckpt_path=str(former / "last.ckpt"), weights_only=True)
+    network, _ = load_bundle(new / "net")
+    assert best_keeper(runner) is None
+    assert network.weight.tolist() == [-6, -6, -6]
+
+
 def test_a_network_that_was_given_as_an_object_is_named(toy, tiles, trainer, tmp_path, caplog):
     module = toy()
     module.node = None

@@ -40,6 +40,10 @@ def test_without_glass_nothing_is_changed():
     assert relative_to_white(image, white_point(image)) is image
 
 
+def test_no_pixels_stay_no_pixels():
+    assert relative_to_white(np.zeros((0, 1, 3), np.uint8), (200, 200, 200)).shape == (0, 1, 3)
+
+
 def test_pale_tissue_and_bright_specks_are_no_glass():
     rng = np.random.default_rng(0)
     pink = rng.normal((236, 205, 222), 2, (100, 100, 3)).clip(0, 255).astype(np.uint8)  # smooth, but coloured

@@ -1,6 +1,6 @@
-"""How well a method finds nuclei: against keypoints, and where the truth is known against all of it.
+"""How well a method finds nuclei: compared with keypoints and, if it is known, with the complete truth.
 
-Methods go by their names, `translator+segmenter`: those of batches, tables and logged keys.
+Methods are called `translator+segmenter`, in batches, tables and logged keys.
 Shape suffixes: n = nuclei; k = types of a segmenter; c = classes of keypoints; s = statistics; 3 = (x, y, class).
 """
 
@@ -32,14 +32,14 @@ COMPARED = ("f1", "precision", "recall", "f1_inside", "f1_macro", "count_mae", "
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is known of a tile of unknown truth.
+    """The prediction of a tile without truth.
 
     Attributes:
         name: of the tile.
         path: of its file.
-        error: why the file could not be read; the rest is None then.
+        error: why the file could not be read; then the rest is None.
         image: the IHC, HxWx3 uint8.
-        he: the H&E made of it; None where nothing was translated.
+        he: the translated H&E; None if nothing was translated.
         nuclei: of types as `classes` names them.
         mpp: um/px.
         classes: names of the types from 1.
@@ -104,7 +104,7 @@ def type_map(
     class_map: Mapping[str, str | None] | None,
     classes: Sequence[str] | None = None,
 ) -> TypeMap:
-    """Return how the types of a segmenter become classes.
+    """Return the mapping from the types of a segmenter to classes.
 
     Args:
         segmenter: its name, for the message.
@@ -154,7 +154,7 @@ class MethodComparison:
     Args:
         types: names of the types of each method's segmenter, by method.
         roles: what each translator is in the comparison, by its name.
-        classes: of the keypoints; empty: they have none, and nor do nuclei then.
+        classes: of the keypoints; empty: neither they nor the nuclei have any.
         class_map: see `type_map`.
         truth_classes: names of the types of the truth, where it is known; class F1 against it needs the same types.
         radius_um: largest distance of a keypoint and its nucleus.
@@ -164,7 +164,7 @@ class MethodComparison:
         seed: of the bootstrap.
 
     Raises:
-        ConfigError: where `class_map` or `ap_map` does not fit the types or classes.
+        ConfigError: if `class_map` or `ap_map` does not fit the types or classes.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class MethodComparison:
     # ------------------------------------------------------------------ all tiles
 
     def compute_and_reset(self) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]]]:
-        """Return the metrics as `<metric>/<method>` and the tables by file name; then start afresh.
+        """Return the metrics as `<metric>/<method>` and the tables by file name; then start again from nothing.
 
         Collective: every rank has to call it.
         """
@@ -300,7 +300,7 @@ class MethodComparison:
         return scores(sums, self.classes, self.radii_um) | truth_scores(sums, self.truth_classes)
 
     def _intervals(self, counts: Mapping[str, Counts], drawn: Resampling) -> dict[str, dict[str, Interval]]:
-        """Return the metrics of each method, and which share of the way from no translation to the true H&E it goes."""
+        """Return the metrics of each method, and the share of the gap between none and the true H&E that it closes."""
         found = {method: intervals(own, self._values, drawn) for method, own in counts.items()}
         for method in counts:
             floor, ceiling = self._with_role("none", method), self._with_role("ceiling", method)
@@ -335,7 +335,7 @@ class MethodComparison:
     def _differences(
         self, counts: Mapping[str, Counts], over_tiles: Resampling, over_blocks: Resampling | None
     ) -> list[dict[str, Any]]:
-        """Return by how much each method exceeds that without translation."""
+        """Return the difference of each method from the one without translation."""
         rows = []
         for method, own in counts.items():
             against = self._with_role("none", method)
@@ -357,7 +357,7 @@ class MethodComparison:
         return rows
 
     def _agreement(self, tiles: Sequence[_Scores]) -> list[dict[str, Any]]:
-        """Return how well annotators agree: the human ceiling."""
+        """Return how well annotators agree, which is the human limit."""
         found = agreement([tile.readers for tile in tiles], self.classes)
         summary = found.summary()
         names = [key.removesuffix("/mean") for key in summary if key.endswith("/mean")]

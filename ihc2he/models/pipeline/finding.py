@@ -1,4 +1,4 @@
-"""The classical detector for worker processes: nothing here imports torch, which takes them seconds.
+"""The classical detector for worker processes: nothing here imports torch, which would take seconds.
 
 Shape suffixes: k = maps, h, w = height, width.
 """
@@ -14,9 +14,9 @@ from ihc2he.nuclei.instances import means
 
 
 def find_in_density(maps_khw: NDArray[np.float32], mpp: float) -> Found:
-    """Return the nuclei that the classical detector sees in the optical density of red.
+    """Return the nuclei that the classical detector finds in the optical density of red.
 
-    The score is that density in the mean, 1 at most.
+    The score is the mean of that density, at most 1.
     """
     inst_hw, centres_n2 = segment_density(maps_khw[0], mpp)
     n = len(centres_n2)

@@ -1,4 +1,4 @@
-"""From an IHC tile to nuclei: translate, segment, average over an ensemble, and put large tiles together again.
+"""From an IHC tile to nuclei: translate, segment, average over an ensemble, and assemble large tiles.
 
 Shape suffixes: b = batch, c = colour, k = maps, h, w = height, width; n = nuclei; 2 = (x, y).
 """
@@ -6,7 +6,6 @@ Shape suffixes: b = batch, c = colour, k = maps, h, w = height, width; n = nucle
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ihc2he.models.handover import Handover, Job
 from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
-from ihc2he.nuclei.decoders.base import Found, find_and_vote
+from ihc2he.nuclei.decoders.base import find_and_vote
 from ihc2he.stain.white import FULL, White
 from ihc2he.tiling.augmentation import turned
 from ihc2he.tiling.resampling import resampled_size, resized
@@ -33,7 +33,7 @@ class TileNuclei:
         types_n: from 1, 0 = none known.
         shares_n: share of the pixels that are of that type.
         scores_n: how sure the segmenter is, in [0, 1].
-        agreement_n: share of ensemble members and views that call its pixels nucleus; None where there is only one.
+        agreement_n: share of ensemble members and views that call its pixels nucleus; None if there is only one.
         centres_n2: (x, y) in px.
     """
 
@@ -46,7 +46,7 @@ class TileNuclei:
 
 
 class Maps(NamedTuple):
-    """What is known of a batch of equal tiles before nuclei are told apart.
+    """The maps of a batch of tiles of the same size, before nuclei are separated.
 
     Attributes:
         he_bchw: the H&E that was segmented, of the first member, on the tiles' grid, in [0, 1].
@@ -69,7 +69,7 @@ def translate(
         x_bchw: (N, 3, H, W) in [0, 1].
         mpp: pixel size of the tiles, um/px.
         member: of the translator.
-        states: of each tile, what the translator has prepared of the image that it is a part of.
+        states: for each tile, what the translator has prepared from its whole image.
     """
     if translator.mpp is not None:
         height, width = resampled_size(x_bchw.shape[-2], x_bchw.shape[-1], mpp, translator.mpp)
@@ -88,17 +88,17 @@ def predict(
     views: Sequence[int] = (0,),
     states: Sequence[Any] = (),
 ) -> dict[str, Maps]:
-    """Return what each segmenter says of tiles after their translation.
+    """Return the maps of each segmenter for tiles after their translation.
 
     A tile in another view is translated and segmented in that view, and its maps are turned back.
 
     Args:
-        translator: from IHC to H&E; it works once for all segmenters.
+        translator: from IHC to H&E; it runs once for all segmenters.
         segmenters: by name.
         x_bchw: (N, 3, H, W) in [0, 1].
         mpp: pixel size of the tiles, um/px.
         views: of `ihc2he.tiling.augmentation.VIEWS`; the first has to be 0, the tile as it is.
-        states: of each tile, what the translator has prepared of the image that it is a part of.
+        states: for each tile, what the translator has prepared from its whole image.
     """
     height, width = x_bchw.shape[-2:]
     sums: dict[str, Tensor] = {}
@@ -145,13 +145,13 @@ class Block(NamedTuple):
 
 
 def divide(height: int, width: int, side: int, overlap: int) -> list[Block]:
-    """Return the blocks that cover a tile: one where it is no larger than a block.
+    """Return the blocks that cover a tile; a single one if it is not larger than a block.
 
     Args:
         height: of the tile, px.
         width: of the tile, px.
         side: of a block, px.
-        overlap: least overlap of blocks, px; has to exceed the largest nucleus.
+        overlap: least overlap of blocks, px; must exceed the largest nucleus.
 
     >>> [(block.rows.start, block.core_y) for block in divide(100, 50, 64, 16)]
     [(0, (0, 50)), (36, (50, 100))]
@@ -166,7 +166,7 @@ def divide(height: int, width: int, side: int, overlap: int) -> list[Block]:
 
 
 class Whole(NamedTuple):
-    """What is known of a whole image before its blocks are predicted.
+    """Properties of a whole image that are needed before its blocks are predicted.
 
     Attributes:
         white: white point of the image.
@@ -178,34 +178,32 @@ class Whole(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What is known of a block.
+    """The results of a block.
 
     Attributes:
         he: hxwx3 uint8, the H&E that was segmented.
-        promise: its nuclei, on the same grid, and with an ensemble their agreement.
-        nbytes: of the maps that wait for the pool.
+        job: promises its nuclei, on the same grid, and with an ensemble their agreement.
     """
 
     he: NDArray[np.uint8]
-    promise: Future[tuple[Found, NDArray[np.float32] | None]]
-    nbytes: int
+    job: Job
 
 
 def submit(
-    pool: Executor,
+    handover: Handover[Any],
     segmenter: Segmenter,
     maps: Maps,
     whites: Sequence[White] = (),
     inks: Sequence[NDArray[np.bool_]] = (),
 ) -> list[Part]:
-    """Return the parts of a batch, whose nuclei are found by the pool meanwhile.
+    """Return the parts of a batch; workers find their nuclei in the meantime.
 
     Args:
-        pool: where nuclei are found.
-        segmenter: whose maps they are.
+        handover: to the workers that find nuclei.
+        segmenter: that made the maps.
         maps: of the batch.
-        whites: of each tile, the white point of the H&E of its image; empty: 255.
-        inks: of each tile, hxw, where ink covers it; empty: nowhere.
+        whites: for each tile, the white point of the H&E of its image; empty: 255.
+        inks: for each tile, hxw, where ink covers it; empty: nowhere.
     """
     he_bhwc = (maps.he_bchw * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     maps_bkhw = segmenter.reduced(maps.maps_bkhw).cpu().numpy()
@@ -215,15 +213,16 @@ def submit(
     inks = inks or [np.zeros(he.shape[:2], bool) for he in he_bhwc]
     for he, maps_khw, votes_hw, white, ink_hw in zip(he_bhwc, maps_bkhw, votes, whites, inks, strict=True):
         maps_khw = segmenter.corrected(maps_khw, white, ink_hw)  # noqa: PLW2901
-        promise = pool.submit(find_and_vote, segmenter.find, maps_khw, votes_hw, segmenter.mpp, he.shape[:2])
-        parts.append(Part(he, promise, maps_khw.nbytes))
+        given = (segmenter.find, maps_khw, votes_hw, segmenter.mpp, he.shape[:2])
+        nbytes = maps_khw.nbytes + 3 * he.nbytes  # with IHC, H&E and instances, which wait too
+        parts.append(Part(he, handover.submit(find_and_vote, *given, nbytes=nbytes)))
     return parts
 
 
 def assemble(
     shape: tuple[int, int], blocks: Sequence[Block], parts: Sequence[Part], ink_hw: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.uint8], TileNuclei]:
-    """Return the H&E and the nuclei of a tile from those of its blocks; waits for them.
+    """Wait for the results of all blocks, and return the H&E and the nuclei of the tile.
 
     The H&E is blended where blocks overlap. A nucleus seen by several blocks is kept by the one in whose core its
     centre lies. A nucleus whose centre is under ink is dropped.
@@ -238,7 +237,7 @@ def assemble(
     kept: list[list[NDArray]] = []
     total = 0
     for block, part in zip(blocks, parts, strict=True):
-        found, agreement_n = part.promise.result()
+        found, agreement_n = part.job.result()
         place = np.s_[block.rows, block.columns]
         corner = (block.columns.start, block.rows.start)
         centres_n2 = found.centres_n2 + corner

@@ -7,9 +7,7 @@ Shape suffixes: b = batch, c = colour, h, w = height, width.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -25,7 +23,7 @@ from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.images.masks import ink_mask
 from ihc2he.images.source import ArraySource
 from ihc2he.metrics.fidelity import Card
-from ihc2he.models.handover import worker_pool
+from ihc2he.models.handover import Handover, Job
 from ihc2he.models.pipeline.evaluation import MethodComparison, Prediction, summary, type_map
 from ihc2he.models.pipeline.inference import Block, Part, TileNuclei, Whole, assemble, divide, predict, submit
 from ihc2he.models.pipeline.method import Method
@@ -37,21 +35,20 @@ from ihc2he.tiling.augmentation import VIEWS
 
 log = logging.getLogger(__name__)
 
-MAX_PENDING = 2**28  # bytes of maps and images that wait for the workers; more would fill the memory
 OVERLAP_UM = 32.0  # of the blocks of a large tile; wider than any nucleus
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A tile of which the nuclei are still being told apart."""
+    """A tile whose nuclei are still being separated."""
 
     tile: Mapping[str, Any]
     blocks: Sequence[Block]
     parts: Mapping[str, Sequence[Part]]  # by method, one for each block
     whole: Whole
 
-    def ready(self) -> bool:
-        return all(part.promise.done() for parts in self.parts.values() for part in parts)
+    def jobs(self) -> list[Job]:
+        return [part.job for parts in self.parts.values() for part in parts]
 
     def results(self) -> dict[str, tuple[NDArray[np.uint8], TileNuclei]]:
         shape = self.tile["image"].shape[:2]
@@ -83,7 +80,7 @@ class Pipeline(Task):
         seed: of the bootstrap.
 
     Raises:
-        ConfigError: for a name that is not there, or a number that cannot be.
+        ConfigError: for an unknown name, or an invalid number.
     """
 
     def __init__(
@@ -133,9 +130,7 @@ class Pipeline(Task):
             "translators": {name: _described(translators[name], own) for name, own in self.translators.items()},
             "segmenters": {name: _described(segmenters[name], own) for name, own in self.segmenters.items()},
         }
-        self._pool: Executor | None = None
-        self._pending: deque[_Pending] = deque()
-        self._waiting: deque[tuple[Future, int]] = deque()  # what workers have to do, and the bytes of its maps
+        self.handover: Handover[_Pending] = Handover(workers)
 
     @property
     def pairs(self) -> list[Method]:
@@ -149,9 +144,9 @@ class Pipeline(Task):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What makes the results of two runs comparable, as plain values: settings, and a digest of the weights.
+        """What must be equal for the results of two runs to be comparable: settings, and a digest of the weights.
 
-        No path is in it, so that weights may be moved.
+        It has no paths, so that weights may be moved.
         """
         settings = {"views": self.views, "block": self.block, "class_map": self.class_map, "white": self.white}
         return {
@@ -159,10 +154,10 @@ class Pipeline(Task):
         }  # fmt: skip
 
     def setup(self, stage: str) -> None:
-        """Check that what is in use fits the stage and the data.
+        """Check that the methods fit the stage and the data.
 
         Raises:
-            ConfigError: where it does not.
+            ConfigError: if they do not.
         """
         self.to(memory_format=torch.channels_last)
         if stage == "predict" and len(self.methods) != 1:
@@ -194,11 +189,11 @@ class Pipeline(Task):
     # ------------------------------------------------------------------ stages
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Return the scores of the tiles that are ready, as `rows` and `scored`; at the end of all."""
+        """Return the scores of the tiles that are ready, as `rows` and `scored`; at the end those of all."""
         return self._evaluate(batch, last=batch_idx + 1 == self.trainer.num_test_batches[0])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """As a test, on tiles that settings may be chosen on."""
+        """Like a test, on the tiles for choosing settings."""
         return self._evaluate(batch, last=batch_idx + 1 == self.trainer.num_val_batches[0])
 
     def _evaluate(self, batch: dict[str, Any], last: bool) -> dict[str, Any]:
@@ -207,7 +202,7 @@ class Pipeline(Task):
         return {"rows": [row for tile in scored for row in self.evaluation.rows(tile)], "scored": scored}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Prediction]:
-        """Return the predictions that are ready; at the end all. Files that could not be read come with their error."""
+        """Return the predictions that are ready, at the end all; for files that could not be read, the error."""
         last = batch_idx + 1 == self.trainer.num_predict_batches[0]
         failed = [
             Prediction(name, path, error, None, None, None, 0.0, [])
@@ -232,16 +227,13 @@ class Pipeline(Task):
 
     def _found(self, batch: dict[str, Any], last: bool) -> Iterator[_Pending]:
         """Hand the maps of a batch to the workers; yield tiles that are ready, in their order, or all at the end."""
-        if self._pool is None:
-            self._pool = worker_pool(self.workers) if self.workers else ThreadPoolExecutor(1)
         for group in _alike(batch):
-            self._pending += self._submitted(group)
-        while self._pending and (last or self._pending[0].ready()):
-            yield self._pending.popleft()
+            for pending in self._submitted(group):
+                self.handover.add(pending, pending.jobs())
+        yield from self.handover.ready(last)
 
     def _submitted(self, tiles: Sequence[Mapping[str, Any]]) -> list[_Pending]:
-        """Return tiles of one size with the promises of their nuclei."""
-        assert self._pool is not None
+        """Return tiles of the same size with the promises of their nuclei."""
         height, width = tiles[0]["image"].shape[:2]
         mpp = float(tiles[0]["mpp"])
         blocks = divide(height, width, max(self.block, 2 * round(OVERLAP_UM / mpp)), round(OVERLAP_UM / mpp))
@@ -253,28 +245,21 @@ class Pipeline(Task):
         whites = {name: [own.white_of(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator, union-attr]
         for block in blocks:
             for name, translator in self.translators.items():
-                self._wait()
+                self.handover.wait()
                 x_bchw = self._images([image[block.rows, block.columns] for image in images[name]])
                 segmenters = dict(self.segmenters.items())
                 maps = predict(translator, segmenters, x_bchw, mpp, self.views, states[name])  # type: ignore[arg-type]
                 inks = [whole.ink_hw[block.rows, block.columns] for whole in wholes]
                 for segmenter, found in maps.items():
-                    submitted = submit(self._pool, self.segmenters[segmenter], found, whites[name], inks)  # type: ignore[arg-type]
-                    for i, part in enumerate(submitted):
-                        parts[i][str(Method(name, segmenter))].append(part)
-                        nbytes = 3 * tiles[i]["image"][block.rows, block.columns].nbytes  # IHC, H&E and instances
-                        self._waiting.append((part.promise, part.nbytes + nbytes))
+                    submitted = submit(self.handover, self.segmenters[segmenter], found, whites[name], inks)  # type: ignore[arg-type]
+                    for own, part in zip(parts, submitted, strict=True):
+                        own[str(Method(name, segmenter))].append(part)
         return [_Pending(*entry) for entry in zip(tiles, [blocks] * len(tiles), parts, wholes, strict=True)]
 
     def _whole(self, tile: Mapping[str, Any], mpp: float) -> Whole:
-        """Return what is known of a whole image of IHC before its blocks are predicted."""
+        """Return the properties of a whole IHC image that are needed before its blocks are predicted."""
         white = self.white or ArraySource(tile["image"]).white
         return Whole(white, ink_mask(tile["image"], mpp, white))
-
-    def _wait(self) -> None:
-        """Wait until the maps that the workers have not seen yet are few enough; keep nothing that they have found."""
-        while self._waiting and (self._waiting[0][0].done() or sum(n for _, n in self._waiting) > MAX_PENDING):
-            self._waiting.popleft()[0].result()
 
     def _images(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         x_bhwc = torch.from_numpy(np.stack(images)).to(self.device)
@@ -291,7 +276,7 @@ class Pipeline(Task):
         self._log_evaluation("test")
 
     def on_predict_epoch_end(self) -> None:
-        """Have the translators say what they could not do."""
+        """Let the translators report what they could not do."""
         self._finish()
 
     def _finish(self) -> None:
@@ -309,11 +294,7 @@ class Pipeline(Task):
 
     def teardown(self, stage: str) -> None:
         """End the worker processes."""
-        self._pending.clear()
-        self._waiting.clear()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        self.handover.close()
 
     @property
     def tables(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
@@ -332,10 +313,10 @@ class Pipeline(Task):
 
 
 def _built(kind: str, nodes: Mapping[str, Any], use: Mapping[str, Sequence[str]], only: type) -> dict[str, Any]:
-    """Return what is in use, by name.
+    """Return the nodes in use, by name.
 
     Raises:
-        ConfigError: for a name that is not there, or none at all.
+        ConfigError: for an unknown name, or none at all.
     """
     names = use.get(kind) or []
     names = [names] if isinstance(names, str) else list(names)
@@ -350,14 +331,14 @@ def _built(kind: str, nodes: Mapping[str, Any], use: Mapping[str, Sequence[str]]
 
 
 def _described(node: Any, built: Translator | Segmenter | nn.Module) -> dict[str, Any]:
-    """Return what tells a translator or segmenter from others, besides its weights: no path of a file among it."""
+    """Return what identifies a translator or segmenter besides its weights, without paths of files."""
     named = dict(node) if isinstance(node, Mapping) else {"_target_": type(node).__name__}
     settings = {key: value for key, value in named.items() if key not in built.files}  # type: ignore[operator]
     return settings | built.facts()  # type: ignore[operator]
 
 
 def _digest(module: nn.Module) -> str:
-    """Return what tells the weights of a module from others."""
+    """Return what identifies the weights of a module."""
     digest = blake2b(digest_size=8)
     for value in module.state_dict().values():
         digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
@@ -365,7 +346,7 @@ def _digest(module: nn.Module) -> str:
 
 
 def _alike(batch: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """Return the tiles of a batch that could be read, those of one size and pixel size together."""
+    """Return the readable tiles of a batch, grouped by size and pixel size."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for i, image in enumerate(batch["image"]):
         if image is not None:
@@ -375,7 +356,7 @@ def _alike(batch: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def _source(tile: Mapping[str, Any], name: str, translator: Translator) -> NDArray[np.uint8]:
-    """Return the image that a translator starts from: the IHC, or the true H&E for the one that shows the ceiling."""
+    """Return the input of a translator: the IHC, or the true H&E for the upper limit."""
     if not translator.needs_he:
         return tile["image"]
     if tile.get("he") is None:

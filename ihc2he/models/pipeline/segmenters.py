@@ -1,4 +1,4 @@
-"""What finds nuclei on H&E, by one interface: a trained segmenter of any origin, and the detector that learned nothing.
+"""Segmenters of H&E with one interface: any trained segmenter, and the classical detector, which is not trained.
 
 A segmenter turns images into maps, which may be averaged over views and networks, and maps into nuclei. The second
 step can be sent to worker processes.
@@ -30,10 +30,10 @@ class Segmenter(nn.Module):
     """Finds nuclei on H&E.
 
     Attributes:
-        mpp: pixel size that it wants, um/px.
-        classes: names of the types from 1; empty: it does not type.
+        mpp: pixel size that it needs, um/px.
+        classes: names of the types from 1; empty: it gives no types.
         members: networks of an ensemble, whose maps the caller averages.
-        files: arguments that name files, whose content is in the weights and in `facts`.
+        files: arguments that name files; their content is in the weights and in `facts`.
         find: from maps (K, H, W), as `reduced` leaves them, and um/px to nuclei; can be sent to another process.
     """
 
@@ -48,23 +48,23 @@ class Segmenter(nn.Module):
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
-        """Return what tells results apart besides arguments and weights, as plain values."""
+        """Return what results depend on besides arguments and weights, as plain values."""
         return {"mpp": self.mpp, "classes": list(self.classes), "members": self.members}
 
     def turned_back(self, maps_bkhw: Tensor, view: int) -> Tensor:
-        """Return maps of images in another view as those of the images as they were."""
+        """Return the maps of images in another view, turned back to the original images."""
         return turned_back(maps_bkhw, view, None)
 
     def votes(self, maps_bkhw: Tensor) -> Tensor | None:
-        """Return which pixels the maps call nucleus, (N, H, W) of 0 and 1; None where maps alone do not say."""
+        """Return which pixels the maps call nucleus, (N, H, W) of 0 and 1; None if the maps alone do not show it."""
         return None
 
     def reduced(self, maps_bkhw: Tensor) -> Tensor:
-        """Return what `find` needs of averaged maps, which leaves the device and travels to another process."""
+        """Return the part of averaged maps that `find` needs and that is sent to another process."""
         return maps_bkhw
 
     def corrected(self, maps_khw: NDArray[np.float32], white: White, ink_hw: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return the reduced maps of a tile after what is known of the whole image.
+        """Return the reduced maps of a tile, adapted to its whole image.
 
         Args:
             maps_khw: as `reduced` returns them.
@@ -75,10 +75,10 @@ class Segmenter(nn.Module):
 
 
 class Classical(Segmenter):
-    """The detector of `ihc2he.nuclei.classical`: no learning, no types.
+    """The detector of `ihc2he.nuclei.classical`: not trained, no types.
 
     Args:
-        mpp: pixel size at which it looks, um/px; it was tuned at 0.5.
+        mpp: pixel size that it works at, um/px; it was tuned at 0.5.
     """
 
     find = staticmethod(find_in_density)
@@ -95,9 +95,9 @@ class Classical(Segmenter):
         return -x_bchw[:, :1].float().clamp_min(1 / 255).log10()
 
     def corrected(self, maps_khw: NDArray[np.float32], white: White, ink_hw: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return densities that count from the white point, NaN under ink, so that no threshold hangs on it."""
+        """Return densities counted from the white point, and NaN under ink, so that ink does not affect thresholds."""
         od_khw = np.maximum(maps_khw + np.float32(np.log10(white[0] / 255)), 0)
-        od_khw[:, resized_labels(ink_hw, *od_khw.shape[1:])] = np.nan
+        od_khw[:, resized_labels(ink_hw.view(np.uint8), *od_khw.shape[1:]) > 0] = np.nan
         return od_khw
 
 
@@ -106,15 +106,15 @@ class Learned(Segmenter):
 
     Args:
         weights: a model bundle (folder or hub id), a checkpoint of a run, the authors' checkpoint of HoVer-Net for
-            PanNuke (`hovernet_fast_pannuke_type_tf2pytorch.tar`), or a list of them, which have to agree in pixel
+            PanNuke (`hovernet_fast_pannuke_type_tf2pytorch.tar`), or a list of them, which must have the same pixel
             size, types and decoder.
-        mpp: pixel size, um/px, where the weights do not say.
+        mpp: pixel size, um/px, if the weights do not contain it.
         window: px, the largest sides that are predicted at once.
         overlap: px, least overlap of windows, in which their maps are blended.
         name: under which the configuration has it, for messages.
 
     Raises:
-        ConfigError: without weights, or where those of a list do not go together.
+        ConfigError: without weights, or if those of a list do not fit together.
         DataError: weights that cannot be read.
     """
 
@@ -164,12 +164,12 @@ class Learned(Segmenter):
             return self.decoder.join(network(window_bchw.contiguous(memory_format=torch.channels_last)))
 
         h, w = x_bchw.shape[-2:]
-        least = network.stride  # the smallest sides that the network takes
+        least = network.stride  # the smallest sides that the network accepts
         x_bchw = F.pad(x_bchw, (0, max(0, least - w), 0, max(0, least - h)), mode="replicate")
         return predict_tiled(maps, x_bchw, self.window, self.overlap, network.margin)[..., :h, :w]
 
     def turned_back(self, maps_bkhw: Tensor, view: int) -> Tensor:
-        """Return maps of images in another view as those of the images as they were."""
+        """Return the maps of images in another view, turned back to the original images."""
         return self.decoder.turned_back(maps_bkhw, view)
 
     def votes(self, maps_bkhw: Tensor) -> Tensor | None:
@@ -177,12 +177,12 @@ class Learned(Segmenter):
         return self.decoder.votes(maps_bkhw)
 
     def reduced(self, maps_bkhw: Tensor) -> Tensor:
-        """Return what the decoder needs of averaged maps."""
+        """Return the part of averaged maps that the decoder needs."""
         return self.decoder.reduced(maps_bkhw)
 
 
 def _checked(key: str, source: str, loaded: Loaded, said: float | None) -> Loaded:
-    """Return what was loaded with its pixel size, which the configuration may say where the weights do not."""
+    """Return what was loaded with its pixel size, from the weights or from the configuration."""
     mpp = loaded.mpp or said
     if mpp is None:
         msg = f"{source}: does not say its pixel size. Pass {key}.mpp in um/px, or its run's bundle."

@@ -1,4 +1,4 @@
-"""What turns IHC into H&E, by one interface: trained networks, and the baselines that learned nothing.
+"""Translators from IHC to H&E with one interface: trained networks, and baselines that are not trained.
 
 Shape suffixes: b = batch, c = colour, h, w = height, width.
 """
@@ -38,14 +38,14 @@ _THUMBNAIL_PX = 4096  # px, longer side of what they are taken of for a larger o
 
 
 class Translator(nn.Module):
-    """Turns IHC into H&E.
+    """Translates IHC to H&E.
 
     Attributes:
-        mpp: pixel size that it wants, um/px; None: any.
+        mpp: pixel size that it needs, um/px; None: any.
         members: networks of an ensemble; the caller averages what becomes of their images, never the images.
-        needs_he: it is given the tile's aligned H&E in place of its IHC.
-        role: in a comparison: "none" and "ceiling" are what a "translation" is measured against.
-        files: arguments that name files, whose content is in the weights and in `facts`.
+        needs_he: it gets the tile's aligned H&E instead of its IHC.
+        role: in a comparison: a "translation" is compared with "none" and "ceiling".
+        files: arguments that name files; their content is in the weights and in `facts`.
     """
 
     mpp: float | None = None
@@ -58,15 +58,15 @@ class Translator(nn.Module):
         super().__init__()
 
     def prepare(self, image: ImageSource) -> Any:
-        """Return what `forward` has to know of a whole image, once, before its blocks are translated; None: nothing."""
+        """Return what `forward` needs from a whole image, once, before its blocks are translated; None: nothing."""
         return None
 
     def white_of(self, image: ImageSource) -> White:
-        """Return the white point of the H&E that is made of an image."""
+        """Return the white point of the translated H&E of an image."""
         return FULL
 
     def facts(self) -> dict[str, Any]:
-        """Return what tells results apart besides arguments and weights, as plain values."""
+        """Return what results depend on besides arguments and weights, as plain values."""
         return {"mpp": self.mpp, "members": self.members}
 
     def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
@@ -75,7 +75,7 @@ class Translator(nn.Module):
         Args:
             x_bchw: (N, 3, H, W) floats in [0, 1], any H and W.
             member: index below `members`.
-            states: what `prepare` has returned of each image; empty: nothing was prepared, and each is a whole one.
+            states: what `prepare` returned for each image; empty: nothing was prepared, and each is a whole image.
 
         Returns:
             (N, 3, H, W) float32 in [0, 1].
@@ -83,11 +83,11 @@ class Translator(nn.Module):
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Log what has to be said once, at the end of a test or prediction."""
+        """Log a summary at the end of a test or prediction."""
 
 
 class Identity(Translator):
-    """No translation: what the segmenter makes of IHC itself is the floor."""
+    """No translation: the segmenter gets the IHC itself, for comparison."""
 
     role: Role = "none"
 
@@ -96,12 +96,12 @@ class Identity(Translator):
         return x_bchw
 
     def white_of(self, image: ImageSource) -> White:
-        """Return that of the image."""
+        """Return the white point of the image."""
         return image.white
 
 
 class Rendered(Identity):
-    """The true H&E of simulated tissue, as if the translation were perfect: the ceiling."""
+    """The true H&E of simulated tissue, as if the translation were perfect: the upper limit."""
 
     needs_he = True
     role: Role = "ceiling"
@@ -139,10 +139,10 @@ class Recolour(Translator):
 
 
 class _Normalised(Translator):
-    """Brings the colours of each image to those of a target; where an image has no statistics it stays as it is.
+    """Adapts the colours of each image to a target; an image without statistics stays unchanged.
 
-    The statistics are those of the whole image, or of a thumbnail of a large one, so that all its blocks are treated
-    alike.
+    The statistics are those of the whole image, or of a thumbnail of a large one, so that all blocks are treated the
+    same.
     """
 
     method: Method
@@ -159,7 +159,7 @@ class _Normalised(Translator):
         return super().facts() | {"target": [np.round(values, 6).tolist() for values in self.target]}
 
     def prepare(self, image: ImageSource) -> tuple[Statistics | None, White]:
-        """Return the statistics of the image, None in their place where they mean nothing, and its white point."""
+        """Return the statistics of the image, or None if they are meaningless, and its white point."""
         pixels = image.whole() if image.shape[0] * image.shape[1] <= _WHOLE_PX else image.thumbnail(_THUMBNAIL_PX)
         own = statistics(self.method, self._lit(pixels, image.white))
         self.seen += 1
@@ -167,7 +167,7 @@ class _Normalised(Translator):
         return own, image.white
 
     def _lit(self, image: NDArray[np.uint8], white: White) -> NDArray[np.uint8]:
-        """Return an image with its glass where the method expects it; Reinhard's counts no optical densities."""
+        """Return an image with its glass at the value the method expects; Reinhard's does not use optical densities."""
         return relative_to_white(image, white, LIGHT) if self.method == "macenko" else image
 
     def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
@@ -183,7 +183,7 @@ class _Normalised(Translator):
         return torch.from_numpy(made).to(x_bchw.device).permute(0, 3, 1, 2).float() / 255
 
     def finish(self) -> None:
-        """Warn of the images that came back unchanged, and count from 0 again."""
+        """Warn about the images that stayed unchanged, and reset the counters."""
         if self.unchanged:
             log.warning(
                 "The translator %s left %d of %d images unchanged: too little tissue, or of one colour.",
@@ -196,7 +196,7 @@ class Reinhard(_Normalised):
     """Means and standard deviations of the channels in CIE Lab (Reinhard et al., IEEE CG&A 2001), by torchstain.
 
     Args:
-        target: an image of H&E, or a folder of them; null takes the two that follow.
+        target: an image of H&E, or a folder of them; null: the next two are used.
         lab_mean: of the target.
         lab_std: of the target.
     """
@@ -211,7 +211,7 @@ class Macenko(_Normalised):
     """Stain vectors by singular values, and their strengths (Macenko et al., ISBI 2009), by torchstain.
 
     Args:
-        target: an image of H&E, or a folder of them; null takes torchstain's published reference.
+        target: an image of H&E, or a folder of them; null: torchstain's published reference.
     """
 
     method = "macenko"
@@ -224,7 +224,7 @@ def _target_images(target: str) -> Iterator[NDArray[np.uint8]]:
     """Yield the images of a file or folder, HxWx3 uint8 RGB.
 
     Raises:
-        DataError: naming the path, where there are none or one cannot be read.
+        DataError: with the path, if there are none or one cannot be read.
     """
     path = Path(target)
     paths = [path / name for name in find_images(path)] if path.is_dir() else [path]
@@ -247,14 +247,14 @@ class LearnedTranslator(Translator):
     """A trained network from IHC to H&E, such as a generator of a CycleGAN, or an ensemble of them.
 
     Args:
-        weights: a bundle (folder or hub id), a checkpoint of a run, or a list of them, which have to agree in pixel
+        weights: a bundle (folder or hub id), a checkpoint of a run, or a list of them, which must have the same pixel
             size.
-        mpp: um/px, where the weights do not say: those of a checkpoint.
+        mpp: um/px, if the weights do not contain it, such as those of a checkpoint.
         window: px, the largest sides that are translated at once.
         overlap: px, least overlap of windows, in which their images are blended.
 
     Raises:
-        ConfigError: without weights or pixel size, or with weights that do not go together or translate otherwise.
+        ConfigError: without weights or pixel size, or with weights that do not fit together or have another direction.
         DataError: for weights that cannot be read.
     """
 
@@ -281,7 +281,7 @@ class LearnedTranslator(Translator):
         self.window, self.overlap = window, overlap
 
     def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
-        """Return the images that a generator makes."""
+        """Return the images of a generator."""
         low, high = self.ranges[member]
 
         def generate(window_bchw: Tensor) -> Tensor:
@@ -316,7 +316,7 @@ def _of_bundle(source: str) -> _Generator:
 
 
 def _of_run(path: str) -> _Generator:
-    """Return the generator of a CycleGAN's checkpoint, the averaged one where the run kept an average."""
+    """Return the generator of a CycleGAN's checkpoint, the averaged one if the run kept an average."""
     content = read_checkpoint(path)
     hparams, state = content.get("hyper_parameters"), content["state_dict"]
     node = hparams.get("generator") if isinstance(hparams, Mapping) else None
@@ -339,11 +339,11 @@ def _common_mpp(found: Mapping[str, float | None], said: float | None) -> float:
     """Return the pixel size of all weights.
 
     Args:
-        found: what each of them says, by where it comes from.
-        said: what the configuration says, for those that say nothing.
+        found: pixel size in each of them, by source.
+        said: pixel size in the configuration, for those without one.
 
     Raises:
-        ConfigError: where one is not known, or two differ.
+        ConfigError: if one is not known, or two differ.
 
     >>> _common_mpp({"a/bundles/g_ihc2he": 0.46, "b.ckpt": None}, 0.46)
     0.46
@@ -360,13 +360,13 @@ def _common_mpp(found: Mapping[str, float | None], said: float | None) -> float:
     (first, mpp), *others = known.items()
     for source, other in others:
         if other != mpp:
-            msg = f"model.translators.cyclegan: {first} has {mpp} um/px and {source} {other}; members have to agree."
+            msg = f"model.translators.cyclegan: {first} has {mpp} um/px and {source} {other}; they must be equal."
             raise ConfigError(msg)
     return float(mpp)  # type: ignore[arg-type]
 
 
 def _padded(network: nn.Module, x_bchw: Tensor) -> Tensor:
-    """Return what a network makes of images, which are enlarged first where they are smaller than it takes."""
+    """Return the output of a network for images; images that are too small for it are enlarged first."""
     h, w = x_bchw.shape[-2:]
     bottom, right = max(0, _LEAST_SIDE - h), max(0, _LEAST_SIDE - w)
     if not (bottom or right):

@@ -1,6 +1,6 @@
-"""A method against the whole truth, which simulated tissue has: outlines, types, and where the stains went.
+"""Comparison with the complete truth of simulated tissue: outlines, types, and where the stains went.
 
-Everything is counted per tile such that it adds up over tiles, for pooled values and their bootstrap.
+Everything is counted per tile so that it adds up over tiles, for pooled values and their bootstrap.
 Shape suffixes: h, w = height, width; t = true nuclei; c = types; s = statistics.
 """
 
@@ -61,7 +61,7 @@ def compare_with_truth(
         type_hw: true type per pixel, from 1.
         nuclei: that were found, of the segmenter's types.
         mpp: um/px.
-        n_types: number of types; 0 where the segmenter's are not those of the truth.
+        n_types: number of types; 0 if the segmenter's types are not those of the truth.
     """
     true_types_t = instance_types(inst_hw, type_hw)[0]
     pairs = overlaps(inst_hw, nuclei.inst_hw)
@@ -100,13 +100,13 @@ def stain_counts(
 
 
 def _mean(name: str, value: float) -> dict[str, NDArray]:
-    """Return a value and whether it is one, which add up to a mean over the tiles that have it."""
+    """Return a value and whether it exists, which add up to a mean over the tiles that have it."""
     known = not np.isnan(value)
     return {f"mean_{name}": np.array(value if known else 0.0), f"mean_{name}_n": np.array(float(known))}
 
 
 def truth_scores(sums: Mapping[str, NDArray], types: Sequence[str]) -> dict[str, NDArray]:
-    """Return the metrics of summed counts; NaN where a ratio is 0/0. What was not counted is left out.
+    """Return the metrics of summed counts; NaN if a ratio is 0/0. What was not counted is left out.
 
     Args:
         sums: of `compare_with_truth` and `stain_counts`, with any leading axes.

@@ -1,8 +1,8 @@
 """Encoders of HoVer-Net: the reference's pre-activation ResNet50, and any of segmentation-models-pytorch and timm.
 
-An encoder takes images in [0, 1] and gives four feature maps at strides 1, 2, 4 and 8. It has the attributes
-`channels` (of the four), `stride` (what the sides of its input have to divide by) and `weights` (where its pretrained
-weights come from, or None), and the method `load_pretrained`. Building one never reads weights: a checkpoint or a
+An encoder takes images in [0, 1] and returns four feature maps at strides 1, 2, 4 and 8. It has the attributes
+`channels` (of the four), `stride` (the sides of its input must be multiples of it) and `weights` (the source of its
+pretrained weights, or None), and the method `load_pretrained`. Building one never reads weights: a checkpoint or a
 bundle brings its own.
 Shape suffixes: b = batch, c = channel, h, w = height, width.
 """
@@ -59,7 +59,7 @@ class PreactResNet(nn.Module):
         return features
 
     def load_pretrained(self) -> None:
-        """Load the weights that the constructor was told of."""
+        """Load the weights given to the constructor."""
         if self.weights is not None:
             load_encoder(self, self.weights)
 
@@ -159,10 +159,10 @@ class SmpEncoder(nn.Module):
         return [stem, torch.cat([self.stem2(stem), s2], 1), s4, s8]
 
     def load_pretrained(self) -> None:
-        """Load the weights that the constructor was told of, from the cache or the net.
+        """Load the weights that the constructor was told of, from the cache or the internet.
 
         Raises:
-            ConfigError: where they cannot be had.
+            ConfigError: if they are not available.
         """
         if self.weights is None:
             return

@@ -42,7 +42,7 @@ class Truth(NamedTuple):
         name: of the tile.
         group: its tissue, or "".
         image: HxWx3 uint8 RGB.
-        nuclei: the annotated ones, of type 0 where the data has no types.
+        nuclei: the annotated ones, of type 0 if the data has no types.
     """
 
     name: str
@@ -61,10 +61,10 @@ def truths(batch: Mapping[str, Any]) -> list[Truth]:
 
 
 class SegmentationEvaluation:
-    """Collects the scores of tiles. It is no `nn.Module`, so nothing of it enters a checkpoint.
+    """Collects the scores of tiles. It is not an `nn.Module`, so checkpoints contain nothing of it.
 
     `bpq` and `mpq` follow PanNuke's official protocol, the mean over tissues; `bpq_image`, `mpq_image`, `bpq_dataset`
-    and `mpq_dataset` are the same under the other ways to average that papers use.
+    and `mpq_dataset` are the same with other averages that papers use.
 
     Args:
         classes: names of the types, from 1; empty: all nuclei are of one kind.
@@ -93,12 +93,12 @@ class SegmentationEvaluation:
         """Add a tile and return its row: name, group, counts and values by key.
 
         Args:
-            truth: what is annotated.
+            truth: the annotation.
             found: on the grid of the tile.
             mpp: pixel size, um/px.
         """
         n = len(self.classes)
-        # Where either side has no types, those of the other are not judged.
+        # If one side has no types, those of the other are not evaluated.
         true_types = truth.nuclei.types_n if n else np.zeros_like(truth.nuclei.types_n)
         found_types = found.nuclei.types_n if n else np.zeros_like(found.nuclei.types_n)
         pairs = overlaps(truth.nuclei.inst_hw, found.nuclei.inst_hw)
@@ -122,7 +122,7 @@ class SegmentationEvaluation:
         return {"name": truth.name, "group": truth.group} | self._shown(quality | found_well) | means | counts
 
     def compute_and_reset(self, device: torch.device) -> dict[str, Tensor]:
-        """Return all values over the tiles of all devices; then start afresh.
+        """Return all values over the tiles of all devices; then start again from nothing.
 
         Collective: every rank has to call it.
 
@@ -140,7 +140,7 @@ class SegmentationEvaluation:
         return self._shown(values)
 
     def _shown(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values without those that say nothing: of the helper class, and of types where there are none."""
+        """Return the values without meaningless ones: of the helper class, and of types if there are none."""
         hidden = {f"f1/{_UNTYPED}"}
         if not self.classes:
             hidden |= {key for key in values if key.startswith("mpq")} | {"type_accuracy"}

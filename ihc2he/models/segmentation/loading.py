@@ -1,4 +1,4 @@
-"""Trained segmenters: from a bundle, from the checkpoint of a run, or from what others have published."""
+"""Trained segmenters: from a bundle, from the checkpoint of a run, or from published weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         network: in evaluation mode.
-        mpp: um/px that it was trained at; None where that is not said.
+        mpp: um/px that it was trained at; None if it is not known.
         classes: names of the types from 1.
         decoder: of its maps.
     """
@@ -43,8 +43,8 @@ def load_segmenter(source: str) -> Loaded:
             PanNuke (`.tar`).
 
     Raises:
-        ConfigError: where it is of another kind.
-        DataError: where it cannot be read, or does not fit together.
+        ConfigError: if it is of another kind.
+        DataError: if it cannot be read, or its parts do not fit together.
     """
     if source.endswith((".tar", ".pth")):
         return _published(source)

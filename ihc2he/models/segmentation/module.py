@@ -1,4 +1,4 @@
-"""What segmenters of nuclei have in common: windows, views, ensembles, evaluation, exports, whatever their maps mean.
+"""The common part of all segmenters of nuclei: windows, views, ensembles, evaluation and exports.
 
 Shape suffixes: b = batch, c = colour, k = maps, as the decoder joins them, h, w = height, width.
 """
@@ -38,19 +38,19 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 class NucleiSegmenter(Task):
-    """Finds nuclei and says of which type they are; a subclass says by which loss it learns.
+    """Finds and classifies nuclei; a subclass defines the loss.
 
     Batches are dicts. Training: `image` (N, 3, H, W) in [0, 1], `inst` (N, H, W) with 0 = background, with classes
     `type` (N, H, W) with 0 = background, and the targets of the decoder. Evaluation: whole tiles without targets, and
     `name` and `group` (the tissue) are lists. The pixel size is the DataModule's.
 
     Args:
-        network: node or module of a `MapNetwork`. A node gets the argument `channels`: the maps that the decoder wants.
+        network: node or module of a `MapNetwork`. A node gets the argument `channels`: the maps that the decoder needs.
         decoder: node or object of a `Decoder`; give the DataModule the same one.
         optimizer: node of a `torch.optim.Optimizer` without its parameters.
         scheduler: node of a learning-rate scheduler without its optimiser, stepped each epoch; None: constant.
         classes: names of the types, in the order of the DataModule; None or empty: nuclei have no types.
-        lr_encoder: learning rate of the network's backbone; the optimiser's own where None.
+        lr_encoder: learning rate of the network's backbone; None: the optimiser's.
         window: px, the largest sides that are predicted at once; larger tiles are covered by overlapping windows.
         overlap: px, least overlap of windows, in which their maps are blended.
         tta: average the maps over the eight flips and quarter turns when testing.
@@ -132,7 +132,7 @@ class NucleiSegmenter(Task):
         """
 
     def load_start(self, stage: str) -> bool:
-        """Load the weights that training starts from; return whether there was anything to load."""
+        """Load the initial weights; return whether there were any."""
         if stage != "fit":
             return False
         if self.network.backbone is not None:
@@ -158,7 +158,7 @@ class NucleiSegmenter(Task):
 
     @property
     def requires_checkpoint(self) -> bool:
-        """Whether evaluation without a checkpoint would judge random weights."""
+        """Whether evaluation without a checkpoint would use random weights."""
         return True
 
     @torch.no_grad()
@@ -190,7 +190,7 @@ class NucleiSegmenter(Task):
         return self.decoder.reduced(self.predict_maps(x_bchw, tta)).cpu().numpy()
 
     def exports(self) -> dict[str, Export]:
-        """Return what a bundle needs: the network and its description."""
+        """Return the network and its description for a bundle."""
         description = {
             "module": None if self.decoder_node is None else self.network_node,
             "decoder": self.decoder_node,
@@ -204,18 +204,18 @@ class NucleiSegmenter(Task):
         return {"segmenter": Export(self.network, description)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what one must know to use the network, as a bundle has it."""
+        """Add what is needed to use the network, as in a bundle."""
         checkpoint["segmenter"] = {**self.exports()["segmenter"].info, "mpp": self.data.mpp}
 
     # ------------------------------------------------------------------ training
 
     def setup(self, stage: str) -> None:
-        """Check that the data fits, load what training starts from, and compile where asked.
+        """Check that the data fits, load the initial weights, and compile if asked.
 
         Raises:
-            ConfigError: where the data has no one pixel size or other classes than the model, or batch normalisation
+            ConfigError: if the data has several pixel sizes or other classes than the model, or if batch normalisation
                 cannot be synchronised.
-            DataError: where weights do not fit.
+            DataError: if weights do not fit.
         """
         if stage == "fit":
             self._check_sync_batchnorm()
@@ -291,7 +291,7 @@ class NucleiSegmenter(Task):
         """Return the loss of a batch of crops.
 
         Raises:
-            ConfigError: where the model has classes and the batch no types, or the batch lacks a target.
+            ConfigError: if the model has classes and the batch no types, or the batch lacks a target.
         """
         if self.classes and "type" not in batch:
             msg = f"model.classes={self.classes}, but the training batches hold no types of nuclei. Pass [] for none."
@@ -317,16 +317,16 @@ class NucleiSegmenter(Task):
     # ------------------------------------------------------------------ evaluation
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Scores:
-        """Return the results of the images whose nuclei have been found meanwhile, as `rows`."""
+        """Return the results of the images whose nuclei have been found by now, as `rows`."""
         return {"rows": self._evaluate(batch, tta=False, last=False)}
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> Scores:
-        """Return the results of the images whose nuclei have been found meanwhile, as `rows`; at the end all."""
+        """Return the results of the images whose nuclei have been found by now, as `rows`; at the end all."""
         last = batch_idx + 1 == self.trainer.num_test_batches[0]
         return {"rows": self._evaluate(batch, tta=self.tta, last=last)}
 
     def _evaluate(self, batch: dict[str, Any], tta: bool, last: bool) -> list[dict[str, Any]]:
-        """Predict a batch and hand its maps to the workers; return the results that are there, or all where asked."""
+        """Predict a batch and hand its maps to the workers; return the results that are ready, or all if asked."""
         maps_bkhw = self._reduced_maps(batch["image"], tta)
         for truth, maps_khw in zip(truths(batch), maps_bkhw, strict=True):
             nbytes = maps_khw.nbytes + truth.image.nbytes + truth.nuclei.inst_hw.nbytes
@@ -366,7 +366,7 @@ class NucleiSegmenter(Task):
         return self.evaluation.cards
 
     def panels(self, batch: dict[str, Any]) -> list[list[tuple[str, Tensor]]]:
-        """Return, for each image of a batch, the pictures to look at with their titles; (3, H, W) in [-1, 1]."""
+        """Return, for each image of a batch, its pictures with their titles; (3, H, W) in [-1, 1]."""
         found = self.predict_nuclei(batch["image"], tta=self.tta and self.trainer.testing)
         tiles = zip(truths(batch), found, strict=True)
         shown = [pictures(truth, nuclei, self.classes) for truth, nuclei in tiles]

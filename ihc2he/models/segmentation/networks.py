@@ -1,4 +1,4 @@
-"""What any network that gives maps of nuclei has in common, and a light U-Net that gives the maps of any decoder.
+"""The base of networks that give maps of nuclei, and a light U-Net for the maps of any decoder.
 
 Shape suffixes: b = batch, c = channel, h, w = height, width.
 """
@@ -20,7 +20,7 @@ class MapNetwork(nn.Module):
     """A network from images (N, 3, H, W) in [0, 1] to a dict of raw maps (N, C, h, w) by name.
 
     Attributes:
-        channels: of each raw map, as the decoder wants them.
+        channels: of each raw map, as the decoder needs them.
         margin: px by which the maps are smaller than the image on each side.
         stride: px, the least sides of an image.
     """
@@ -33,7 +33,7 @@ class MapNetwork(nn.Module):
     def backbone(self) -> Any:
         """The part that may be pretrained and frozen, or None.
 
-        It has the attribute `weights`, which is None where it starts from random ones, and the method
+        It has the attribute `weights`, which is None if it starts from random ones, and the method
         `load_pretrained`.
         """
         return None
@@ -74,7 +74,7 @@ class UNet(MapNetwork):
         """Return the raw maps of images, of their size.
 
         Args:
-            x_bchw: (N, 3, H, W) in [0, 1]; sides of at least the encoder's stride. Where they do not divide by it, the
+            x_bchw: (N, 3, H, W) in [0, 1]; sides of at least the encoder's stride. If they are not multiples of it, the
                 image is padded by reflection and the maps are cropped back.
         """
         h, w = x_bchw.shape[-2:]

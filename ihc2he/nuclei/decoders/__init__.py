@@ -1,1 +1,1 @@
-"""Decoders: how nuclei are written as maps that a network can learn, and read off such maps again."""
+"""Decoders: from nuclei to maps that a network can learn, and back from maps to nuclei."""

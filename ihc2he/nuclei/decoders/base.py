@@ -1,7 +1,7 @@
-"""The interface of a decoder. One object serves the dataset, training, test and pipeline.
+"""The interface of a decoder. One object is used by the dataset, training, test and pipeline.
 
 A decoder is built from plain values, so that it can be named in a configuration and in a bundle, and it can be pickled,
-so that worker processes can use it. Importing one must not import torch, which takes such processes seconds.
+so that worker processes can use it. Importing one must not import torch, which would take seconds in such processes.
 Shape suffixes: b = batch, k = maps, h, w = height, width; n = nuclei; 2 = (x, y).
 """
 
@@ -26,7 +26,7 @@ class Nuclei(NamedTuple):
 
     Attributes:
         inst_hw: int32 instance map with ids 1..N, 0 = background.
-        types_n: type of each, 0 where none is known.
+        types_n: type of each, 0 if it is not known.
         shares_n: share of its pixels that are of this type.
     """
 
@@ -52,8 +52,8 @@ class Found(NamedTuple):
 class Decoder(ABC):
     """Between instance maps and the maps of a network.
 
-    The maps of a network are a dict of raw tensors by name, (N, C, H, W) each: what the loss sees. `join` makes of them
-    one tensor of K maps, all of which may be averaged over windows, views and networks.
+    The maps of a network are a dict of raw tensors by name, (N, C, H, W) each: what the loss sees. `join` makes one
+    tensor of K maps from them, which may all be averaged over windows, views and networks.
     """
 
     def __eq__(self, other: object) -> bool:
@@ -65,10 +65,10 @@ class Decoder(ABC):
 
     @abstractmethod
     def channels(self, n_types: int) -> dict[str, int]:
-        """Return the raw maps that a network has to give, with their number of channels.
+        """Return the raw maps that a network must give, with their number of channels.
 
         Args:
-            n_types: types of nuclei, without background; 0: nuclei are not typed.
+            n_types: types of nuclei, without background; 0: nuclei have no types.
         """
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def turned_back(self, maps_bkhw: Tensor, view: int) -> Tensor:
-        """Return joined maps of images in another view as those of the images as they were.
+        """Return the joined maps of images in another view, turned back to the original images.
 
         Args:
             maps_bkhw: as `join` gives them.
@@ -95,10 +95,10 @@ class Decoder(ABC):
 
     @abstractmethod
     def votes(self, maps_bkhw: Tensor) -> Tensor | None:
-        """Return which pixels the maps call nucleus, (N, H, W) of 0 and 1; None where maps alone do not say."""
+        """Return which pixels the maps call nucleus, (N, H, W) of 0 and 1; None if the maps alone do not show it."""
 
     def reduced(self, maps_bkhw: Tensor) -> Tensor:
-        """Return what `find` needs of joined maps: what leaves the device and travels to another process."""
+        """Return the part of joined maps that `find` needs and that is sent to another process."""
         return maps_bkhw
 
     @abstractmethod
@@ -112,11 +112,11 @@ class Decoder(ABC):
 
 
 def likeliest(maps_bkhw: Tensor, first: int) -> Tensor:
-    """Return maps with the likeliest type in place of the probabilities of all.
+    """Return maps with the most likely type instead of the probabilities of all.
 
     Args:
         maps_bkhw: joined maps.
-        first: number of the map of background, behind which are those of the types; where there is none, there are no
+        first: number of the background's map, which is followed by those of the types; if there is none, there are no
             types.
     """
     import torch
@@ -128,7 +128,7 @@ def likeliest(maps_bkhw: Tensor, first: int) -> Tensor:
 
 
 def typed(inst_hw: NDArray[np.int32], maps_khw: NDArray[np.float32], first: int) -> Nuclei:
-    """Return nuclei with their types, which are 0 where there is no map of types.
+    """Return nuclei with their types, which are 0 without a map of types.
 
     Args:
         inst_hw: instance map with ids 1..N.
@@ -146,13 +146,13 @@ def find_and_vote(
     mpp: float,
     size: tuple[int, int],
 ) -> tuple[Found, NDArray[np.float32] | None]:
-    """Return the nuclei on maps, on the grid of the tile, and where there are votes their mean over each nucleus.
+    """Return the nuclei on maps, on the grid of the tile, and the mean of any votes over each nucleus.
 
     This is the one way from maps to nuclei, in training and in the pipeline, and what worker processes do.
 
     Args:
         find: of a decoder.
-        maps_khw: what it takes.
+        maps_khw: its input.
         votes_hw: share of ensemble members and views that call a pixel nucleus.
         mpp: pixel size of the maps, um/px.
         size: height and width of the tile, px.

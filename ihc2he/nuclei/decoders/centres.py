@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SIGMA_UM = 1.0  # of the Gaussian that a centre is
-SMOOTHING_UM = 0.4  # sigma over the heat map before its maxima are looked for
+SMOOTHING_UM = 0.4  # sigma of the blur before maxima of the heat map are searched
 SEPARATION_UM = 1.5  # least distance of two maxima
 LEAST_HEAT = 0.3  # of a maximum
 MIN_AREA_UM2 = 1.0  # of a piece of the foreground
@@ -34,8 +34,8 @@ class CentresDecoder(Decoder):
     """Probability of nucleus, heat of the centres, and with types the probability of background and of each.
 
     A network gives `mask` and `centre` (a logit each) and, with types, `types` (logits). Nuclei are the maxima of the
-    heat that lie in the foreground; their score is the heat there. A piece of foreground without a maximum is no
-    nucleus.
+    heat that lie in the foreground; their score is the heat there. A piece of foreground without a maximum is not
+    a nucleus.
     """
 
     def channels(self, n_types: int) -> dict[str, int]:
@@ -76,7 +76,7 @@ class CentresDecoder(Decoder):
 
 
 def heat(inst_hw: NDArray[np.integer], mpp: float) -> NDArray[np.float32]:
-    """Return the heat map of nuclei: a Gaussian around each centre of mass, the greatest where they overlap.
+    """Return the heat map of nuclei: a Gaussian around each centre of mass, the largest value where they overlap.
 
     Args:
         inst_hw: instance map, 0 = background.

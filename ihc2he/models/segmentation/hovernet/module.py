@@ -20,7 +20,7 @@ REFERENCE_LOSSES = {"np_ce": 1.0, "np_dice": 1.0, "hv_mse": 2.0, "hv_msge": 1.0,
 
 
 class HoverNetSegmenter(NucleiSegmenter):
-    """Finds nuclei on H&E by HoVer maps, and says of which type they are; see `NucleiSegmenter` for the batches.
+    """Finds and classifies nuclei on H&E by HoVer maps; see `NucleiSegmenter` for the batches.
 
     Args:
         encoder: node or module, see `ihc2he.models.segmentation.encoders`. A module is not saved in `hparams`.
@@ -33,7 +33,7 @@ class HoverNetSegmenter(NucleiSegmenter):
         msge_axis: `aligned` or `cross`, see `ihc2he.losses.hover.msge_loss`.
         lr_encoder: likewise.
         weights: a published checkpoint of the reference to start from; None for the encoder's `weights`.
-        keep_unmarked: of the decoder, where none is given; the reference does not.
+        keep_unmarked: of the decoder, if none is given; the reference does not.
         decoder: node or object of a `HoverDecoder`.
         window: likewise.
         overlap: likewise.
@@ -102,11 +102,11 @@ class HoverNetSegmenter(NucleiSegmenter):
 
     @property
     def requires_checkpoint(self) -> bool:
-        """Whether evaluation without a checkpoint would judge random weights."""
+        """Whether evaluation without a checkpoint would use random weights."""
         return self.hparams["weights"] is None
 
     def load_start(self, stage: str) -> bool:
-        """Load the published checkpoint, or what the encoder starts from; return whether there was anything to load."""
+        """Load the published checkpoint, or the weights of the encoder; return whether there were any."""
         if not self.hparams["weights"]:
             return super().load_start(stage)
         load_reference(self.network, self.hparams["weights"])

@@ -87,7 +87,7 @@ class HoverNet(MapNetwork):
             smaller by twice the margin.
 
         Raises:
-            ValueError: for sides that the mode cannot take.
+            ValueError: for sides that do not fit the mode.
         """
         h, w = x_bchw.shape[-2:]
         if self.margin:

@@ -21,10 +21,10 @@ def load_reference(net: nn.Module, path: str | Path) -> None:
 
     Args:
         net: with the reference encoder and the checkpoint's mode and number of types.
-        path: of the checkpoint, in any spelling of its keys (`preact_bna/bn`, `preact/bn` or `preact_bn`).
+        path: of the checkpoint, with any spelling of its keys (`preact_bna/bn`, `preact/bn` or `preact_bn`).
 
     Raises:
-        DataError: naming the file, and the keys or shapes that do not fit.
+        DataError: with the file, and the keys or shapes that do not fit.
     """
     mapped = {f"encoder.{k}" if k.startswith(_ENCODER) else k: v for k, v in _read(path).items()}
     mapped.pop("upsample2x.unpool_mat", None)  # a constant: enlarging needs no weights here
@@ -39,7 +39,7 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> None:
         path: of the file.
 
     Raises:
-        DataError: naming the file, and the keys or shapes that do not fit.
+        DataError: with the file, and the keys or shapes that do not fit.
     """
     _load(encoder, {k: v for k, v in _read(path).items() if k.startswith(_ENCODER)}, path, "Check width and units.")
 
