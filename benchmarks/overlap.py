@@ -21,7 +21,6 @@ import torch
 from predicting import bundles, copies, pipeline, predict, simulated
 from timing import argument, finish, names_of
 
-from ihc2he.models.handover import worker_pool
 from ihc2he.models.pipeline import inference, module, segmenters
 from ihc2he.models.pipeline.finding import find_and_vote
 from ihc2he.simulate.bci import MPP
@@ -48,16 +47,16 @@ def measure(folder: Path, tiles: int, device_ms: int, workers: int) -> dict[str,
     feeding: list[float] = []  # CPU time of this thread, which feeds the device
 
     def device(_: Any, segmenters: Any, x_bchw: torch.Tensor, *__: Any) -> dict[str, inference.Maps]:
-        busy.append(any(not promise.done() for promise, _ in model._waiting))
+        busy.append(any(not job.done() for _, jobs in model.handover._pending for job in jobs))
         feeding.append(time.thread_time())
         time.sleep(device_ms / 1000)
         return {name: inference.Maps(x_bchw, maps_bkhw, None) for name in segmenters}
 
-    model._pool = worker_pool(workers)
     part = reduced_bkhw[0].numpy(), None, 0.25, (SIDE, SIDE)
-    warm = [model._pool.submit(find_and_vote, model.segmenters["hovernet"].find, *part) for _ in range(4 * workers)]  # type: ignore[arg-type]
-    for promise in warm:
-        promise.result()
+    find = model.segmenters["hovernet"].find
+    warm = [model.handover.submit(find_and_vote, find, *part, nbytes=0) for _ in range(4 * workers)]  # type: ignore[arg-type]
+    for job in warm:
+        job.result()
     with (
         patch.object(module, "predict", device),
         patch.object(segmenters.Learned, "reduced", lambda *_: reduced_bkhw),

@@ -11,7 +11,7 @@ def reference_pieces(inst_hw):
     """Give the second and further connected pieces of each id a new one; one full mask per id, as published."""
     out = inst_hw.copy()
     top = out.max()
-    for number in np.unique(inst_hw)[1:]:
+    for number in np.unique(inst_hw[inst_hw > 0]):
         pieces = ndimage.label(np.array(out == number, np.uint8))[0]
         pieces[pieces > 1] += top
         out[pieces > 1] = pieces[pieces > 1]

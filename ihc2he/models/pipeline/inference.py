@@ -6,7 +6,6 @@ Shape suffixes: b = batch, c = colour, k = maps, h, w = height, width; n = nucle
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ihc2he.models.handover import Handover, Job
 from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
-from ihc2he.nuclei.decoders.base import Found, find_and_vote
+from ihc2he.nuclei.decoders.base import find_and_vote
 from ihc2he.stain.white import FULL, White
 from ihc2he.tiling.augmentation import turned
 from ihc2he.tiling.resampling import resampled_size, resized
@@ -182,26 +182,24 @@ class Part(NamedTuple):
 
     Attributes:
         he: hxwx3 uint8, the H&E that was segmented.
-        promise: its nuclei, on the same grid, and with an ensemble their agreement.
-        nbytes: of the maps that wait for the pool.
+        job: promises its nuclei, on the same grid, and with an ensemble their agreement.
     """
 
     he: NDArray[np.uint8]
-    promise: Future[tuple[Found, NDArray[np.float32] | None]]
-    nbytes: int
+    job: Job
 
 
 def submit(
-    pool: Executor,
+    handover: Handover[Any],
     segmenter: Segmenter,
     maps: Maps,
     whites: Sequence[White] = (),
     inks: Sequence[NDArray[np.bool_]] = (),
 ) -> list[Part]:
-    """Return the parts of a batch; the pool finds their nuclei in the meantime.
+    """Return the parts of a batch; workers find their nuclei in the meantime.
 
     Args:
-        pool: where nuclei are found.
+        handover: to the workers that find nuclei.
         segmenter: that made the maps.
         maps: of the batch.
         whites: for each tile, the white point of the H&E of its image; empty: 255.
@@ -215,8 +213,9 @@ def submit(
     inks = inks or [np.zeros(he.shape[:2], bool) for he in he_bhwc]
     for he, maps_khw, votes_hw, white, ink_hw in zip(he_bhwc, maps_bkhw, votes, whites, inks, strict=True):
         maps_khw = segmenter.corrected(maps_khw, white, ink_hw)  # noqa: PLW2901
-        promise = pool.submit(find_and_vote, segmenter.find, maps_khw, votes_hw, segmenter.mpp, he.shape[:2])
-        parts.append(Part(he, promise, maps_khw.nbytes))
+        given = (segmenter.find, maps_khw, votes_hw, segmenter.mpp, he.shape[:2])
+        nbytes = maps_khw.nbytes + 3 * he.nbytes  # with IHC, H&E and instances, which wait too
+        parts.append(Part(he, handover.submit(find_and_vote, *given, nbytes=nbytes)))
     return parts
 
 
@@ -238,7 +237,7 @@ def assemble(
     kept: list[list[NDArray]] = []
     total = 0
     for block, part in zip(blocks, parts, strict=True):
-        found, agreement_n = part.promise.result()
+        found, agreement_n = part.job.result()
         place = np.s_[block.rows, block.columns]
         corner = (block.columns.start, block.rows.start)
         centres_n2 = found.centres_n2 + corner

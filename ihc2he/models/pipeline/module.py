@@ -7,9 +7,7 @@ Shape suffixes: b = batch, c = colour, h, w = height, width.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -25,7 +23,7 @@ from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.images.masks import ink_mask
 from ihc2he.images.source import ArraySource
 from ihc2he.metrics.fidelity import Card
-from ihc2he.models.handover import worker_pool
+from ihc2he.models.handover import Handover, Job
 from ihc2he.models.pipeline.evaluation import MethodComparison, Prediction, summary, type_map
 from ihc2he.models.pipeline.inference import Block, Part, TileNuclei, Whole, assemble, divide, predict, submit
 from ihc2he.models.pipeline.method import Method
@@ -37,7 +35,6 @@ from ihc2he.tiling.augmentation import VIEWS
 
 log = logging.getLogger(__name__)
 
-MAX_PENDING = 2**28  # bytes of maps and images that wait for the workers; more would fill the memory
 OVERLAP_UM = 32.0  # of the blocks of a large tile; wider than any nucleus
 
 
@@ -50,8 +47,8 @@ class _Pending:
     parts: Mapping[str, Sequence[Part]]  # by method, one for each block
     whole: Whole
 
-    def ready(self) -> bool:
-        return all(part.promise.done() for parts in self.parts.values() for part in parts)
+    def jobs(self) -> list[Job]:
+        return [part.job for parts in self.parts.values() for part in parts]
 
     def results(self) -> dict[str, tuple[NDArray[np.uint8], TileNuclei]]:
         shape = self.tile["image"].shape[:2]
@@ -133,9 +130,7 @@ class Pipeline(Task):
             "translators": {name: _described(translators[name], own) for name, own in self.translators.items()},
             "segmenters": {name: _described(segmenters[name], own) for name, own in self.segmenters.items()},
         }
-        self._pool: Executor | None = None
-        self._pending: deque[_Pending] = deque()
-        self._waiting: deque[tuple[Future, int]] = deque()  # what workers have to do, and the bytes of its maps
+        self.handover: Handover[_Pending] = Handover(workers)
 
     @property
     def pairs(self) -> list[Method]:
@@ -232,16 +227,13 @@ class Pipeline(Task):
 
     def _found(self, batch: dict[str, Any], last: bool) -> Iterator[_Pending]:
         """Hand the maps of a batch to the workers; yield tiles that are ready, in their order, or all at the end."""
-        if self._pool is None:
-            self._pool = worker_pool(self.workers) if self.workers else ThreadPoolExecutor(1)
         for group in _alike(batch):
-            self._pending += self._submitted(group)
-        while self._pending and (last or self._pending[0].ready()):
-            yield self._pending.popleft()
+            for pending in self._submitted(group):
+                self.handover.add(pending, pending.jobs())
+        yield from self.handover.ready(last)
 
     def _submitted(self, tiles: Sequence[Mapping[str, Any]]) -> list[_Pending]:
         """Return tiles of the same size with the promises of their nuclei."""
-        assert self._pool is not None
         height, width = tiles[0]["image"].shape[:2]
         mpp = float(tiles[0]["mpp"])
         blocks = divide(height, width, max(self.block, 2 * round(OVERLAP_UM / mpp)), round(OVERLAP_UM / mpp))
@@ -253,28 +245,21 @@ class Pipeline(Task):
         whites = {name: [own.white_of(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator, union-attr]
         for block in blocks:
             for name, translator in self.translators.items():
-                self._wait()
+                self.handover.wait()
                 x_bchw = self._images([image[block.rows, block.columns] for image in images[name]])
                 segmenters = dict(self.segmenters.items())
                 maps = predict(translator, segmenters, x_bchw, mpp, self.views, states[name])  # type: ignore[arg-type]
                 inks = [whole.ink_hw[block.rows, block.columns] for whole in wholes]
                 for segmenter, found in maps.items():
-                    submitted = submit(self._pool, self.segmenters[segmenter], found, whites[name], inks)  # type: ignore[arg-type]
-                    for i, part in enumerate(submitted):
-                        parts[i][str(Method(name, segmenter))].append(part)
-                        nbytes = 3 * tiles[i]["image"][block.rows, block.columns].nbytes  # IHC, H&E and instances
-                        self._waiting.append((part.promise, part.nbytes + nbytes))
+                    submitted = submit(self.handover, self.segmenters[segmenter], found, whites[name], inks)  # type: ignore[arg-type]
+                    for own, part in zip(parts, submitted, strict=True):
+                        own[str(Method(name, segmenter))].append(part)
         return [_Pending(*entry) for entry in zip(tiles, [blocks] * len(tiles), parts, wholes, strict=True)]
 
     def _whole(self, tile: Mapping[str, Any], mpp: float) -> Whole:
         """Return the properties of a whole IHC image that are needed before its blocks are predicted."""
         white = self.white or ArraySource(tile["image"]).white
         return Whole(white, ink_mask(tile["image"], mpp, white))
-
-    def _wait(self) -> None:
-        """Wait until the maps that the workers have not seen yet are few enough; keep nothing that they have found."""
-        while self._waiting and (self._waiting[0][0].done() or sum(n for _, n in self._waiting) > MAX_PENDING):
-            self._waiting.popleft()[0].result()
 
     def _images(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         x_bhwc = torch.from_numpy(np.stack(images)).to(self.device)
@@ -309,11 +294,7 @@ class Pipeline(Task):
 
     def teardown(self, stage: str) -> None:
         """End the worker processes."""
-        self._pending.clear()
-        self._waiting.clear()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        self.handover.close()
 
     @property
     def tables(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:

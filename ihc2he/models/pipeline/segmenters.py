@@ -97,7 +97,7 @@ class Classical(Segmenter):
     def corrected(self, maps_khw: NDArray[np.float32], white: White, ink_hw: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return densities counted from the white point, and NaN under ink, so that ink does not affect thresholds."""
         od_khw = np.maximum(maps_khw + np.float32(np.log10(white[0] / 255)), 0)
-        od_khw[:, resized_labels(ink_hw, *od_khw.shape[1:])] = np.nan
+        od_khw[:, resized_labels(ink_hw.view(np.uint8), *od_khw.shape[1:]) > 0] = np.nan
         return od_khw
 
 

@@ -1,12 +1,13 @@
 """Translation, ensembles and large tiles, with translators and segmenters whose answers are known."""
 
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 
 from ihc2he.images.masks import ink_mask
+from ihc2he.models.handover import Handover
 from ihc2he.models.pipeline.inference import assemble, divide, predict, submit
 from ihc2he.models.pipeline.segmenters import Classical, Segmenter
 from ihc2he.models.pipeline.translators import Identity, Translator
@@ -67,7 +68,7 @@ def tensor(image):
 def nuclei_of(image, segmenter, mpp, translator=None, views=(0,), block=10_000, overlap=0, whites=()):
     translator = translator or Identity()
     blocks = divide(*image.shape[:2], block, overlap)
-    with ThreadPoolExecutor(1) as pool:
+    with closing(Handover(0)) as pool:
         parts = []
         for b in blocks:
             maps = predict(translator, {"s": segmenter}, tensor(image[b.rows, b.columns]), mpp, views)["s"]
@@ -141,7 +142,7 @@ def test_nuclei_under_ink_are_dropped_and_do_not_move_the_threshold():
     tile[40:90] = (30, 50, 150)
     ink_hw = ink_mask(tile, 0.5)
     blocks = divide(*tile.shape[:2], 10_000, 0)
-    with ThreadPoolExecutor(1) as pool:
+    with closing(Handover(0)) as pool:
         maps = predict(Identity(), {"s": Classical()}, tensor(tile), 0.5)["s"]
         parts = submit(pool, Classical(), maps, [white_point(tile)], [ink_hw])
         _, nuclei = assemble(tile.shape[:2], blocks, parts, ink_hw)

@@ -296,19 +296,18 @@ def test_what_waits_is_bounded_however_slow_the_workers_and_what_is_done_is_let_
             return super().submit(lambda: (time.sleep(seconds), work(*given))[1])
 
     each = 32 * 32 * 4 + 3 * 32 * 32 * 3  # bytes of a map of 32 px and of its images
-    monkeypatch.setattr(pipeline_module, "MAX_PENDING", 3 * each)
     module = pipeline(block=1, workers=0)  # blocks of the least size, twice the overlap: 128 px
-    module._pool = Workers(1)
+    module.handover.pool, module.handover.most = Workers(1), 3 * each
     seen = []
-    wait = module._wait
+    wait = module.handover.wait
 
     def counted():
         wait()
-        seen.append(sum(size for _, size in module._waiting))
+        seen.append(module.handover.nbytes)
 
-    monkeypatch.setattr(module, "_wait", counted)
+    monkeypatch.setattr(module.handover, "wait", counted)
     run("predict", module, [unlabelled(str(i), tissue(32, 32)) for i in range(12)], batch_size=1)
-    assert len(seen) == 12
+    assert len(seen) == 2 * 12  # before a block, and before what is ready is given back
     assert max(seen) == waiting * each
 
 
