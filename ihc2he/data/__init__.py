@@ -1,1 +1,1 @@
-"""Datasets: disk layouts in, batches of tensors out, by way of an HDF5 tile store."""
+"""Datasets: from files on disk, through an HDF5 tile store, to batches of tensors."""

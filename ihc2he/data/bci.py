@@ -1,8 +1,8 @@
 """BCI: registered H&E and IHC (HER2) tiles of breast cancer, Liu et al., CVPR Workshops 2022.
 
 4,873 pairs of 1024 x 1024 px at 0.46 um/px from serial sections, so structures are aligned and single cells are not;
-3,896 for training, 977 for testing. The HER2 level in a file's name is that of its whole slide. Nothing in a name
-tells the slide, so a validation split of the training tiles may share slides with it; only the test split is clean.
+3,896 for training, 977 for testing. The HER2 level in a file's name is that of its whole slide. Names do not
+contain the slide, so a validation split of the training tiles may share slides with it; only the test split is clean.
 """
 
 import logging
@@ -47,7 +47,7 @@ To try the program without it, pass data=bci_sim: simulated tissue in the same l
 
 
 class TileName(NamedTuple):
-    """What the file name of a BCI tile says."""
+    """The parts of the file name of a BCI tile."""
 
     number: int
     split: str
@@ -55,7 +55,7 @@ class TileName(NamedTuple):
 
 
 def parse_name(name: str) -> TileName | None:
-    """Return what a file name says, or None where it is not a name of BCI's.
+    """Return the parts of a file name, or None if it is not a name of BCI.
 
     >>> parse_name("00012_train_3+.png")
     TileName(number=12, split='train', level='3+')
@@ -67,7 +67,7 @@ def parse_name(name: str) -> TileName | None:
 
 
 def find_folders(root: Path) -> dict[str, dict[str, Path]]:
-    """Return the folders of a BCI tree by split and role; empty where there is none.
+    """Return the folders of a BCI tree by split and role; empty if there are none.
 
     The roles are "ihc" and "he", or "pair" for the side-by-side layout of PyramidPix2pix.
     """
@@ -88,7 +88,7 @@ def pair_tiles(split: str, folders: dict[str, Path]) -> list[RawTile]:
         folders: by role, as `find_folders` gives them.
 
     Raises:
-        DataError: for a name that is not BCI's, and for a tile without a partner.
+        DataError: for a name that is not one of BCI, and for a tile without a partner.
     """
     names = {role: find_images(folder) for role, folder in folders.items()}
     for role, folder in folders.items():
@@ -108,7 +108,7 @@ def pair_tiles(split: str, folders: dict[str, Path]) -> list[RawTile]:
             msg = f"{path}: expected a name like 00012_{split}_3+.png, with level 0, 1+, 2+ or 3+. Rename or remove it."
             raise DataError(msg)
         if parsed.split != split and (parsed.split, split) != ("train", "val"):  # val tiles are taken from train
-            msg = f"{path}: by its name a tile of {parsed.split}, but it lies in the {split} folder. Move or rename it."
+            msg = f"{path}: by its name a tile of {parsed.split}, but it is in the {split} folder. Move or rename it."
             raise DataError(msg)
         tiles.append(RawTile(name, split, parsed.level, files))
     return tiles
@@ -118,7 +118,7 @@ class BCIDataModule(TranslationDataModule):
     """BCI in any of its three layouts; `TranslationDataModule` documents the batches and the other arguments.
 
     Args:
-        root: folder of the dataset; its layout is found by looking.
+        root: folder of the dataset; its layout is recognised.
         simulate: arguments of `ihc2he.simulate.bci.write_bci` (tiles, size, seed), to fill ``root`` with simulated
             tissue instead.
         mpp: um/px of the files: 0.46.
@@ -207,13 +207,13 @@ class BCIDataModule(TranslationDataModule):
 
 
 def warn_of_counts(rows: list[dict[str, Any]]) -> None:
-    """Log a warning where the tiles are not as many as published; a subset is legitimate."""
+    """Log a warning if the number of tiles is not as published; a subset is allowed."""
     test = Counter(row["group"] for row in rows if row["split"] == "test")
     found = {"train": len(rows) - test.total(), "test": test.total()}
     found |= {f"test {level}": test[level] for level in ("0", "1+", "2+", "3+")}
     different = [f"{name} {found[name]} (published {n})" for name, n in PUBLISHED.items() if found[name] != n]
     if different:
-        log.warning("Not the whole of BCI as published: %s pairs.", ", ".join(different))
+        log.warning("This is not all of BCI as published: %s pairs.", ", ".join(different))
 
 
 def _halves(pair: NDArray, path: Path) -> dict[str, NDArray]:

@@ -2,8 +2,8 @@
 
 1,780 tiles of 100 x 100 um from slides of 12 patients, nuclear DAB for ER or PR: 1,606 of 200 px (0.5 um/px), 174 of
 400 px (0.25 um/px). 1,740 have one annotator (pathologists ptg1 to ptg3, students stud1 to stud4) and 210,419 points;
-40 were read by all seven, in three studies of agreement. Nothing in a tile's name tells the patient; its number does
-in part: the tiles of a slide are numbered in a row.
+40 were read by all seven, in three studies of agreement. Names of tiles do not contain the patient, but the
+tiles of a slide have consecutive numbers.
 """
 
 import json
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 CLASSES = ("stroma", "epithelium", "other")
 SIDE_UM = 100.0
 PUBLISHED_MPP = (0.5, 0.25)
-BLOCK_GAP = 50  # the greatest gap met inside a run of numbers is 22, the least between two runs 212
+BLOCK_GAP = 50  # the largest gap found within a run of numbers is 22, the smallest between two runs 212
 TRUTH = {"inst": "instances", "type": "types", "he": "he"}  # folders of simulated tissue, by key of the batch
 URL = "https://www.ispras.ru/conf/endonuke/data.zip"
 LICENCE = "EndoNuke is licensed CC BY 4.0: cite Naumov et al., Data 2022, 7(6):75."
@@ -53,7 +53,7 @@ To try the program without it, pass data=endonuke_sim: simulated tissue in the s
 
 
 class Label(NamedTuple):
-    """Which annotation of which tile a label file is; also how lists name it."""
+    """The annotation and the tile of a label file; lists use the same names."""
 
     split: str
     annotator: str
@@ -63,9 +63,9 @@ class Label(NamedTuple):
 class EndoNukeDataModule(WholeTilesDataModule):
     """EndoNuke in its published layout; `PointsDataModule` documents the batches.
 
-    Of several annotations of a tile in the subset, the reference is the one in the list ``unique``, else that of a
-    pathologist before others, then the first by name. ``readers`` has all annotations, also those outside of the
-    subset; what an annotator read twice is there a second time, as "annotator (split)". The group is the run of tile
+    Of several annotations of a tile in the subset, the reference is the one in the list ``unique``; otherwise that of a
+    pathologist comes before others, then the first by name. ``readers`` has all annotations, also those outside of the
+    subset; a second annotation by the same annotator is called "annotator (split)". The group is the run of tile
     numbers that a tile belongs to, such as "321-456", a stand-in for its slide. Of simulated tissue it is the case, and
     a batch also has ``inst`` and ``type`` (HxW int32) and ``he``, the aligned H&E (HxWx3 uint8 RGB).
 
@@ -76,10 +76,10 @@ class EndoNukeDataModule(WholeTilesDataModule):
         annotators: whose labels to use; None: all.
         ids: numbers and ranges such as "321-456" of the tiles to test on; None: all but those of `val_ids`.
         val_ids: the same of the tiles to validate on; None: none.
-        mpp: um/px of all tiles; None: a tile shows 100 um, so its pixels tell.
+        mpp: um/px of all tiles; None: computed, because a tile shows 100 um.
         bad_labels: "repeated": points that come twice are left out, whatever else is wrong is an error; "skip": all
             that is wrong is left out; "error": nothing is. What is left out is counted in one warning.
-        download: fetch the dataset where it is not there.
+        download: fetch the dataset if it is not there.
         simulate: arguments of `ihc2he.simulate.endonuke.write_endonuke` (tiles, size, seed), to fill ``root`` with
             simulated tissue instead.
         batch_size: tiles per batch and process.
@@ -125,11 +125,11 @@ class EndoNukeDataModule(WholeTilesDataModule):
 
     @property
     def info(self) -> DataInfo:
-        """What models, callbacks and the runner may know of the images."""
+        """What models, callbacks and the runner can know about the images."""
         return DataInfo(self.mpp, self.classes, self.truth_classes)
 
     def prepare_data(self) -> None:
-        """Simulate or download the dataset, where that is asked for."""
+        """Simulate or download the dataset, if asked."""
         lock = self.root.with_name(f"{self.root.name}.lock")
         if self.simulate is not None:
             from ihc2he.simulate.endonuke import write_endonuke
@@ -142,14 +142,14 @@ class EndoNukeDataModule(WholeTilesDataModule):
                     fetch(self.root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Choose the tiles, and read and check their labels; reads no pixel of PNG files."""
+        """Choose the tiles, and read and check their labels; does not read the pixels of PNG files."""
         if self.tiles:
             return
         home = find_home(self.root)
         if home is None:
             found = ", ".join(sorted(p.name for p in self.root.iterdir())[:8]) if self.root.is_dir() else "no folder"
             raise DataError(HOW_TO_GET.format(root=self.root, found=f"found: {found or 'nothing'}", url=URL))
-        faults = Faults(self.bad_labels, "Mend it, or pass data.bad_labels=skip to leave out and count what is wrong.")
+        faults = Faults(self.bad_labels, "Correct it, or pass data.bad_labels=skip to leave out and count such items.")
         images, labels = _find(home, faults)
         side_um, groups, self.truth_classes = _what_is_known(home, images)
         labels = self._of_annotators(labels)
@@ -221,7 +221,7 @@ class EndoNukeDataModule(WholeTilesDataModule):
         if both := sorted(set(test) & set(val)):
             msg = (
                 f"data.ids and data.val_ids share {len(both)} tiles, such as {both[0]}. "
-                "What is chosen on a tile must not be judged on it: take it out of one."
+                "Tiles for choosing settings must not be tested on: remove them from one of the two."
             )
             raise ConfigError(msg)
         if not test:
@@ -244,7 +244,7 @@ def find_home(root: Path) -> Path | None:
 def fetch(root: Path) -> None:
     """Download and unpack the dataset; the archive and its checksum stay in the folder.
 
-    It unpacks beside its final place, so that a tree that is there is whole.
+    It unpacks next to the final folder, so that an existing folder is always complete.
     """
     log.info(LICENCE)
     archive, unpacked = root / "data.zip", root / "unpacked.part"
@@ -256,15 +256,15 @@ def fetch(root: Path) -> None:
 
 
 def parse_ids(name: str, entries: Iterable[str | int], available: Iterable[int]) -> list[int]:
-    """Return the tiles that numbers and ranges name, in ascending order.
+    """Return the tiles with these numbers and ranges, in ascending order.
 
     Args:
         name: of the setting, for messages.
-        entries: numbers, and ranges such as "321-456" that include both ends; a range may have holes.
+        entries: numbers, and ranges such as "321-456" that include both ends; numbers within a range may be missing.
         available: the numbers of the tiles.
 
     Raises:
-        ConfigError: for an entry that is neither, or names no tile.
+        ConfigError: for an entry that is neither, or has no tile.
 
     >>> parse_ids("ids", ["3-6", 9], [2, 3, 5, 9])
     [3, 5, 9]
@@ -287,7 +287,7 @@ def parse_ids(name: str, entries: Iterable[str | int], available: Iterable[int])
 
 
 def id_blocks(numbers: Iterable[int]) -> dict[int, str]:
-    """Return the block of each tile: a run of numbers with gaps below `BLOCK_GAP`, named by its ends.
+    """Return the block of each tile: a run of numbers with gaps below `BLOCK_GAP`, named after its ends.
 
     >>> id_blocks([668, 321, 340])
     {321: '321-340', 340: '321-340', 668: '668-668'}
@@ -316,7 +316,7 @@ def _what_is_known(home: Path, numbers: Iterable[int]) -> tuple[float, dict[int,
 
 
 def _find(home: Path, faults: Faults) -> tuple[dict[int, Path], dict[Label, Path]]:
-    """Return the images by number, and the label files, after telling of those without a partner."""
+    """Return the images by number, and the label files, after reporting those without a partner."""
     folder = home / "dataset" / "images"
     images = {_number(path): path for path in by_name(folder, (folder / name for name in find_images(folder))).values()}
     files = regular_files(sorted((home / "dataset" / "labels").glob("*/*/[!.]*.txt")))
@@ -354,7 +354,7 @@ def _master_files(home: Path) -> list[Path]:
 
 
 def _listed(home: Path, subset: str) -> set[Label] | None:
-    """Return the labels that a master file names; None where there is no such file."""
+    """Return the labels in a master file; None if there is no such file."""
     master = next((path for path in _master_files(home) if path.stem == subset), None)
     if master is None:
         return None
@@ -370,7 +370,7 @@ def _listed(home: Path, subset: str) -> set[Label] | None:
 
 
 def _read_list(master: Path, home: Path, name: str) -> list[Label]:
-    """Return the labels that a list names; its path may start at any folder above it."""
+    """Return the labels in a list; its path may start at any folder above it."""
     parts = Path(name).parts
     places = (base / Path(*parts[k:]) for k in range(len(parts)) for base in (home, home / "dataset"))
     path = next((place for place in places if place.is_file()), None)

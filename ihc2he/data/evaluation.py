@@ -1,4 +1,4 @@
-"""Whole tiles straight from their files, in batches of lists: for what is judged or predicted, not trained on."""
+"""Whole tiles directly from their files, in batches of lists, for evaluation and prediction."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Tiles(Dataset[dict[str, Any] | DataError]):
-    """What `read` returns of each tile, or the DataError that it raises.
+    """The result of `read` for each tile, or the DataError that it raises.
 
     Args:
         tiles: what to read.
@@ -36,7 +36,7 @@ class Tiles(Dataset[dict[str, Any] | DataError]):
 
 
 class TileLoader(DataLoader):
-    """Batches of `Tiles` as a dict of lists, since tiles differ in size.
+    """Batches of `Tiles` as a dict of lists, because tiles differ in size.
 
     A tile's error is raised here, so that its message comes without the traceback of a loading process.
     """
@@ -50,7 +50,7 @@ class TileLoader(DataLoader):
 
 
 class WholeTilesDataModule(LightningDataModule):
-    """Every tile once, as it is, straight from its file.
+    """Every tile once, unchanged, directly from its file.
 
     Args:
         batch_size: tiles per batch and process.

@@ -1,4 +1,4 @@
-"""What earlier runs have finished, as the notes in the folder of their results tell."""
+"""Images that earlier runs have finished, from the records in the folder of their results."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Notes = Mapping[str, Mapping[str, Any]]
 
 
 def read_notes(done: Path) -> Notes:
-    """Return the notes of finished images by the image's name; a damaged one is left out, so its image is done again.
+    """Return the records of finished images by name; a damaged one is left out, so its image is done again.
 
     Args:
-        done: their folder; it need not be there.
+        done: their folder, which may be missing.
     """
     notes = {}
     for path in sorted(done.glob("**/*.json")):
@@ -33,7 +33,7 @@ def read_notes(done: Path) -> Notes:
 
 
 def each_once(named: Mapping[str, Path]) -> dict[str, Path]:
-    """Return images without those that another path among them leads to as well, after a warning that counts them."""
+    """Return images without those that are links to others, after a warning that counts them."""
     first: dict[Path, str] = {}
     for name, file in named.items():
         first.setdefault(file.resolve(), name)
@@ -45,15 +45,15 @@ def each_once(named: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def check_sources(done: Path, notes: Notes, named: Mapping[str, Path]) -> None:
-    """Refuse images whose results would take the place of another one's, or that would be counted twice.
+    """Refuse images whose results would replace those of another image, or that would be counted twice.
 
     Args:
-        done: the folder of the notes, for the message.
-        notes: of the images that are finished.
+        done: the folder of the records, for the message.
+        notes: records of the finished images.
         named: the images to do, by name.
 
     Raises:
-        ConfigError: naming both files, or both names.
+        ConfigError: with both files, or both names.
     """
     names = {Path(note["source"]).resolve(): name for name, note in notes.items() if note.get("source")}
     for name, file in named.items():
@@ -74,10 +74,10 @@ def check_sources(done: Path, notes: Notes, named: Mapping[str, Path]) -> None:
 
 
 def is_done(note: Mapping[str, Any] | None, file: Path, mpp: float) -> bool:
-    """Return whether a note tells of an image as it is now, read with the same pixel size.
+    """Return whether a record is of the present version of an image, with the same pixel size.
 
     Args:
-        note: of an image of this name; None: there is none.
+        note: record of an image with this name; None: there is none.
         file: the image.
         mpp: um/px.
     """

@@ -1,4 +1,4 @@
-"""H&E tiles with nuclei, in a user's own folders: images/, instances/ and perhaps types/ and tiles.csv."""
+"""H&E tiles with nuclei in your own folders: images/, instances/ and optionally types/ and tiles.csv."""
 
 import logging
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Tile(NamedTuple):
 
     Attributes:
         name: relative to ``images``, without extension.
-        split: "train", "val", "test", or "" where nothing says which.
+        split: "train", "val", "test", or "" if it is not known.
         tissue: or "".
         mpp: um/px of its files.
         files: by role: "images", "instances" and perhaps "types".
@@ -60,21 +60,21 @@ class Tile(NamedTuple):
 class NucleiDataModule(SegmentationDataModule):
     """Your own annotated H&E tiles; `SegmentationDataModule` documents the batches and the other arguments.
 
-    ``images``, ``instances`` and ``types`` hold files of equal names but for the extension. ``tiles.csv`` may say more
-    of each tile: ``name``, ``split``, ``um_per_px``, ``tissue``; other columns are not read. Where it has no splits,
-    random fractions of the tiles are held out; tiles of one slide may then fall on both sides.
+    ``images``, ``instances`` and ``types`` have files with the same names except for the extension. ``tiles.csv`` may
+    have more about each tile: ``name``, ``split``, ``um_per_px``, ``tissue``; other columns are not read. If it has no
+    splits, random fractions of the tiles are held out; tiles of one slide may then be on both sides.
 
     Args:
         root: folder with ``images`` and the others.
         classes: names of the types from 1; None: types are not used.
-        mpp: um/px of the files where ``tiles.csv`` does not say.
+        mpp: um/px of the files that are not in ``tiles.csv``.
         target_mpp: um/px of the images it yields; tiles of another pixel size are resampled.
-        mpp_files: former name of `mpp`; where it is given, `mpp` means what it meant then, `target_mpp`.
-        val_fraction: of the tiles, for validation, where ``tiles.csv`` has no splits.
-        test_fraction: of the tiles, for testing, where ``tiles.csv`` has no splits.
-        binary_masks: of ``instances`` that mark all nuclei alike (`marks_nuclei_alike`): "error", or "split": every
-            piece of equal values that hang together, also by corners, is a nucleus, in all tiles.
-        test_split: which tiles the test is on: "test", "val" or "train", or "all" (of a model trained elsewhere).
+        mpp_files: former name of `mpp`; if it is given, `mpp` has its former meaning, `target_mpp`.
+        val_fraction: of the tiles, for validation, if ``tiles.csv`` has no splits.
+        test_fraction: of the tiles, for testing, if ``tiles.csv`` has no splits.
+        binary_masks: for ``instances`` that mark all nuclei by the same number (`marks_nuclei_alike`): "error", or
+            "split": in all tiles every connected piece of equal values, also by corners, is a nucleus.
+        test_split: the tiles to test on: "test", "val" or "train", or "all" (of a model trained elsewhere).
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class NucleiDataModule(SegmentationDataModule):
         return tiles
 
     def _check_mpp(self, tiles: Sequence[Tile], table: dict[str, dict[str, str]]) -> None:
-        """Refuse a pixel size that no tile has: `mpp` was once what `target_mpp` is now."""
+        """Refuse a pixel size that no tile has: `mpp` formerly meant `target_mpp`."""
         told = all(table.get(tile.name, {}).get("um_per_px") for tile in tiles)
         if self.mpp is not None and told and all(tile.mpp != self.mpp for tile in tiles):
             msg = (
@@ -247,7 +247,7 @@ class NucleiDataModule(SegmentationDataModule):
         return records
 
     def _hold_out(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
-        """Return random validation and test tiles in the fractions asked for, every tissue in proportion."""
+        """Return random validation and test tiles in these fractions, each tissue in proportion."""
         records = {"train": list(range(len(rows)))}
         for split, share in (("test", self.test_fraction), ("val", self.val_fraction)):
             train = records["train"]
@@ -265,7 +265,7 @@ class NucleiDataModule(SegmentationDataModule):
 
 
 def _as_named_now(mpp_files: float, mpp: float | None, target_mpp: float) -> tuple[float, float]:
-    """Return `mpp` and `target_mpp` of arguments in their former meaning, and say so."""
+    """Return `mpp` and `target_mpp` for arguments in their former meaning, and log it."""
     require("mpp_files", mpp_files, is_pixel_size(mpp_files), PIXEL_SIZE)
     if mpp is not None and target_mpp != TARGET_MPP:
         msg = (
@@ -283,11 +283,11 @@ def _as_named_now(mpp_files: float, mpp: float | None, target_mpp: float) -> tup
 
 
 def marks_nuclei_alike(labels: NDArray[np.int32], pieces: NDArray[np.int32]) -> bool:
-    """Return whether a map marks several nuclei by one number, as binary masks and maps of types do.
+    """Return whether a map marks several nuclei by the same number, like binary masks and maps of types.
 
-    It does where the only value is 255 and there are two pieces or more, and where there are more than twice as many
-    pieces as values, so that a nucleus may be cut in two. Pieces up to a tenth of the largest do not count: stray
-    pixels are no nuclei. Of 100 published tiles that were looked at, none has more than 1.02 pieces for a value.
+    It does if the only value is 255 and there are at least two pieces, or if there are more than twice as many pieces
+    as values, so a nucleus may be cut in two. Pieces up to a tenth of the largest do not count, because they may be
+    stray pixels. Of 100 published tiles, none has more than 1.02 pieces per value.
 
     Args:
         labels: HxW, 0 = background.

@@ -1,11 +1,11 @@
 """PanNuke: H&E tiles of 19 tissues with nuclei of five types, Gamper et al., arXiv:2003.10778.
 
-7,901 tiles of 256 x 256 px at 0.25 um/px in three folds of 2,656, 2,523 and 2,722, some 190,000 nuclei. The masks have
+7,901 tiles of 256 x 256 px at 0.25 um/px in three folds of 2,656, 2,523 and 2,722, about 190,000 nuclei. The masks have
 six channels: the nuclei of each type with ids of their own, and the background. Images and masks are float64 arrays of
 12.5 GB per fold; they are read tile by tile through memory maps that are closed at once.
 
 Where nuclei of two types overlap, the later channel wins, as in the `binarize` of PanNuke's official metrics, so the
-instance maps are the ones that its bPQ is computed on. Its PQ of one class takes that class's channel as it is; there
+instance maps are those of its bPQ. Its PQ of one class takes that class's channel as it is; there
 a nucleus keeps the pixels that it loses here. Overlaps are rare; `index.csv` counts their pixels.
 """
 
@@ -77,10 +77,10 @@ def fold_files(root: Path, fold: int) -> Fold:
 
 
 def merge_channels(mask_hwc: NDArray[np.integer]) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
-    """Return the instance map, the type map, and the number of pixels that more than one nucleus claims.
+    """Return the instance map, the type map, and the number of pixels with more than one nucleus.
 
-    The later channel wins. Instances are numbered by channel, then by id, from 1; one that is covered by others
-    completely is gone.
+    The later channel wins. Instances are numbered by channel, then by id, from 1; one that is completely covered
+    by others is lost.
 
     Args:
         mask_hwc: ids of the nuclei of each type in a channel of its own, 0 = none.
@@ -104,7 +104,7 @@ class PanNukeDataModule(SegmentationDataModule):
     Args:
         root: folder with ``Fold 1``, ``Fold 2`` and ``Fold 3``.
         split: 1, 2 or 3: training, validation and test folds 1/2/3, 2/1/3 or 3/2/1, as published. One store serves all.
-        download: fetch what is not there.
+        download: fetch missing files.
         simulate: arguments of `ihc2he.simulate.pannuke.write_pannuke` (tiles, size, seed), to fill ``root`` with
             simulated tissue instead.
         mpp: um/px of the files: 0.25.
@@ -210,11 +210,11 @@ def fetch(root: Path) -> None:
 
 
 def warn_of_counts(rows: Sequence[dict[str, Any]]) -> None:
-    """Log a warning where the tiles are not as many as published."""
+    """Log a warning if the number of tiles is not as published."""
     counts = {fold: sum(row["split"] == f"fold {fold}" for row in rows) for fold in FOLDS}
     different = [f"fold {fold} {counts[fold]} (published {n})" for fold, n in PUBLISHED.items() if counts[fold] != n]
     if different:
-        log.warning("Not the whole of PanNuke as published: %s tiles.", ", ".join(different))
+        log.warning("This is not all of PanNuke as published: %s tiles.", ", ".join(different))
 
 
 def _tiles_of(files: Fold, fold: int) -> list[Tile]:
@@ -256,7 +256,7 @@ def _open(file: Path) -> NDArray[Any]:
 def _whole_numbers(file: Path, index: int, limit: int) -> NDArray[np.int32]:
     """Return one row of an array of whole numbers in [0, limit].
 
-    The memory map lives as long as the row takes to read, so that the pages of a fold do not gather in memory.
+    The memory map is closed after each row, so that the pages of a fold do not fill the memory.
     """
     values = np.array(_open(file)[index])
     low, high = values.min(), values.max()  # NaN if any is

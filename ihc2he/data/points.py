@@ -1,4 +1,4 @@
-"""Your own keypoints: images, and beside each a CSV file of points; and what every reader of keypoints shares.
+"""Your own keypoints: images, each with a CSV file of points; and the shared code of all readers of keypoints.
 
 Shape suffixes: n = points, 3 = (x, y, class). Coordinates are whole px; (0, 0) is the centre of the top-left pixel.
 """
@@ -39,17 +39,17 @@ An image without nuclei has a file with the header alone. If it lies elsewhere, 
 
 
 class PointTile(NamedTuple):
-    """A tile whose keypoints are read and whose images are not.
+    """A tile after reading its keypoints and before reading its images.
 
     Attributes:
         name: of the tile.
-        group: the tiles that are not independent of it share it; "" where unknown.
+        group: shared by tiles that are not independent; "" if unknown.
         image: the file.
         mpp: um/px.
         points_n3: the reference.
         readers: the points of all annotators, the reference among them.
-        truth: files of what is known besides, by key of the batch: "inst", "type" and "he"; empty for real tissue.
-        second_readings: which of `readers` are those of an annotator who is there already.
+        truth: further files with the truth, by key of the batch: "inst", "type" and "he"; empty for real tissue.
+        second_readings: which of `readers` are the second ones of an annotator.
     """
 
     name: str
@@ -63,7 +63,7 @@ class PointTile(NamedTuple):
 
 
 def read_point_tile(tile: PointTile) -> dict[str, Any]:
-    """Return what a batch has of a tile; `PointsDataModule` documents the keys."""
+    """Return the entries of a batch for a tile; `PointsDataModule` documents the keys."""
     return {
         "name": tile.name,
         "group": tile.group,
@@ -99,7 +99,7 @@ class Faults:
         self.found: dict[str, list[str]] = {}
 
     def add(self, kind: str, what: str) -> None:
-        """Note a fault, or raise a DataError; the caller leaves out what it concerns.
+        """Record a fault, or raise a DataError; the caller leaves out the item.
 
         Args:
             kind: in the plural, such as "points outside of their tile".
@@ -118,15 +118,15 @@ class Faults:
 
 
 def keep_good(points: Iterable[Point], size: tuple[int, int], path: Path, faults: Faults) -> NDArray[np.int64]:
-    """Return the points that lie inside of their tile, each once, in their order.
+    """Return the points inside their tile, each once, in their order.
 
-    Points of two classes at one place both stay: they may be two nuclei, one above the other.
+    Points of two classes at the same place are both kept: they may be two nuclei, one above the other.
 
     Args:
         points: of one file.
         size: height and width of the tile in px.
         path: of the file.
-        faults: is told of the others.
+        faults: collects the others.
 
     >>> keep_good([Point(1, 7, 3, 0), Point(2, 7, 3, 0)], (10, 10), Path("a.txt"), Faults("skip", "")).tolist()
     [[7, 3, 0]]
@@ -145,7 +145,7 @@ def keep_good(points: Iterable[Point], size: tuple[int, int], path: Path, faults
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return the height and width of an image in px; of a PNG without decoding it.
+    """Return the height and width of an image in px; a PNG is not decoded.
 
     Raises:
         DataError: where it cannot be read.
@@ -160,23 +160,23 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 class PointsDataModule(WholeTilesDataModule):
-    """Your own images with keypoints, to judge on.
+    """Your own images with keypoints, for evaluation.
 
     A batch of the test is a dict of lists with an entry per tile: ``name``, ``group``, ``image`` (HxWx3 uint8 RGB),
     ``mpp``, ``points`` (the reference, (N, 3) int64: x, y in px and the class from 0), ``readers`` (the points by
-    annotator) and ``second_readings`` (those among them that are of an annotator who is there already). Points that
-    come twice are left out, with one warning; whatever else is wrong is an error.
+    annotator) and ``second_readings`` (the second ones of an annotator among them). Repeated
+    points are left out, with one warning; everything else that is wrong is an error.
 
     Args:
         root: folder with ``images``, ``points`` and perhaps ``tiles.csv``, whose column ``case`` is the group.
         classes: names of the classes from 0; None: the column ``class`` is not read, and all points have class 0.
-        mpp: um/px of the images that ``tiles.csv`` does not tell of.
+        mpp: um/px of the images that are not in ``tiles.csv``.
         batch_size: tiles per batch and process.
         num_workers: processes that load tiles.
 
     Attributes:
-        classes: names of the points' classes; empty where there are none.
-        truth_classes: empty: nothing but points is known.
+        classes: names of the points' classes; empty if there are none.
+        truth_classes: empty, because only points are known.
     """
 
     def __init__(
@@ -197,11 +197,11 @@ class PointsDataModule(WholeTilesDataModule):
 
     @property
     def info(self) -> DataInfo:
-        """What models, callbacks and the runner may know of the images."""
+        """What models, callbacks and the runner can know about the images."""
         return DataInfo(mpp=None, classes=self.classes)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and check all points; reads no pixel of PNG files."""
+        """Read and check all points; does not read the pixels of PNG files."""
         images, points = (
             by_name(folder, files)
             for folder, files in (
@@ -243,12 +243,12 @@ class PointsDataModule(WholeTilesDataModule):
 
 
 def read_points(path: Path, classes: Sequence[str]) -> list[Point]:
-    """Return the points of a CSV file with the columns x, y and, where there are classes, class; others are not read.
+    """Return the points of a CSV file with the columns x, y and, if there are classes, class; others are not read.
 
     Coordinates with decimals are rounded to the pixel that they lie in. A class is a name, or a number from 0.
 
     Raises:
-        DataError: for a missing column, a coordinate that is no number, and an unknown class.
+        DataError: for a missing column, a coordinate that is not a number, and an unknown class.
     """
     wanted = ["x", "y", *(["class"] if classes else [])]
     points = []

@@ -1,4 +1,4 @@
-"""The shared part of the DataModules of nuclei: what is stored of a tile, and batches with targets.
+"""The shared part of the DataModules of nuclei: stored tiles, and batches with targets.
 
 Shape suffixes: b = batch, c = colour (3), h, w = height, width, 2 = x and y.
 """
@@ -40,7 +40,7 @@ class Labelled(NamedTuple):
     Attributes:
         image: HxWx3 uint8 RGB.
         inst_hw: int32, 0 = background.
-        type_hw: int32, 1 to the number of classes on nuclei, 0 elsewhere; None where there are no types.
+        type_hw: int32, 1 to the number of classes on nuclei, 0 elsewhere; None if there are no types.
     """
 
     image: NDArray[np.uint8]
@@ -54,24 +54,24 @@ class SegmentationDataModule(StoreDataModule):
     A training batch is ``{"image": (N, 3, H, W) float32 in [0, 1], "inst": (N, H, W) int32, "type": (N, H, W) int64}``
     and the targets of the decoder, for instance ``"hv": (N, 2, H, W) float32``: random crops, augmented, reflected
     where a tile is smaller than the crop; the pieces into which a crop cuts a nucleus are instances of their own. 0 =
-    background in ``inst`` and ``type``; ``type`` is absent where there are no types. A validation or test batch holds
+    background in ``inst`` and ``type``; ``type`` is absent if there are no types. A validation or test batch holds
     whole tiles, no targets, and also ``name`` and ``group`` (the tissue) as lists of str. Order and randomness depend
     on (seed, epoch, index) alone.
 
     Args:
-        store: folder for the tile store and what is reported beside it.
+        store: folder for the tile store and its reports.
         target_mpp: um/px of the images it yields.
-        classes: names of the types from 1; empty where there are none.
+        classes: names of the types from 1; empty if there are none.
         crop_size: side of the training crops in px.
         batch_size: training crops per batch and process.
         eval_batch_size: whole tiles per batch; more than 1 needs tiles of one size.
         num_workers: processes that load training batches; as many load each evaluation set.
         seed: of the order and the augmentation.
         samples_per_epoch: over all processes; None: one per training tile.
-        sampler: "uniform"; "class_balanced": tiles are drawn equally often for the sake of each class;
+        sampler: "uniform"; "class_balanced": each class is drawn equally often;
             "tissue_balanced": each tissue is drawn equally often; "class_tissue_balanced": half of the draws of each.
         augmentation: a `NucleiAugmentation`, or its configuration; None: none.
-        decoder: of the model, or its configuration: its targets are in the training batches; None: none are.
+        decoder: of the model, or its configuration: its targets are in the training batches; None: no targets.
         rebuild: build the store again even if there is one.
 
     Attributes:
@@ -121,7 +121,7 @@ class SegmentationDataModule(StoreDataModule):
 
     @property
     def info(self) -> DataInfo:
-        """What models, callbacks and the runner may know of the images."""
+        """What models, callbacks and the runner can know about the images."""
         return DataInfo(self.target_mpp, self.classes, store=self.store_path)
 
     @abstractmethod
@@ -177,7 +177,7 @@ class SegmentationDataModule(StoreDataModule):
         return self._loader(NucleiTiles(self.tiles, records), sampler, self.eval_batch_size)
 
     def _weights(self, records: Sequence[int]) -> list[float] | None:
-        """Return a weight per training tile, or None where all are equal."""
+        """Return a weight per training tile, or None if all are equal."""
         rows = [self.tiles.rows[i] for i in records]
         parts = []
         if self.sampler in ("class_balanced", "class_tissue_balanced"):
@@ -197,7 +197,7 @@ class SegmentationDataModule(StoreDataModule):
         return np.mean([np.asarray(part) / sum(part) for part in parts], axis=0).tolist()
 
     def _to_record(self, tile: Labelled, source_mpp: float, row: dict[str, Any]) -> Record:
-        """Return what the store keeps of a tile, at `target_mpp` and with instances from 1 to n."""
+        """Return the stored arrays of a tile, at `target_mpp` and with instances from 1 to n."""
         image = resample(tile.image, source_mpp, self.target_mpp)
         inst_hw = number_consecutively(resized_labels(tile.inst_hw, *image.shape[:2]))
         vanished = len(np.unique(tile.inst_hw[tile.inst_hw > 0])) - int(inst_hw.max())
@@ -218,11 +218,11 @@ class NucleiCrops(Dataset[dict[str, torch.Tensor]]):
 
     Args:
         store: with fields ``image``, ``inst`` and perhaps ``type``.
-        records: record numbers; index i stands for record i modulo their number.
+        records: record numbers; index i means record i modulo their number.
         crop_size: side of the crops in px.
         augmentation: of image and labels; None for none.
         seed: of the windows and the augmentation.
-        targets: from an instance map to what a network should learn of it besides; None: nothing.
+        targets: from an instance map to further training targets; None: none.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class NucleiCrops(Dataset[dict[str, torch.Tensor]]):
         return _tensors(image, inst_hw, *labels[1:]) | learned
 
     def _crop(self, number: int, rng: np.random.Generator) -> list[NDArray]:
-        """Return the same random window of the image and its label maps, reflected where the tile is smaller."""
+        """Return the same random window of the image and its label maps, reflected if the tile is smaller."""
         height, width = self.store.rows[number]["shapes"]["image"][:2]
         top, left = rng.integers((max(height - self.crop_size, 0) + 1, max(width - self.crop_size, 0) + 1))
         window = (slice(top, top + self.crop_size), slice(left, left + self.crop_size))
@@ -269,7 +269,7 @@ class NucleiCrops(Dataset[dict[str, torch.Tensor]]):
 
 
 class NucleiTiles(Dataset[dict[str, Any]]):
-    """Every tile once, whole and as it is."""
+    """Every tile once, whole and unchanged."""
 
     def __init__(self, store: TileStore, records: Sequence[int]) -> None:
         self.store = store

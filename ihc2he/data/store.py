@@ -1,7 +1,7 @@
-"""The tile store: a raw dataset turned once into one HDF5 file that is cheap to read in pieces.
+"""The tile store: a raw dataset, converted once to an HDF5 file from which crops are read quickly.
 
-In the file: one dataset ``<field>/<number>`` per array (``ihc/000012``); a JSON table of ``rows`` with what is known
-about each record; the ``source`` files with size, modification time and hash; the ``settings`` it was built with.
+In the file: one dataset ``<field>/<number>`` per array (``ihc/000012``); a JSON table of ``rows`` about the
+records; the ``source`` files with size, modification time and hash; the ``settings`` it was built with.
 
 Why chunks of about 128 px and no compression: measured on 1024-px H&E tiles, reading a 256-px crop takes 0.4 ms
 (decoding the whole PNG 45 ms); lzf with shuffle takes 1.0 ms and saves 4 % of the space, gzip 2.8 ms and 13 %.
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 2
 CHUNK = 128
-LOOKED_AT = 8  # records that tell how large the store will be
+LOOKED_AT = 8  # records from which the size of the store is estimated
 STRUCTURE = 2**20  # bytes; more than HDF5 needs for a record besides its arrays
 WHOLE = (slice(None), slice(None))
 _TABLES = ("rows", "skipped")
@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 
 
 class Record(NamedTuple):
-    """What a store keeps of one tile: its arrays by field, and a row of values that JSON can hold."""
+    """One tile in a store: its arrays by field, and a row of values for JSON."""
 
     arrays: dict[str, NDArray]
     row: dict[str, Any]
@@ -64,7 +64,7 @@ class TileStore:
 
     Attributes:
         rows: per record the values given when it was built, and under ``shapes`` the array shape of each field.
-        skipped: what was left out when it was built.
+        skipped: tiles left out when it was built.
 
     Raises:
         DataError: for a file that is missing, unreadable, incomplete, or of another version.
@@ -86,7 +86,7 @@ class TileStore:
         """Return an array of a record, or a window of it (rows, columns); only the chunks it touches are read.
 
         Raises:
-            DataError: where it is damaged.
+            DataError: if it is damaged.
         """
         try:
             if self._file is None or self._pid != os.getpid():  # a handle must not be shared with a forked process
@@ -114,7 +114,7 @@ def write_store(
     """Build a store under a temporary name and rename it when complete.
 
     Args:
-        path: of the store; its folder is made.
+        path: of the store; its folder is created.
         jobs: one per tile, in the order of the records.
         load: turns a job into a record; it runs in threads.
         sources: every raw file the store depends on, under a name that stays valid when the dataset is moved.
@@ -143,17 +143,17 @@ def write_store(
 
 
 class _Room:
-    """Space on the disk for a file that HDF5 writes, asked for before it writes.
+    """Disk space for a file of HDF5, reserved before writing.
 
-    HDF5 cannot close a file that the disk has no space for, and takes the process down. What `reserve` has asked for is
-    there, so that a full disk, a quota or a limit on the size of files is an OSError here, while all can be undone.
+    HDF5 cannot close a file if the disk is full, and crashes the process. With space reserved before, a full disk, a
+    quota or a limit on the size of files gives an OSError here, while everything can still be undone.
 
     Args:
         path: of the file.
         file: the same file, open for writing.
 
     Attributes:
-        used: bytes of the finished file, once the block has ended.
+        used: bytes of the finished file, after the block.
     """
 
     def __init__(self, path: Path, file: h5py.File) -> None:
@@ -173,13 +173,13 @@ class _Room:
             self.used = self._file.id.get_filesize()
 
     def reserve(self, size: int) -> None:
-        """Ask for space.
+        """Reserve space.
 
         Args:
-            size: bytes that will be written; a part more is asked for, for the structure of the file.
+            size: bytes that will be written; some more is reserved for the structure of the file.
 
         Raises:
-            OSError: where there is none.
+            OSError: if there is none.
         """
         end = self._file.id.get_filesize() + size + size // 4 + STRUCTURE
         if end <= self._reserved or not hasattr(os, "posix_fallocate"):
@@ -187,7 +187,7 @@ class _Room:
         try:
             os.posix_fallocate(self._descriptor, self._reserved, end - self._reserved)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # of file systems that cannot
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # file systems without it
                 raise
         self._reserved = end
 
@@ -197,7 +197,7 @@ def _times_file(path: Path) -> Path:
 
 
 def _noted_times(path: Path) -> dict[str, int]:
-    """Return the times of sources that have changed since the store was built, while their content has not."""
+    """Return the new times of sources whose content has not changed since the store was built."""
     try:
         noted = json.loads(_times_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none, or a damaged one: the content is compared again
@@ -208,17 +208,17 @@ def _noted_times(path: Path) -> dict[str, int]:
 def check_store(path: Path, sources: Mapping[str, Path] | None, settings: Mapping[str, Any]) -> None:
     """Refuse a store that was built from other files or with other settings.
 
-    A file with the same size and modification time counts as unchanged; where only the time differs the content
-    decides, and the new time is noted beside the store, where that can be written, so that the next start need not read
-    the file again. The store itself is only read.
+    A file with the same size and modification time counts as unchanged. If only the time differs, the content is
+    compared, and the new time is written next to the store, if possible, so that the next start does not read the file
+    again. The store itself is only read.
 
     Args:
         path: of the store.
-        sources: the raw files as they are now, named as for `write_store`; None where they have gone.
+        sources: the present raw files, named as for `write_store`; None if they are gone.
         settings: as for `write_store`.
 
     Raises:
-        DataError: naming what differs, and the remedy.
+        DataError: with what differs, and what to do.
     """
     with _open_finished(path) as file:
         built_with = dict(json.loads(file.attrs["settings"]))
@@ -236,7 +236,7 @@ def check_store(path: Path, sources: Mapping[str, Path] | None, settings: Mappin
         msg = f"{path} was built with other settings: {'; '.join(different)}. {REMEDY} Or name another store."
         raise DataError(msg)
     if sources is None:
-        log.info("%s: its source is not there any more; the store is used as it is.", path)
+        log.info("%s: its source is not there any more; the store is used unchanged.", path)
         return
 
     changed, noted = [], _noted_times(path)
@@ -277,7 +277,7 @@ def hash_file(path: Path) -> str:
 
 @contextmanager
 def _open_finished(path: Path) -> Iterator[h5py.File]:
-    """Yield a store that is complete; whatever cannot be read of it in the block is an error that names it."""
+    """Yield a complete store; errors of reading it in the block become errors with its name."""
     if not path.is_file():
         msg = f"{path}: there is no tile store yet. DataModule.prepare_data() builds it; the Trainer calls that."
         raise DataError(msg)
@@ -321,7 +321,7 @@ def _write_records(file: h5py.File, jobs: Sequence[Job], load: Callable[[Job], R
 
 
 def _require_space(file: h5py.File, needed: float) -> None:
-    """Raise an OSError where the records to come need more space than is free, going by those before them."""
+    """Raise an OSError if the remaining records need more space than is free, estimated from those before."""
     free = shutil.disk_usage(Path(file.filename).parent).free
     if needed > free:
         raise OSError(errno.ENOSPC, f"it needs some {needed / 1e9:.1f} GB more")
@@ -341,7 +341,7 @@ def _write_manifest(file: h5py.File, sources: Mapping[str, Path], room: _Room) -
 
 
 def map_in_threads(work: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-    """Yield the result of each job in order, with all cores at work and few results in memory."""
+    """Yield the result of each job in order, using all cores and with few results in memory."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         pending = deque(pool.submit(work, job) for job in jobs[: 2 * workers])

@@ -1,4 +1,4 @@
-"""What DataModules with a tile store share: it is built once, and batches are loaded from it."""
+"""The base of DataModules with a tile store, which is built once and from which batches are loaded."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -23,13 +23,13 @@ class StoreDataModule(LightningDataModule, ABC):
     """Batches from a tile store that `prepare_data` builds once from a raw dataset.
 
     Args:
-        store: folder for the tile store and what is reported beside it.
+        store: folder for the tile store and its reports.
         num_workers: processes that load training batches; as many load each evaluation set.
         seed: of the order and the augmentation.
         rebuild: build the store again even if there is one.
 
     Attributes:
-        reports: what writes each report beside the store, by file name.
+        reports: the function that writes each report next to the store, by file name.
     """
 
     reports: ClassVar[Mapping[str, Callable[[Path, TileStore], None]]]
@@ -45,7 +45,7 @@ class StoreDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def find_tiles(self) -> Sequence[Any] | None:
-        """Return the tiles of the raw dataset without reading them, or None where the dataset is not there."""
+        """Return the tiles of the raw dataset without reading them, or None if the dataset is missing."""
 
     @abstractmethod
     def sources(self, tiles: Sequence[Any]) -> dict[str, Path]:
@@ -53,11 +53,11 @@ class StoreDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def read_record(self, tile: Any) -> Record | Skipped:
-        """Return what the store keeps of a tile."""
+        """Return the stored record of a tile."""
 
     @abstractmethod
     def how_to_get(self) -> str:
-        """Return what to tell a user who has neither the dataset nor a store of it."""
+        """Return the message for a user who has neither the dataset nor a store of it."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class StoreDataModule(LightningDataModule, ABC):
         return self.store_folder / "tiles.h5"
 
     def prepare_data(self) -> None:
-        """Build the store, or check that it still fits its source, and write the reports beside it."""
+        """Build the store, or check that it still fits its source, and write the reports next to it."""
         tiles = self.find_tiles()
         sources = None
         if tiles is not None:
@@ -131,14 +131,14 @@ class StoreDataModule(LightningDataModule, ABC):
 
 
 def require_native(mpp: float, native: float) -> None:
-    """Raise a ConfigError unless a pixel size is that of the published files: it was once what `target_mpp` is now."""
+    """Raise a ConfigError unless a pixel size is that of the published files; it formerly meant `target_mpp`."""
     advice = f"{native}, the um/px of the published files; for images of {mpp} um/px pass data.target_mpp={mpp}"
     require("mpp", mpp, mpp == native, advice)
 
 
 @contextmanager
 def unless_read_only(report: Path) -> Iterator[None]:
-    """Do without a report where it cannot be written: a finished store may lie on a disk that can only be read."""
+    """Leave out a report that cannot be written, because a finished store may be on a read-only disk."""
     try:
         yield
     except OSError as error:
@@ -146,7 +146,7 @@ def unless_read_only(report: Path) -> Iterator[None]:
 
 
 def require(name: str, value: Any, holds: bool, expected: str) -> None:
-    """Raise a ConfigError that names an argument of a DataModule and what it should be, unless it holds."""
+    """Raise a ConfigError with an argument of a DataModule and what was expected, unless a condition is true."""
     if not holds:
         msg = f"data.{name}={value}: expected {expected}."
         raise ConfigError(msg)

@@ -1,4 +1,4 @@
-"""Tables beside images: strict CSV, names matched with files, pixel sizes."""
+"""Tables next to images: strict CSV, names matched with files, pixel sizes."""
 
 import csv
 import logging
@@ -22,7 +22,7 @@ def by_name(base: Path, files: Iterable[Path]) -> dict[str, Path]:
     """Return files by their path below a folder without extension.
 
     Raises:
-        DataError: where two files get one name.
+        DataError: if two files get the same name.
 
     >>> list(by_name(Path("a"), [Path("a/b/tile.1.png")]))
     ['b/tile.1']
@@ -42,13 +42,13 @@ def pixel_size(said: str | None, otherwise: float | None, image: Path, table: Pa
 
     Args:
         said: the entry ``um_per_px`` of the table, or nothing.
-        otherwise: the pixel size where the table says nothing.
-        image: whose pixel size it is.
+        otherwise: the pixel size if the table has none.
+        image: the file.
         table: the ``tiles.csv`` that the entry is from.
 
     Raises:
-        ConfigError: where nothing tells it.
-        DataError: where the entry is not a positive number.
+        ConfigError: if it is not known.
+        DataError: if the entry is not a positive number.
     """
     if not said:
         if otherwise is None:
@@ -73,17 +73,17 @@ def pixel_size(said: str | None, otherwise: float | None, image: Path, table: Pa
 def read_table(
     path: Path, columns: Sequence[str] = (), names: Collection[str] | None = None
 ) -> dict[str, dict[str, str]]:
-    """Return the rows of a table beside images by the name of the image; empty where there is no such file.
+    """Return the rows of a table next to images by the name of the image; empty if there is no such file.
 
-    A row names its image by the path below the folder, with or without extension, with slashes or backslashes.
+    A row names its image by the path in the folder, with or without extension, with slashes or backslashes.
 
     Args:
         path: of the table.
-        columns: those that are understood, besides ``name``.
-        names: of the images, as `by_name` gives them; None: the rows are not compared with any.
+        columns: the known ones besides ``name``.
+        names: of the images, as `by_name` gives them; None: the rows are not checked.
 
     Raises:
-        DataError: where `read_rows` refuses it, and where a name is empty, comes twice, or is that of no image.
+        DataError: if `read_rows` refuses it, or if a name is empty, repeated, or not that of an image.
     """
     if not path.is_file():
         if path.exists() or path.is_symlink():
@@ -111,7 +111,7 @@ def read_table(
 
 
 def _match(said: str, names: Collection[str] | None) -> str | None:
-    """Return the name of the image that a row means, or None where there is none."""
+    """Return the name of the image that a row means, or None if there is none."""
     plain = said.replace("\\", "/").removeprefix("./")
     candidates = (said, plain, stem(plain))
     return candidates[-1] if names is None else next((name for name in candidates if name in names), None)
@@ -120,19 +120,19 @@ def _match(said: str, names: Collection[str] | None) -> str | None:
 def read_rows(path: Path, wanted: Sequence[str], known: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Return the rows of a CSV file whose first line names the columns, each with the number of its last line.
 
-    Columns that nobody reads may be there, and are named once in the log. One is refused where it looks like a known
-    column that was misspelt: where both are equal but for case, blanks and punctuation, where it is another usual name
-    of it (`OTHER_NAMES`), and where it is nearly equal (`CLOSE`) to one that the file lacks. Values of known columns
-    come without the blanks around them, the column ``name`` as it is.
+    Other columns are allowed and listed once in the log. A column is refused if it looks like a misspelt known one:
+    if both differ only in case, blanks and punctuation, if it is another usual name (`OTHER_NAMES`), or if it is nearly
+    equal (`CLOSE`) to one that the file lacks. Blanks around the values of known columns are removed, except in the
+    column ``name``.
 
     Args:
         path: of the file.
         wanted: columns that must be there.
-        known: columns that are understood, those included.
+        known: columns that are understood, including these.
 
     Raises:
-        DataError: where it cannot be read as CSV, a column is missing, doubled or misspelt, and where a line has more
-            or fewer fields than the first.
+        DataError: if it cannot be read as CSV, if a column is missing, repeated or misspelt, or if a line has more or
+            fewer fields than the first.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:

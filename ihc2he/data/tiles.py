@@ -1,4 +1,4 @@
-"""Images to find nuclei in; and what the readers of whole tiles share: names, pixel sizes, batches of lists."""
+"""Images to find nuclei in, with their names and pixel sizes, in batches of lists."""
 
 import logging
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ class Tile(NamedTuple):
     """An image before it is read.
 
     Attributes:
-        name: its path below the folder that was asked for, without extension.
+        name: its path in the given folder, without extension.
         path: of the file.
         mpp: um/px.
     """
@@ -44,9 +44,9 @@ class TilesDataModule(WholeTilesDataModule):
 
     Args:
         path: a file, a folder (searched with its sub-folders) or a glob.
-        mpp: um/px of the images that ``tiles.csv`` beside them does not tell of (columns name, um_per_px).
-        done: folder ``done`` of the results. An image is skipped where ``<done>/<name>.json`` notes its ``size`` in
-            bytes, ``mtime_ns`` and ``mpp`` as they are now. Images below the folder that holds ``done`` are results,
+        mpp: um/px of the images that are not in ``tiles.csv`` next to them (columns name, um_per_px).
+        done: folder ``done`` of the results. An image is skipped if ``<done>/<name>.json`` has its present ``size`` in
+            bytes, ``mtime_ns`` and ``mpp``. Images below the folder that holds ``done`` are results,
             not read.
         source: node of an `ihc2he.images.source.ImageSource` of your own, which is given ``path`` and ``mpp``, for
             files that this package cannot read; name such files one by one or rename them, since folders are searched
@@ -76,11 +76,11 @@ class TilesDataModule(WholeTilesDataModule):
 
     @property
     def info(self) -> DataInfo:
-        """What models, callbacks and the runner may know of the images."""
+        """What models, callbacks and the runner can know about the images."""
         return DataInfo(mpp=None)
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the images that are still to do; reads none."""
+        """Find the images that are still to do, without reading them."""
         base, files = find_files(self.path)
         if self.done is not None:
             files = _without_results(base, files, self.done.parent)
@@ -113,9 +113,9 @@ class TilesDataModule(WholeTilesDataModule):
 
 
 def find_files(path: str) -> tuple[Path, list[Path]]:
-    """Return the images that a file name, folder or glob stands for, sorted, after the folder that they lie below.
+    """Return the folder above all images of a file name, folder or glob, and the images, sorted.
 
-    A file named by itself is returned whatever its extension.
+    A single file is returned with any extension.
     """
     given = Path(path).expanduser()
     if given.is_dir():
@@ -127,7 +127,7 @@ def find_files(path: str) -> tuple[Path, list[Path]]:
         return given.parent, []
     base = Path(*given.parts[:fixed])
     pattern = given.parts[fixed:]
-    if "**" in pattern:  # through links too, which Path.glob passes over
+    if "**" in pattern:  # through links too, which Path.glob ignores
         found = [path for path in walk(base) if _matches(path.relative_to(base).parts, pattern)]
     else:
         found = sorted(base.glob(str(Path(*pattern))))
@@ -135,7 +135,7 @@ def find_files(path: str) -> tuple[Path, list[Path]]:
 
 
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Return whether the parts of a path fit a glob, in which ``**`` stands for any number of folders."""
+    """Return whether the parts of a path fit a glob, in which ``**`` means any number of folders."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
@@ -149,7 +149,7 @@ def _others(base: Path) -> str:
 
 
 def _names_below(base: Path, named: Iterable[str]) -> set[str]:
-    """Return the names that a table may have: of the images asked for, and of those beside them."""
+    """Return the names that a table may have: of the chosen images, and of those next to them."""
     return {*named, *map(stem, find_images(base))}
 
 

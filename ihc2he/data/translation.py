@@ -36,12 +36,12 @@ class TrainingCrops(Dataset[dict[str, torch.Tensor]]):
 
     Args:
         store: with fields ``ihc`` and ``he``.
-        ihc: record numbers of the IHC tiles; index i stands for tile i modulo their number.
+        ihc: record numbers of the IHC tiles; index i means tile i modulo their number.
         he: record numbers of the H&E tiles.
         crop_size: side of the crops in px.
         transform: from uint8 HxWx3 to float32 in [-1, 1].
         seed: of all of the above.
-        he_weights: one per H&E tile, to draw them in proportion; uniform where None.
+        he_weights: one per H&E tile, to draw them in proportion; None: uniform.
         paired: take the same window, with the same augmentation, from the H&E array of the same record.
     """
 
@@ -93,9 +93,9 @@ class TrainingCrops(Dataset[dict[str, torch.Tensor]]):
 
 
 class WholeTiles(Dataset[dict[str, Any]]):
-    """Every IHC tile once, whole, with the H&E tile at the same position (counted round where there are fewer).
+    """Every IHC tile once, whole, with the H&E tile at the same position (from the start again if there are fewer).
 
-    ``paired`` says whether both are the same record, that is, show the same place.
+    ``paired`` is true if both are the same record and so show the same place.
     """
 
     def __init__(self, store: TileStore, ihc: Sequence[int], he: Sequence[int]) -> None:
@@ -155,22 +155,22 @@ class TranslationDataModule(StoreDataModule):
     ``paired`` (bool tensor: both show the same place). Order and randomness depend on (seed, epoch, index) alone.
 
     Args:
-        store: folder for the tile store and what is reported beside it.
+        store: folder for the tile store and its reports.
         target_mpp: um/px of the images it yields.
         crop_size: side of the training crops in px.
         batch_size: training crops of each stain per batch and process.
         eval_batch_size: whole tiles per batch; more than 1 needs tiles of one size.
         num_workers: processes that load training batches; as many load each evaluation set.
         seed: of the splits, the order and the augmentation.
-        val_fraction: of the training tiles, for validation, where the dataset has no validation folder.
-        test_fraction: of the training tiles, for testing, where the dataset has no test folder.
+        val_fraction: of the training tiles, for validation, if the dataset has no validation folder.
+        test_fraction: of the training tiles, for testing, if the dataset has no test folder.
         fraction: of the remaining training tiles to keep; every level keeps its share.
         samples_per_epoch: over all processes; None: as many as the larger stain has tiles.
         sampler: "uniform", or "level_balanced": each level is drawn equally often, in both stains.
         paired: train on registered crops of the same place instead of independent ones.
         flip: augment by left-right and up-down flips.
-        rotate90: augment by quarter turns.
-        brightness_contrast: greatest relative change; 0 = off, since it moves the very stain to be learnt.
+        rotate90: augment by rotations of multiples of 90 degrees.
+        brightness_contrast: largest relative change; 0 = off, because it changes the stain that is to be learned.
         on_bad_file: "error", or "skip": leave out unreadable and too small images, counted and listed.
         rebuild: build the store again even if there is one.
 
@@ -239,12 +239,12 @@ class TranslationDataModule(StoreDataModule):
 
     @property
     def info(self) -> DataInfo:
-        """What models, callbacks and the runner may know of the images."""
+        """What models, callbacks and the runner can know about the images."""
         return DataInfo(self.target_mpp, store=self.store_path)
 
     @abstractmethod
     def find_tiles(self) -> list[RawTile] | None:
-        """Return the tiles of the raw dataset without reading them, or None where the dataset is not there."""
+        """Return the tiles of the raw dataset without reading them, or None if the dataset is missing."""
 
     @abstractmethod
     def read_tile(self, tile: RawTile) -> dict[str, NDArray]:
@@ -341,7 +341,7 @@ class TranslationDataModule(StoreDataModule):
             if store.skipped:
                 msg = (
                     f"{self.store_path} was built without {len(store.skipped)} bad files, such as "
-                    f"{store.skipped[0].name}. Mend or remove them and pass data.rebuild=true, or pass "
+                    f"{store.skipped[0].name}. Correct or remove them and pass data.rebuild=true, or pass "
                     "data.on_bad_file=skip."
                 )
                 raise DataError(msg)

@@ -1,4 +1,4 @@
-"""Two folders of images, one of IHC and one of H&E, of any size and without any correspondence."""
+"""Two folders of images of any size, one of IHC and one of H&E, which need not correspond."""
 
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,22 @@ from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size, resample
 class UnpairedDataModule(TranslationDataModule):
     """IHC and H&E images from anywhere; `TranslationDataModule` documents the batches and the other arguments.
 
-    Pass either ``root`` or both ``ihc`` and ``he``. Folders are searched with their sub-folders. Where there are no
+    Pass either ``root`` or both ``ihc`` and ``he``. Folders are searched with their sub-folders. Without
     folders for them, validation and test images are fractions of each stain's training images; images of one slide
-    may then fall on both sides. An evaluation batch pairs the i-th IHC with the i-th H&E image, unrelated.
+    may then be on both sides. An evaluation batch pairs the i-th IHC with the i-th H&E image, unrelated.
 
     Args:
         root: folder with ``trainA`` and ``trainB``, and perhaps ``valA``, ``valB``, ``testA``, ``testB``.
         ihc: folder of IHC images.
         he: folder of H&E images.
-        stain_a: what the A folders of ``root`` hold, "ihc" or "he" (MIST has H&E in A).
+        stain_a: the stain of the A folders of ``root``, "ihc" or "he" (MIST has H&E in A).
         mpp_ihc: um/px of the IHC files.
         mpp_he: um/px of the H&E files.
-        target_mpp: um/px of the images it yields; None: the coarser of the two, so that no detail is made up.
-        mpp: its former name; refused, since it is the pixel size of the files elsewhere.
+        target_mpp: um/px of the images it yields; None: the coarser of the two, so that no detail is invented.
+        mpp: its former name; refused, because elsewhere it is the pixel size of the files.
 
     Raises:
-        ConfigError: where a folder or a pixel size is not given.
+        ConfigError: if a folder or a pixel size is not given.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class UnpairedDataModule(TranslationDataModule):
 
 
 def inside(folder: str, other: str) -> bool:
-    """Return whether a folder is another one, or lies below it.
+    """Return whether a folder is another one, or is inside it.
 
     >>> inside("data/he", "data"), inside("data/he", "data/ihc")
     (True, False)

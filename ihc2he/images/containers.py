@@ -1,4 +1,4 @@
-"""What PNG and JPEG files say of themselves, and whether they are whole.
+"""The properties of PNG and JPEG files, and whether they are complete.
 
 Decoders return a half-grey picture for a file that ends early, so completeness is checked here.
 """
@@ -23,12 +23,12 @@ _ORIENTATION = 274  # a tag of TIFF, of which EXIF is made
 
 @dataclass(frozen=True)
 class Header:
-    """What must be known to read the samples of a PNG or JPEG.
+    """What is needed to read the samples of a PNG or JPEG.
 
     Attributes:
         height: px, as stored.
         width: px, as stored.
-        orientation: how the stored image has to be turned, 1 to 8 as in TIFF and EXIF; 1: not at all.
+        orientation: how to rotate or mirror the stored image, 1 to 8 as in TIFF and EXIF; 1: not at all.
         bits: of a sample.
         palette: samples are positions in a table of colours.
         clear_grey: the grey level that is transparent; None: there is none.
@@ -43,10 +43,10 @@ class Header:
 
 
 def png_header(data: bytes) -> Header:
-    """Return what a PNG says of itself; gamma, colour profile and physical size are not looked at.
+    """Return the properties of a PNG; gamma, colour profile and physical size are ignored.
 
     Raises:
-        ValueError: where it is truncated or corrupt.
+        ValueError: if it is truncated or corrupt.
     """
     header = None
     position = len(PNG_SIGNATURE)
@@ -77,7 +77,7 @@ def png_header(data: bytes) -> Header:
 
 
 def palette_as_grey(data: bytes) -> bytes:
-    """Return a whole PNG with a palette as one whose grey levels are the positions in the palette."""
+    """Return a PNG with a palette as one whose grey levels are the positions in the palette."""
     parts, position = [PNG_SIGNATURE], len(PNG_SIGNATURE)
     while position < len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -94,17 +94,17 @@ def palette_as_grey(data: bytes) -> bytes:
 
 
 def jpeg_header(data: bytes) -> Header:
-    """Return what a JPEG says of itself. Bytes after its end, such as further pictures of a camera, are not looked at.
+    """Return the properties of a JPEG. Bytes after its end, such as further pictures of a camera, are ignored.
 
     Raises:
-        ValueError: where it is truncated, or has inks in place of grey or RGB.
+        ValueError: if it is truncated, or has inks instead of grey or RGB.
     """
     truncated = f"the JPEG is truncated after {len(data)} bytes"
     header, orientation, scans = None, 1, 0
     position = len(JPEG_SIGNATURE)
     while 0 <= position <= len(data) - 2:
         if data[position] != 0xFF:
-            position = data.find(b"\xff", position)  # decoders pass over stray bytes too
+            position = data.find(b"\xff", position)  # decoders ignore stray bytes too
             continue
         kind = data[position + 1]
         if kind == 0xFF or kind in _ALONE:  # padding before a marker; a marker without content
@@ -137,7 +137,7 @@ def jpeg_header(data: bytes) -> Header:
 
 
 def _exif_orientation(exif: bytes) -> int:
-    """Return the orientation that EXIF notes, 1 where it notes none.
+    """Return the orientation in EXIF, or 1 if there is none.
 
     >>> _exif_orientation(bytes.fromhex("4d4d002a00000008 0001 0112 0003 00000001 0006 0000 00000000"))
     6
@@ -150,6 +150,6 @@ def _exif_orientation(exif: bytes) -> int:
             tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, start + 2 + 12 * i)
             if tag == _ORIENTATION and kind == 3 and 1 <= value <= 8:
                 return value
-    except struct.error:  # damaged EXIF says nothing
+    except struct.error:  # damaged EXIF is ignored
         pass
     return 1

@@ -1,7 +1,7 @@
 """Decoding image files of any kind, with errors that name the file.
 
-What a file's own tags say is followed: grey either way round, palettes, bits of a sample, opacity, planes, orientation.
-Gamma and colour profiles are not: pixels are taken as they are, as for a network or an optical density they have to be.
+The tags of a file are followed: inverted grey, palettes, bits of a sample, opacity, planes, orientation. Gamma and
+colour profiles are not, because networks and optical densities need the stored values.
 Of a JPEG with several pictures the first one is read.
 """
 
@@ -19,7 +19,7 @@ from ihc2he.images import tiff
 from ihc2he.images.containers import JPEG_SIGNATURE, PNG_SIGNATURE, Header, jpeg_header, palette_as_grey, png_header
 from ihc2he.images.samples import Samples
 
-MAX_PIXELS = 2**30  # the most that OpenCV decodes
+MAX_PIXELS = 2**30  # the limit of OpenCV
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -29,7 +29,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     is scaled by its full range, 65535 to 255.
 
     Raises:
-        DataError: where the file cannot be read, is empty, truncated, corrupt, not an image, holds several
+        DataError: if the file cannot be read, is empty, truncated, corrupt, not an image, has several
             pages, or has pixels of another kind.
     """
     samples = read_samples(path)
@@ -41,14 +41,14 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def read_samples(path: Path, raw: bool = False) -> Samples:
-    """Return the samples of an image file with their meaning, after checking that it is whole.
+    """Return the samples of an image file with their meaning, after checking that it is complete.
 
     Args:
         path: of the file.
-        raw: values as they are stored, for label maps: positions in a palette, and few bits not scaled to eight.
+        raw: the stored values, for label maps: positions in a palette, and few bits not scaled to eight.
 
     Raises:
-        DataError: where it cannot be read, is empty, truncated, corrupt, not PNG, JPEG or TIFF, or holds several pages.
+        DataError: if it cannot be read, is empty, truncated, corrupt, not PNG, JPEG or TIFF, or has several pages.
     """
     try:
         with path.open("rb") as stream:
@@ -66,10 +66,10 @@ def read_samples(path: Path, raw: bool = False) -> Samples:
 
 
 def header(data: bytes) -> Header:
-    """Return what a PNG or JPEG says of itself.
+    """Return the properties of a PNG or JPEG.
 
     Raises:
-        ValueError: where it is neither, or not whole.
+        ValueError: if it is neither, or not complete.
     """
     if not data:
         msg = "the file is empty"

@@ -9,7 +9,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-# What may lie beside images and is none.
+# Files that may be next to images without a message.
 BESIDE = (
     ".csv", ".tsv", ".txt", ".md", ".json", ".geojson", ".xml", ".yaml", ".yml", ".html", ".pdf", ".xlsx", ".ini",
     ".db", ".log", ".zip", ".md5", ".sha256",
@@ -17,7 +17,7 @@ BESIDE = (
 
 
 def find_images(folder: Path) -> list[str]:
-    """Return the image files below a folder, as sorted POSIX paths relative to it.
+    """Return the image files in a folder and its sub-folders, as sorted POSIX paths relative to it.
 
     Looks into sub-folders, those that links lead to among them (`walk`), knows PNG, JPEG and TIFF by their extension
     in any case, and passes over hidden files, such as the ``._*`` companions that macOS leaves in archives. Folders,
@@ -33,15 +33,15 @@ def find_images(folder: Path) -> list[str]:
 
 
 def walk(folder: Path) -> list[Path]:
-    """Return what is below a folder and not hidden, sorted; empty where there is no such folder.
+    """Return all files and entries in a folder that are not hidden, sorted; empty if there is no such folder.
 
-    Folders that links lead to are entered, each once and after those that are no links. One that holds the link to it,
-    and one that was entered by another path, is left out, with one warning.
+    Links to folders are followed, each once and after real folders. A folder that contains the link to it, or that was
+    reached by another path, is left out, with one warning.
     """
     found: list[Path] = []
     entered: set[Path] = set()
     again: list[Path] = []
-    folders: deque[tuple[Path, tuple[Path, ...]]] = deque()  # with where they and those above them really lie
+    folders: deque[tuple[Path, tuple[Path, ...]]] = deque()  # with the real paths of them and of those above
     links: deque[tuple[Path, tuple[Path, ...]]] = deque()
     if folder.is_dir():
         folders.append((folder, (folder.resolve(),)))
@@ -62,14 +62,14 @@ def walk(folder: Path) -> list[Path]:
 
 
 def endings(paths: Iterable[Path]) -> dict[str, int]:
-    """Return how many files have each ending that is none of an image, the most frequent first."""
+    """Return the number of files with each ending that is not of an image, the most frequent first."""
     others = (path for path in paths if path.suffix.lower() not in SUFFIXES and path.is_file())
     return dict(Counter(path.suffix.lower() or path.name for path in others).most_common())
 
 
 @cache
 def _say_others(folder: Path, counts: tuple[tuple[str, int], ...]) -> None:
-    """Log the files that are not read; once as long as they stay the same."""
+    """Log the files that are not read, once unless they change."""
     log.warning(
         "%s: files that are not read: %s. Images are PNG, JPEG and TIFF; export others as one of these.",
         folder,
@@ -78,7 +78,7 @@ def _say_others(folder: Path, counts: tuple[tuple[str, int], ...]) -> None:
 
 
 def regular_files(paths: Iterable[Path]) -> list[Path]:
-    """Return those of some paths that are files, after a warning that counts the others."""
+    """Return the paths that are files, after a warning that counts the others."""
     paths = list(paths)
     files = [path for path in paths if path.is_file()]
     if len(files) < len(paths):

@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from ihc2he.errors import DataError
 from ihc2he.images.decoding import read_samples
 
-MAX_LABEL = 2**24 - 1  # the greatest that float32, in which OpenCV warps label maps, holds exactly
+MAX_LABEL = 2**24 - 1  # the largest label that is exact in float32, which OpenCV uses to warp label maps
 
 
 def read_labels(path: Path) -> NDArray[np.int32]:
     """Return the values of a single-channel PNG or TIFF file of whole numbers as HxW int32.
 
-    They are taken as stored, whatever they mean as colours: few bits are not scaled, white may be 0, and with a palette
-    they are the positions in it. The orientation that a file notes is followed.
+    They are the stored values, not colours: few bits are not scaled, white may be 0, and with a palette they are the
+    positions in it. The orientation in the file is followed.
 
     Raises:
-        DataError: where the file is missing, damaged, has several channels or pages, or values that are no labels.
+        DataError: if the file is missing, damaged, has several channels or pages, or values that are not labels.
     """
     samples = read_samples(path, raw=True)
     pixels = samples.labels()

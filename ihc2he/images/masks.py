@@ -1,4 +1,4 @@
-"""What hides tissue on a slide: ink of pens.
+"""Ink of pens, which hides tissue on a slide.
 
 Shape suffixes: h, w = height, width; c = colour (3).
 """
@@ -15,22 +15,22 @@ from ihc2he.stain.deconvolution import optical_density
 from ihc2he.stain.white import FULL, relative_to_white
 from ihc2he.tiling.resampling import resample
 
-_MPP = 1.0  # um/px at which is looked; finer images are shrunk to it
+_MPP = 1.0  # um/px for the search; finer images are shrunk to it
 _STRONG = 0.2  # least mean optical density of coloured ink
 _BLACK = 0.6  # and of black ink
 _RADIUS = 5.0  # um; a disc of this radius fits into ink, but into few nuclei
-_GREEN_RADIUS = 1.5  # um; no stain is green, so less of it will do
-_EDGE = 1.0  # um of a stroke's pale border
+_GREEN_RADIUS = 1.5  # um; no stain is green, so less of it is enough
+_EDGE = 1.0  # um; width of a stroke's pale border
 
 
 def ink_mask(image: NDArray[np.uint8], mpp: float, white: Sequence[float] = FULL) -> NDArray[np.bool_]:
     """Return where ink of a black, blue, red or green pen covers an image.
 
-    Ink has a colour that no mixture of hematoxylin, eosin and DAB has (green), or one that they have only in nuclei
-    and other small things (blue, black, red), and then it has to cover a disc of 5 um radius. Brown never counts.
+    Green is a colour that no mixture of hematoxylin, eosin and DAB has. Blue, black and red also occur in nuclei and
+    other small things, so they must cover a disc of 5 um radius. Brown never counts.
 
-    Limits: strokes thinner than 10 um are seen only if they are green, and pale ink is not seen. Pools of blood as red
-    as ink count as ink. Folds of the tissue are not looked for: on tiles they cannot be told from dense tissue.
+    Limits: strokes thinner than 10 um are found only if they are green, and pale ink is not found. Pools of blood as
+    red as ink count as ink. Folds of the tissue are not searched: on tiles they look like dense tissue.
 
     Args:
         image: HxWx3 uint8 RGB.
@@ -56,9 +56,9 @@ def _ink(od_hwc: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:
     if not strong_hw.any():
         return found_hw
     od_hwc = od_hwc / np.maximum(np.linalg.norm(od_hwc, axis=-1, keepdims=True), 1e-6)
-    red_hw, green_hw, blue_hw = np.moveaxis(od_hwc, -1, 0)  # which share of it each channel absorbs
+    red_hw, green_hw, blue_hw = np.moveaxis(od_hwc, -1, 0)  # share of each channel in the absorption
     spread_hw = np.maximum(np.maximum(red_hw, green_hw), blue_hw) - np.minimum(np.minimum(red_hw, green_hw), blue_hw)
-    inks = (  # green by what it lets through, the others by what they absorb
+    inks = (  # green by the light it transmits, the others by what they absorb
         (strong_hw & (green_hw < np.minimum(red_hw, blue_hw) - 0.05), _GREEN_RADIUS),
         (strong_hw & (red_hw >= 0.6) & (blue_hw <= 0.42) & (green_hw < red_hw + 0.02), _RADIUS),
         (strong_hw & (red_hw < 0.25) & (blue_hw > 0.45), _RADIUS),
@@ -68,7 +68,7 @@ def _ink(od_hwc: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:
         if coloured_hw.any():
             disc = _disc(radius / mpp)
             wide_hw = cv2.morphologyEx(coloured_hw.view(np.uint8), cv2.MORPH_OPEN, disc)
-            if wide_hw.any():  # with what is of its colour beside it
+            if wide_hw.any():  # with the pixels of its colour around it
                 found_hw |= cv2.dilate(wide_hw, disc) & coloured_hw.view(np.uint8)
     return cv2.dilate(found_hw, _disc(_EDGE / mpp)) if found_hw.any() else found_hw  # type: ignore[return-value]
 

@@ -1,4 +1,4 @@
-"""The samples of an image file, with what its tags say of their meaning, and the colours that follow.
+"""The samples of an image file, their meaning by its tags, and the resulting colours.
 
 Shape suffixes: s = samples of a pixel, h, w = height, width; n = colours of a palette, 3 = red, green, blue.
 """
@@ -17,14 +17,14 @@ class Samples:
     """Samples as stored, and their meaning.
 
     Attributes:
-        values_hws: unsigned integers of 8 or 16 bits, or whatever else the file holds.
+        values_hws: unsigned integers of 8 or 16 bits, or another type in the file.
         bits: of a sample; white is 2**bits - 1.
         colours: how many of the samples of a pixel are its colour, from the first on: 1 = grey, 3 = RGB.
         inverted: 0 is white.
         palette_n3: colour of each value, uint8; None: values are intensities.
-        alpha: which sample is the opacity; None: none is, whatever the further samples are.
+        alpha: which sample is the opacity; None: none, even if there are further samples.
         premultiplied: the colours have been multiplied by the opacity.
-        orientation: how the stored image has to be turned, 1 to 8 as in TIFF and EXIF.
+        orientation: how to rotate or mirror the stored image, 1 to 8 as in TIFF and EXIF.
         lossy: compression has changed the values.
     """
 
@@ -39,7 +39,7 @@ class Samples:
     lossy: bool = False
 
     def labels(self) -> NDArray[Any]:
-        """Return the values themselves as HxW, or HxWxS where a pixel has several; upright."""
+        """Return the values themselves as HxW, or HxWxS if a pixel has several; upright."""
         values = upright(self.values_hws, self.orientation)
         return values[..., 0] if values.shape[-1] == 1 else values
 
@@ -47,7 +47,7 @@ class Samples:
         """Return the image as HxWx3 uint8 RGB, upright, with transparency laid over white.
 
         Raises:
-            ValueError: for values that are no unsigned integers of up to 16 bits.
+            ValueError: for values that are not unsigned integers of up to 16 bits.
 
         >>> Samples(np.full((1, 1, 1), 65535, np.uint16), bits=16, colours=1).rgb8().tolist()
         [[[255, 255, 255]]]
@@ -78,7 +78,7 @@ class Samples:
 
 
 def _to_8_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Return values of 0 to white as those of 0 to 255.
+    """Return values from 0 to white, scaled to 0 to 255.
 
     >>> _to_8_bits(np.array([0, 1, 3], np.uint8), 2).tolist()
     [0, 85, 255]
@@ -90,11 +90,11 @@ def _to_8_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 
 
 def upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Return a stored image as it has to be shown.
+    """Return a stored image in the orientation in which it is shown.
 
     Args:
         image: HxW or HxWxS.
-        orientation: of TIFF and EXIF: where the first row and the first column of what is stored belong; 1 = top and
+        orientation: of TIFF and EXIF: the sides of the first stored row and column; 1 = top and
             left, 2 = top and right, 3 = bottom and right, 4 = bottom and left, 5 to 8 the same with rows and columns
             exchanged.
 

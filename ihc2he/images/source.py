@@ -1,4 +1,4 @@
-"""Images that are read by region, so that nobody has to hold a large one."""
+"""Images that are read by region, so that large ones need not fit into memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ihc2he.tiling.resampling import resize
 if TYPE_CHECKING:
     import tifffile
 
-_WHITE_PX = 2048  # longer side of the thumbnail in which the white point is looked for
+_WHITE_PX = 2048  # longer side of the thumbnail for estimating the white point
 _ROWS = 1024  # of the strips that a thumbnail is made of
 
 
@@ -30,8 +30,8 @@ class ImageSource(ABC):
     Attributes:
         name: of the image, for messages.
         shape: height and width in px, at full resolution.
-        mpp: um/px at full resolution; None where it is not known.
-        levels: by how much each level is smaller than full resolution, from 1.0 on.
+        mpp: um/px at full resolution; None if it is not known.
+        levels: factor by which each level is smaller than full resolution, starting with 1.0.
     """
 
     name: str
@@ -44,12 +44,12 @@ class ImageSource(ABC):
         """Return a region, HxWx3 uint8 RGB.
 
         Args:
-            rows: from and to, in the pixels of the level; inside of the image.
+            rows: from and to, in the pixels of the level; inside the image.
             columns: likewise.
             level: index into `levels`.
 
         Raises:
-            DataError: where the file cannot be read.
+            DataError: if the file cannot be read.
         """
 
     @cached_property
@@ -62,7 +62,7 @@ class ImageSource(ABC):
         return self.read(slice(0, self.shape[0]), slice(0, self.shape[1]))
 
     def thumbnail(self, most_px: int) -> NDArray[np.uint8]:
-        """Return the whole image, its longer side at most so many px, HxWx3 uint8 RGB; read strip by strip."""
+        """Return the whole image, its longer side at most this number of px, HxWx3 uint8 RGB; read strip by strip."""
         height, width = self.shape
         factor = max(1.0, max(height, width) / most_px)
         if factor == 1:
@@ -82,9 +82,9 @@ class ArraySource(ImageSource):
 
     Args:
         image: HxWx3 uint8 RGB.
-        mpp: um/px; None where it is not known.
+        mpp: um/px; None if it is not known.
         name: for messages.
-        white: its white point, where it is known; None: it is estimated when somebody asks.
+        white: its white point, if known; None: it is estimated when needed.
     """
 
     def __init__(
@@ -103,15 +103,15 @@ class ArraySource(ImageSource):
 class FileSource(ImageSource):
     """A PNG, JPEG or TIFF file.
 
-    Of a TIFF of tiles, of strips or without compression only those parts are decoded that a region touches; any other
-    file is decoded once and kept. It opens its file anew in each process that it is sent to.
+    Only those tiles or strips of a TIFF are decoded that a region touches; any other file is decoded once and kept. The
+    file is opened again in each process that the object is sent to.
 
     Args:
         path: of the file.
-        mpp: um/px; None where it is not known.
+        mpp: um/px; None if it is not known.
 
     Raises:
-        DataError: naming the file and what is wrong with it.
+        DataError: with the file and what is wrong with it.
     """
 
     def __init__(self, path: str | Path, mpp: float | None = None) -> None:
@@ -131,7 +131,7 @@ class FileSource(ImageSource):
                 page = self._files.enter_context(tiff.opened(self.path))
                 self._page = page if tiff.by_region(page) else None
         except (OSError, ValueError):
-            self._page = None  # reading the whole says what is wrong
+            self._page = None  # reading the whole image shows what is wrong
         if self._page is None:
             self._files.close()
             self._image = read_image(self.path)

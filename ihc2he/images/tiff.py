@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _WHITE_IS_0, _BLACK_IS_0, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # photometric interpretations
-_PREMULTIPLIED, _STRAIGHT = 1, 2  # kinds of extra samples; 0: unspecified, which is no opacity
+_PREMULTIPLIED, _STRAIGHT = 1, 2  # kinds of extra samples; 0: unspecified, which is not an opacity
 _ORIENTATION = "Orientation"
 _JPEG = (6, 7, 33007, 34892)  # compressions that are decoded to RGB
 _STRIP_ROWS = 2048  # a strip with more rows is as good as the whole image
@@ -34,7 +34,7 @@ def opened(path: Path) -> Iterator[tifffile.TiffPage]:
     """Yield the page of a TIFF that is the image; smaller copies and thumbnails are not counted.
 
     Raises:
-        ValueError: where it is damaged, truncated, or holds no single image of grey or RGB.
+        ValueError: if it is damaged, truncated, or does not have a single image of grey or RGB.
     """
     import tifffile
 
@@ -96,7 +96,7 @@ def _colours(page: tifffile.TiffPage) -> int:
 
 
 def _opacity(page: tifffile.TiffPage) -> tuple[int | None, bool]:
-    """Return which sample is the opacity, None if none is, and whether the colours have been multiplied by it."""
+    """Return which sample is the opacity, or None, and whether the colours have been multiplied by it."""
     for i, kind in enumerate(page.extrasamples or ()):
         if kind in (_PREMULTIPLIED, _STRAIGHT):
             return page.samplesperpixel - len(page.extrasamples) + i, kind == _PREMULTIPLIED
@@ -104,7 +104,7 @@ def _opacity(page: tifffile.TiffPage) -> tuple[int | None, bool]:
 
 
 def orientation(page: tifffile.TiffPage) -> int:
-    """Return how the stored image has to be turned, 1 to 8."""
+    """Return the orientation of the stored image, 1 to 8."""
     tag = page.tags.get(_ORIENTATION)
     return int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
 
@@ -118,7 +118,7 @@ def samples(page: tifffile.TiffPage, rows: slice | None = None, columns: slice |
         columns: likewise.
 
     Raises:
-        ValueError: where they do not decode.
+        ValueError: if they cannot be decoded.
     """
     try:
         whole = rows is None or columns is None
@@ -164,7 +164,7 @@ def by_region(page: tifffile.TiffPage) -> bool:
 
 
 def _is_plain(page: tifffile.TiffPage) -> bool:
-    """Return whether the samples lie in the file as in memory."""
+    """Return whether the samples are in the file as in memory."""
     return bool(page.is_contiguous and page.compression == 1 and page.bitspersample in (8, 16))
 
 
@@ -195,7 +195,7 @@ def _region(page: tifffile.TiffPage, rows: slice, columns: slice) -> NDArray[Any
 
 
 def _paste(target_hws: NDArray[Any], part_hws: NDArray[Any], corner: tuple[int, int]) -> None:
-    """Put a part where it belongs, as far as it lies inside."""
+    """Put a part in its place, as far as it is inside."""
     top, left = corner
     height, width = part_hws.shape[:2]
     y0, x0 = max(top, 0), max(left, 0)

@@ -1,4 +1,4 @@
-"""Writing images and label maps, each complete or not at all."""
+"""Writing images and label maps; an incomplete file never gets its final name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def write_instances(path: Path, inst_hw: NDArray[np.int32]) -> None:
-    """Write an instance map, as 16-bit PNG or as 32-bit TIFF by its suffix."""
+    """Write an instance map, as 16-bit PNG or 32-bit TIFF, depending on its suffix."""
     if path.suffix == ".png":
         content = cv2.imencode(".png", inst_hw.astype(np.uint16))[1].tobytes()
         with complete(path) as temporary:

@@ -19,7 +19,7 @@ def colour_of(kind: int) -> tuple[int, int, int]:
 
 
 def hex_of(colour: tuple[int, int, int]) -> str:
-    """Return an RGB colour as web pages and figures write it.
+    """Return an RGB colour in the notation of web pages and figures.
 
     >>> hex_of((213, 94, 0))
     '#d55e00'
@@ -28,7 +28,7 @@ def hex_of(colour: tuple[int, int, int]) -> str:
 
 
 def name_of(kind: int, classes: Sequence[str]) -> str:
-    """Return the name of a type, where `classes` holds those from 1 upwards and 0 is unknown.
+    """Return the name of a type; `classes` has those from 1 upwards, and 0 is unknown.
 
     >>> name_of(2, ["epithelium", "stroma"]), name_of(0, ["epithelium", "stroma"])
     ('stroma', 'unknown')

@@ -36,12 +36,12 @@ class Counts(NamedTuple):
 
     @property
     def percent_positive(self) -> float:
-        """Share of the positive ones, 0 to 100; NaN where there are no nuclei."""
+        """Share of the positive ones, 0 to 100; NaN if there are no nuclei."""
         return 100 * self.positive / self.nuclei if self.nuclei else float("nan")
 
     @property
     def h_score(self) -> float:
-        """Percentage weak + 2 x moderate + 3 x strong, 0 to 300; NaN where there are no nuclei.
+        """Percentage weak + 2 x moderate + 3 x strong, 0 to 300; NaN if there are no nuclei.
 
         Source: McCarty et al., Arch Pathol Lab Med 1985.
         """
@@ -50,13 +50,13 @@ class Counts(NamedTuple):
 
 
 def check_thresholds(thresholds: Sequence[float]) -> None:
-    """Refuse anything but three positive numbers that rise.
+    """Refuse anything but three positive, rising numbers.
 
     Args:
         thresholds: from which mean DAB optical density a nucleus is weak, moderate, strong.
 
     Raises:
-        ConfigError: saying what was found.
+        ConfigError: with what was found.
 
     >>> check_thresholds([0.2, 0.4, 0.6])
     """
@@ -91,7 +91,7 @@ def strengths(dab_od_n: NDArray[np.floating], thresholds: Sequence[float] = THRE
 def count_by_class(
     table: NucleiTable, classes: Sequence[str], thresholds: Sequence[float] = THRESHOLDS
 ) -> dict[str, Counts]:
-    """Return the counts of each class, of nuclei of unknown type where some are beside classes, and under `all` of all.
+    """Return the counts of each class, of nuclei of unknown type if there are some, and of all under `all`.
 
     Args:
         table: with a mean `dab` density of each nucleus.
@@ -100,7 +100,7 @@ def count_by_class(
 
     Raises:
         ConfigError: the thresholds are not three that rise.
-        ValueError: the table has no `dab`, or NaN among it.
+        ValueError: the table has no `dab`, or it has NaN.
 
     >>> from ihc2he.nuclei.table import IHC_STAINS, nuclei_table
     >>> brown = np.array([[[255, 255, 255], [110, 60, 30]]], np.uint8)
@@ -124,7 +124,7 @@ def pooled(images: Sequence[Mapping[str, Counts]]) -> dict[str, Counts]:
     """Return the counts of several images together, class by class.
 
     Args:
-        images: what `count_by_class` gave for each; a class that one of them lacks has no nuclei there.
+        images: results of `count_by_class`; a class that is missing in one has no nuclei there.
 
     >>> pooled([{"all": Counts(1, 0, 0, 0)}, {"all": Counts(2, 1, 0, 0)}])
     {'all': Counts(negative=3, weak=1, moderate=0, strong=0)}

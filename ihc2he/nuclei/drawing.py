@@ -1,4 +1,4 @@
-"""Drawing on tiles: nuclei in the colours of their types, what was matched or not, texts and legends.
+"""Drawing on tiles: nuclei in the colours of their types, matches and errors, texts and legends.
 
 Shape suffixes: h, w = height, width; m = pixels of nuclei; n = nuclei or points; 2 = (x, y). Points are in px of the
 tile, from the centre of its first pixel.
@@ -62,7 +62,7 @@ def overlay(
         The picture and below it the legend, uint8 RGB.
 
     Raises:
-        ValueError: image, map and types do not fit one another.
+        ValueError: image, map and types do not fit together.
     """
     pixels = foreground(inst_hw)
     n = len(pixels.ids_n)
@@ -76,7 +76,7 @@ def overlay(
 
 
 def draw_outlines(picture: NDArray[np.uint8], inst_hw: NDArray[np.integer], types_n: NDArray[np.integer]) -> None:
-    """Draw the outline of each nucleus in the colour of its type, just inside of it, so that those that touch show.
+    """Draw the outline of each nucleus in the colour of its type, just inside it, so touching nuclei stay separate.
 
     Args:
         picture: of the tile in any size; changed in place.
@@ -89,7 +89,7 @@ def draw_outlines(picture: NDArray[np.uint8], inst_hw: NDArray[np.integer], type
 def _draw_rims(
     picture: NDArray[np.uint8], inst_hw: NDArray[np.integer], pixels: Foreground, types_n: NDArray[np.integer]
 ) -> None:
-    """Do what `draw_outlines` does, with the pixels of the map."""
+    """Like `draw_outlines`, with the pixels of the map."""
     palette = np.array([colour_of(kind) for kind in range(types_n.max(initial=0) + 1)], np.uint8)
     colours_n = palette[types_n]
     width = 2 if len(picture) >= 2 * len(inst_hw) else 1
@@ -108,7 +108,7 @@ def _draw_rims(
 
 
 def _rims(inst_hw: NDArray[np.integer], width: int) -> NDArray[np.bool_]:
-    """Return which pixels have one of another id so many px away or nearer, in their row or column."""
+    """Return which pixels have another id within this number of px, in their row or column."""
     rims_hw = np.zeros(inst_hw.shape, bool)
     for step in range(1, width + 1):
         down, right = inst_hw[step:] != inst_hw[:-step], inst_hw[:, step:] != inst_hw[:, :-step]
@@ -141,7 +141,7 @@ def draw_matches(
 
 
 def write(picture: NDArray[np.uint8], text: str, x: int, top: int, bold: bool = False) -> int:
-    """Write a line of text and return where it ends, in px; what the font lacks becomes a question mark.
+    """Write a line of text and return where it ends, in px; characters that the font lacks become question marks.
 
     Args:
         picture: changed in place.
@@ -159,13 +159,13 @@ def write(picture: NDArray[np.uint8], text: str, x: int, top: int, bold: bool = 
 def legend(
     width: int, classes: Sequence[str], *, counts: Sequence[int] | None = None, marks: bool = False
 ) -> NDArray[np.uint8]:
-    """Return a strip that names the colours of types, with as many lines as it takes.
+    """Return a strip with the colours and names of types, with as many lines as needed.
 
     Args:
         width: px.
         classes: names of the types from 1 upwards.
-        counts: nuclei of each type from 0 upwards, shown beside their names; unknown ones where there are some.
-        marks: name the three marks of `draw_matches` too.
+        counts: nuclei of each type from 0 upwards, shown next to their names; unknown ones only if there are some.
+        marks: also show the three marks of `draw_matches`.
 
     >>> legend(400, ["epithelium", "stroma"], counts=[0, 12, 3]).shape
     (22, 400, 3)
@@ -185,7 +185,7 @@ def legend(
 
 
 def _at(points_n2: NDArray, factor: float) -> NDArray[np.int32]:
-    """Return where points of the tile lie in the picture, as fixed-point numbers for OpenCV."""
+    """Return the positions of points of the tile in the picture, as fixed-point numbers for OpenCV."""
     return np.rint(((points_n2 + 0.5) * factor - 0.5) * (1 << _SHIFT)).astype(np.int32)
 
 

@@ -36,7 +36,7 @@ _json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 def write_geojson(path: Path, table: NucleiTable, classes: Sequence[str]) -> None:
     """Write each nucleus as a QuPath detection with its classification, colour and `measurements`.
 
-    A nucleus of several pieces is a MultiPolygon. A measurement that is not finite is left out, as JSON has no NaN.
+    A nucleus of several pieces is a MultiPolygon. A measurement that is not finite is left out: JSON has no NaN.
 
     Args:
         path: the file, `.geojson` or `.geojson.gz`.
@@ -60,7 +60,7 @@ def write_geojson(path: Path, table: NucleiTable, classes: Sequence[str]) -> Non
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[str]]:
-    """Yield a text file to write, compressed where its name ends so; equal contents give equal files."""
+    """Yield a text file to write, compressed if its name ends in `.gz`; equal contents give equal files."""
     if path.suffix != ".gz":
         with path.open("w", encoding="utf-8") as stream:
             yield stream
@@ -97,7 +97,7 @@ def _geometries(outlines: Outlines) -> Iterator[str]:
 
 
 def _ring(numbers: list[int]) -> str:
-    """Return a ring of x, y, x, y, ... as JSON, closed as GeoJSON wants it."""
+    """Return a ring of x, y, x, y, ... as JSON, closed as in GeoJSON."""
     # Formatted at once, which takes half the time of a JSON encoder.
     return f"[{','.join(['[%d,%d]'] * (len(numbers) // 2 + 1))}]" % (*numbers, *numbers[:2])
 
@@ -105,7 +105,7 @@ def _ring(numbers: list[int]) -> str:
 def read_geojson(path: Path, shape: tuple[int, int], classes: Sequence[str]) -> Nuclei:
     """Return the nuclei of a GeoJSON file, drawn into an instance map in the order of the file; later ones lie on top.
 
-    A pixel belongs to a nucleus where its centre lies in it or on its outline. Of a cell its nucleus is taken. A class
+    A pixel belongs to a nucleus if its centre is in it or on its outline. For a cell, its nucleus is used. A class
     that QuPath has derived from another, such as `epithelium: Positive`, is the one of its parts that is among the
     classes.
 
@@ -116,10 +116,10 @@ def read_geojson(path: Path, shape: tuple[int, int], classes: Sequence[str]) -> 
 
     Returns:
         The map, its types, and their shares as the file's measurements have them, 1 where it has none. A nucleus
-        that others cover wholly, or that lies outside, is not among them.
+        that is completely covered by others, or outside, is left out.
 
     Raises:
-        DataError: naming the file, the feature, and what is wrong with it.
+        DataError: with the file, the feature, and what is wrong with it.
     """
     rings: list[NDArray[np.float64]] = []
     polygon_r: list[int] = []

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_DENSE = 4  # a table may have this many cells per pixel before sorting is the better way
+_DENSE = 4  # a table may have this many cells per pixel before sorting is better
 
 
 class Foreground(NamedTuple):
     """The pixels of all nuclei of a map, in raster order.
 
     Attributes:
-        places_m: where they are in the flattened map.
+        places_m: positions in the flattened map.
         of_m: the nucleus of each, as a position in `ids_n`.
         ids_n: the ids, ascending.
     """
@@ -56,13 +56,13 @@ def foreground(inst_hw: NDArray[np.integer]) -> Foreground:
 
 
 def check_map(inst_hw: NDArray[np.integer]) -> None:
-    """Refuse what is no instance map.
+    """Refuse arrays that are not instance maps.
 
     Args:
         inst_hw: should be HxW integers, none below 0.
 
     Raises:
-        ValueError: saying what was found.
+        ValueError: with what was found.
 
     >>> check_map(np.array([[0, 70], [5, 70]]))
     """
@@ -150,7 +150,7 @@ def overlaps(true_hw: NDArray[np.integer], pred_hw: NDArray[np.integer]) -> Over
         pred_hw: instance map of the same shape.
 
     Raises:
-        ValueError: the shapes differ, or an array is no instance map.
+        ValueError: the shapes differ, or an array is not an instance map.
 
     >>> pairs = overlaps(np.array([[1, 1, 1, 0]]), np.array([[0, 9, 9, 9]]))
     >>> pairs.areas_e.tolist(), pairs.iou_e.tolist()
@@ -187,7 +187,7 @@ def instance_types(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the type of each nucleus by majority of its pixels, and the share of its pixels that agree.
 
-    As in HoVer-Net, type 0 (background, unknown) is taken only where no pixel of the nucleus has another one. Ties go
+    As in HoVer-Net, type 0 (background, unknown) is used only if no pixel of the nucleus has another one. Ties go
     to the lower type.
 
     Args:

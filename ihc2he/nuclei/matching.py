@@ -19,15 +19,15 @@ _BATCH = 1000  # pairs solved in one call: enough to make its cost small, too fe
 def one_to_one(
     true_e: NDArray[np.integer], pred_e: NDArray[np.integer], gain_e: NDArray[np.floating]
 ) -> NDArray[np.intp]:
-    """Return which pairs to take so that nobody is taken twice and the sum of their gains is the greatest possible.
+    """Return a selection of pairs in which nothing occurs twice and the sum of the gains is as large as possible.
 
-    The pairs fall apart into small groups that share nobody; only so many are solved together that crowded tiles cost
-    no more than their number of nuclei.
+    The pairs are divided into small independent groups, and only a limited number is solved together, so that the time
+    grows only with the number of nuclei.
 
     Args:
         true_e: the true nucleus of each pair.
         pred_e: the predicted one.
-        gain_e: what taking the pair is worth, above 0.
+        gain_e: value of each pair, above 0.
 
     Returns:
         Positions in the list of pairs, ascending.
@@ -51,11 +51,11 @@ def one_to_one(
 
 
 def _assign(true_e: NDArray[np.integer], pred_e: NDArray[np.integer], gain_e: NDArray[np.floating]) -> NDArray[np.intp]:
-    """Return the same as `one_to_one`, of pairs solved together."""
+    """Like `one_to_one`, for pairs that are solved together."""
     trues, row_e = np.unique(true_e, return_inverse=True)
     preds, column_e = np.unique(pred_e, return_inverse=True)
     n_true, n_pred = len(trues), len(preds)
-    # The solver wants everybody of one side matched and no cost of 0: a true nucleus may also take a column of its
+    # The solver must match all of one side and accepts no cost of 0: a true nucleus may also take a column of its
     # own, at the cost of no gain.
     own_t = np.arange(n_true)
     nothing = 2 * gain_e.max()
@@ -84,7 +84,7 @@ class Pairs(NamedTuple):
         return Pairs(self.true_e[keep_e], self.pred_e[keep_e], self.distance_e[keep_e])
 
     def within(self, radius: float) -> Pairs:
-        """Return the pairs no further apart than a radius."""
+        """Return the pairs with a distance up to a radius."""
         return self.only(self.distance_e <= radius)
 
     def matched(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -212,7 +212,7 @@ def test_blocks_are_runs_of_numbers():
     [
         (
             "1 2\n",
-            r"321\.txt, line 1: '1 2', expected whole numbers x y class\. Mend it, or pass data\.bad_labels=skip",
+            r"321\.txt, line 1: '1 2', expected whole numbers x y class\. Correct it, or pass data\.bad_labels=skip",
             [],
         ),
         ("5 5 0\n1.5 2 0\n", r"line 2: '1\.5 2 0', expected whole numbers", [[5, 5, 0]]),
@@ -240,7 +240,7 @@ def test_a_repeated_point_is_left_out_unless_that_is_an_error(root, caplog):
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "left out 2 repeated points, such as" in warning.getMessage()
     assert "321.txt, line 2: point (5, 6) repeats line 1" in warning.getMessage()
-    with pytest.raises(DataError, match=r"321\.txt, line 2: point \(5, 6\) repeats line 1\. Mend it"):
+    with pytest.raises(DataError, match=r"321\.txt, line 2: point \(5, 6\) repeats line 1\. Correct it"):
         ready(root, bad_labels="error")
 
 
