@@ -69,7 +69,7 @@ def test_a_data_module_that_does_not_say_what_its_images_are_is_refused_with_wha
         info = 0.25
 
     for data in (Mute(), Wrong()):
-        with pytest.raises(ConfigError, match=rf"{type(data).__name__} does not say.*ihc2he\.datainfo\.DataInfo\(mpp"):
+        with pytest.raises(ConfigError, match=rf"{type(data).__name__} has no `info`.*ihc2he\.datainfo\.DataInfo\(mpp"):
             info_of(data)
 
 
