@@ -52,7 +52,7 @@ def check_class_names(names: Sequence[str], key: str) -> None:
     """
     for i, name in enumerate(names):
         if not name.strip() or name in RESERVED or name in names[:i]:
-            why = "is repeated" if name in names[:i] else "is empty" if not name.strip() else "is reserved"
+            why = "comes twice" if name in names[:i] else "is empty" if not name.strip() else "means something else"
             msg = f"{key}: the name {name!r} {why}. Expected different names, none of them {' or '.join(RESERVED)}."
             raise ConfigError(msg)
 

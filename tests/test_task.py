@@ -69,7 +69,7 @@ def test_a_data_module_that_does_not_say_what_its_images_are_is_refused_with_wha
         info = 0.25
 
     for data in (Mute(), Wrong()):
-        with pytest.raises(ConfigError, match=rf"{type(data).__name__} does not say.*ihc2he\.datainfo\.DataInfo\(mpp"):
+        with pytest.raises(ConfigError, match=rf"{type(data).__name__} has no `info`.*ihc2he\.datainfo\.DataInfo\(mpp"):
             info_of(data)
 
 
@@ -97,7 +97,12 @@ def test_a_pixel_size_that_cannot_be_is_refused(mpp):
 
 @pytest.mark.parametrize(
     ("names", "why"),
-    [(["a", "b", "a"], "'a' comes twice"), (["all"], "'all' means"), (["x", "unknown"], "'unknown'"), ([" "], "empty")],
+    [
+        (["a", "b", "a"], "'a' is repeated"),
+        (["all"], "'all' is reserved"),
+        (["x", "unknown"], "'unknown'"),
+        ([" "], "empty"),
+    ],
 )
 def test_class_names_that_tables_could_not_tell_apart_are_refused(names, why):
     with pytest.raises(ConfigError, match=rf"data\.classes: the name.*{why}|data\.classes: the name ' ' is empty"):

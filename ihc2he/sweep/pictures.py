@@ -16,7 +16,7 @@ from ihc2he.sweep.settings import numbers_of
 def parallel_coordinates(
     file: Path, settings: Mapping[str, Sequence[str]], jobs: Sequence[Mapping[str, Any]], title: str
 ) -> None:
-    """Draw a line per job over an axis per setting, coloured by the job's value, which is the last axis."""
+    """Draw one line per job and one axis per setting; the last axis and the colour are the job's value."""
     load()
     from matplotlib import colormaps
 
@@ -25,8 +25,8 @@ def parallel_coordinates(
     names = [*settings, jobs[0]["metric"]]
     figure, ax = _canvas(2 + 1.9 * len(axes), 4.2)
     top = min(values, key=lambda value: badness(value, jobs[0]["better"]))
-    apart = [0.06 * (len(set(heights)) <= 4) for heights, _ in axes[:-1]]  # or they would hide one another
-    order = sorted(range(len(jobs)), key=lambda i: (values[i] == top, values[i]))  # the best above all
+    apart = [0.06 * (len(set(heights)) <= 4) for heights, _ in axes[:-1]]  # otherwise they would hide each other
+    order = sorted(range(len(jobs)), key=lambda i: (values[i] == top, values[i]))  # the best in front
     for rank, i in enumerate(order):
         shift = (rank + 0.5) / len(jobs) - 0.5
         line = [heights[i] + part * shift for (heights, _), part in zip(axes, [*apart, 0], strict=True)]
@@ -39,7 +39,7 @@ def parallel_coordinates(
             ax.text(x + 0.04, height, _short(label, 16), ha="left", va="center", fontsize=8, bbox=box)
     ax.set(xticks=range(len(axes)), xlim=(-0.3, len(axes) - 0.4), ylim=(-0.06, 1.06), yticks=[])
     ax.set_xticklabels([_folded(name) for name in names], fontsize=8)
-    ax.set_title(f"{title}, the best thick", fontsize=9)
+    ax.set_title(f"{title}, the best one is thick", fontsize=9)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     figure.savefig(file, dpi=120)
@@ -48,7 +48,7 @@ def parallel_coordinates(
 def _axis(texts: Sequence[str]) -> tuple[list[float], dict[float, str]]:
     """Return the heights of values on an axis from 0 to 1, and its labels by height.
 
-    Numbers are where they belong, by their logarithms where they span a factor of 20; other values are evenly spaced.
+    Numbers are at their values, or at their logarithms if they span a factor of 20; other values are evenly spaced.
     """
     numbers = numbers_of(texts)
     if not numbers:
@@ -64,14 +64,14 @@ def _axis(texts: Sequence[str]) -> tuple[list[float], dict[float, str]]:
 
 
 def bars(file: Path, shares: Mapping[str, tuple[float, float]], title: str) -> None:
-    """Draw a bar per setting, the longest on top, with a line where chance alone would end it on average."""
+    """Draw a bar per setting, the longest on top, with a line at the length expected by chance."""
     ordered = sorted(shares, key=lambda key: shares[key])
     width = max(len(line) for key in ordered for line in _folded(key).splitlines())
     figure, ax = _canvas(5 + 0.08 * width, 1.4 + 0.45 * len(ordered))
     ax.barh(range(len(ordered)), [shares[key][0] for key in ordered], color="#3b6ea5", height=0.6)
     chance = [shares[key][1] for key in ordered]
     ends = ([y + d for y in range(len(ordered))] for d in (-0.4, 0.4))
-    ax.vlines(chance, *ends, color="black", linewidth=2, label="chance alone, on average")
+    ax.vlines(chance, *ends, color="black", linewidth=2, label="expected by chance")
     ax.set_xlim(0, 1)
     ax.set_xlabel("share of the variance between a setting's levels (eta squared)", fontsize=9)
     ax.tick_params(labelsize=8)
@@ -83,7 +83,7 @@ def bars(file: Path, shares: Mapping[str, tuple[float, float]], title: str) -> N
 
 
 def _canvas(width: float, height: float) -> tuple[Any, Any]:
-    """Return a figure of a size in inches, which needs no display, and its axes."""
+    """Return a figure with a size in inches, without a display, and its axes."""
     load()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -94,7 +94,7 @@ def _canvas(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _folded(name: str) -> str:
-    r"""Return a dotted name over as many lines as it needs, broken after dots, and after underscores of long parts.
+    r"""Return a dotted name on several lines if it is long, broken after dots, and after underscores in long parts.
 
     >>> _folded("model.discriminator.spectral_norm")
     'model.discriminator.\nspectral_norm'
@@ -110,7 +110,7 @@ def _folded(name: str) -> str:
 
 
 def _short(text: str, most: int) -> str:
-    """Return a text with its middle left out where it is longer than a number of characters.
+    """Return a text, without its middle if it is longer than a number of characters.
 
     >>> _short("a/long/path/to/some.ckpt", 12)
     'a/long...ckpt'

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def varied(jobs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return the settings that are not the same in all jobs, each with its text in every job.
+    """Return the settings that differ between jobs, each with its text in every job.
 
     >>> varied([{"overrides": {"lr": lr, "seed": "1"}} for lr in ("1e-3", "2e-3")])
     {'lr': ['1e-3', '2e-3']}
@@ -21,7 +21,7 @@ def varied(jobs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def numbers_of(texts: Sequence[str]) -> list[float]:
-    """Return texts as numbers; none where one of them is no finite number."""
+    """Return texts as numbers; none if one of them is not a finite number."""
     try:
         numbers = [float(text) for text in texts]
     except ValueError:
@@ -30,12 +30,12 @@ def numbers_of(texts: Sequence[str]) -> list[float]:
 
 
 def importance(settings: Mapping[str, Sequence[str]], values: Sequence[float]) -> dict[str, tuple[float, float]]:
-    """Return for each setting the share of the values' variance between its levels, and the share by chance alone.
+    """Return for each setting the share of the values' variance between its levels, and the share expected by chance.
 
-    The share is eta squared, of each setting by itself: the sum of squares between its levels over the total. Levels
-    are its values; of numbers with more than four of them the lower, middle and upper third of the jobs. A setting that
-    is another in every job is left out, for it would explain anything. By chance alone: the share's mean over all ways
-    to deal the values out to the jobs, (levels - 1) / (jobs - 1).
+    The share is eta squared for each setting alone: the sum of squares between its levels divided by the total. Levels
+    are its values; if a number has more than four values, the lower, middle and upper third of the jobs. A setting that
+    differs in every job is omitted, because it would explain everything. The share expected by chance is the mean over
+    all ways to assign the values to the jobs, (levels - 1) / (jobs - 1).
 
     Args:
         settings: the text of each setting in every job.
@@ -57,7 +57,7 @@ def importance(settings: Mapping[str, Sequence[str]], values: Sequence[float]) -
 
 
 def _levels(texts: Sequence[str]) -> Sequence[Any]:
-    """Return values as they are, or the third that each of many numbers lies in; equal numbers lie in the same."""
+    """Return the values, or for many numbers the third that each is in; equal numbers are in the same third."""
     numbers = numbers_of(texts)
     if len(set(numbers)) <= 4:
         return texts

@@ -19,14 +19,14 @@ from ihc2he.metrics.cards import badness
 from ihc2he.sweep.pictures import bars, parallel_coordinates
 from ihc2he.sweep.settings import importance, varied
 
-REPETITIONS = ("data.split", "seed")  # jobs that differ in these alone repeat one setting
+REPETITIONS = ("data.split", "seed")  # jobs that differ only in these repeat the same setting
 
 
 def write_tables(folder: Path) -> None:
-    """Write `sweep.csv`; `mean_sd.csv` where jobs repeat a setting; the best and the pictures where they have values.
+    """Write `sweep.csv`; `mean_sd.csv` if jobs repeat a setting; the best job and the pictures if they have values.
 
     Args:
-        folder: of the sweep; every job's folder below it has a `job.json`, and a `test.csv` where it was tested.
+        folder: of the sweep; every job's folder in it has a `job.json`, and a `test.csv` if it was tested.
     """
     jobs = jobs_of(folder)
     rows = []
@@ -40,7 +40,7 @@ def write_tables(folder: Path) -> None:
 
 
 def jobs_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the jobs of a sweep in their order, as they noted themselves down, each with its `metrics` of the test."""
+    """Return the recorded jobs of a sweep in their order, each with the `metrics` of its test."""
     files = folder.rglob("job.json")
     jobs = [
         json.loads(file.read_text(encoding="utf-8")) | {"metrics": _metrics(file.with_name("test.csv"))}
@@ -50,7 +50,7 @@ def jobs_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def _metrics(file: Path) -> dict[str, float]:
-    """Return the values of a `test.csv` by `metric` or `metric/group`; none where there is no such file."""
+    """Return the values of a `test.csv` by `metric` or `metric/group`; none if there is no such file."""
     if not file.is_file():
         return {}
     with file.open(newline="", encoding="utf-8") as stream:
@@ -75,7 +75,7 @@ def judge(folder: Path, jobs: Sequence[Mapping[str, Any]], kind: str = "job", of
 
 
 def best(jobs: Sequence[Mapping[str, Any]], kind: str = "job", of: str = "this sweep") -> str:
-    """Return the command line of the best job, below a comment that says how good it is.
+    """Return the command line of the best job, after a comment that says how good it is.
 
     Args:
         jobs: mappings with `job`, `command`, `metric`, `better` and a finite `value`, one at least.
@@ -100,14 +100,14 @@ def _counted(number: int, kind: str) -> str:
 
 
 def mean_sd(jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return mean and standard deviation of every metric over the jobs that differ in `REPETITIONS` alone.
+    """Return mean and standard deviation of every metric over the jobs that differ only in `REPETITIONS`.
 
     Args:
         jobs: mappings with `overrides` and `metrics`.
 
     Returns:
-        A row for each setting and metric: the overrides that tell settings apart, `metric`, `mean`, `sd` (of a sample,
-        over n - 1; None for one value), and `n`, the jobs with a value. Empty where no job repeats another.
+        A row for each setting and metric: the overrides that differ, `metric`, `mean`, `sd` (of a sample, with n - 1;
+        None for one value), and `n`, the number of jobs with a value. Empty if no job repeats another.
 
     >>> jobs = [{"overrides": {"seed": str(i)}, "metrics": {"bpq": 0.5 + i}} for i in range(3)]
     >>> mean_sd(jobs)

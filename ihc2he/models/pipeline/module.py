@@ -71,7 +71,7 @@ class Pipeline(Task):
         radius_um: largest distance of a keypoint and the nucleus that it is matched with.
         radii_um: further such distances, for the curve over them.
         ap_map: classes that average precision counts as another.
-        tta: average maps over the eight flips and quarter turns of a tile.
+        tta: average maps over the eight flips and rotations of a tile.
         block: px, larger tiles are divided into overlapping blocks.
         white: colour of empty glass, [R, G, B] up to 255, from which optical densities count; None: it is estimated in
             each image.

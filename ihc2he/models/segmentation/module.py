@@ -53,7 +53,7 @@ class NucleiSegmenter(Task):
         lr_encoder: learning rate of the network's backbone; None: the optimiser's.
         window: px, the largest sides that are predicted at once; larger tiles are covered by overlapping windows.
         overlap: px, least overlap of windows, in which their maps are blended.
-        tta: average the maps over the eight flips and quarter turns when testing.
+        tta: average the maps over the eight flips and rotations by multiples of 90 degrees in the test.
         ensemble: bundles (folders or hub ids) of further segmenters, whose maps are averaged with this one's when
             testing.
         workers: processes that turn maps into nuclei beside the GPU; 0: a thread of this one.
@@ -167,7 +167,7 @@ class NucleiSegmenter(Task):
 
         Args:
             x_bchw: (N, 3, H, W) in [0, 1].
-            tta: average over the eight flips and quarter turns.
+            tta: average over the eight flips and rotations by multiples of 90 degrees.
         """
 
         def one(window_bchw: Tensor) -> Tensor:
