@@ -134,6 +134,8 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     ckpt_path = _checkpoint(cfg, folder, module)
     changed = check_continuation(folder, cfg, ckpt_path, trains) if ckpt_path else []
     # Until here the folder is as it was.
+    if cfg["ckpt_path"] in ("last", "auto") and ckpt_path:
+        log.info("Continuing %s", ckpt_path)
     with _record(folder, cfg, trainer.loggers, log_config, changed, enabled=first) as record, processes_of(trainer):
         if ckpt_path and first and trains:
             content = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
@@ -196,7 +198,6 @@ def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -
         if path == "auto" and not last.is_file():
             return None
         path = str(last)
-        log.info("Continuing %s", path)
     if not Path(path).is_file():
         msg = (
             f"ckpt_path={path}: there is no such file. Pass a .ckpt file, 'last' for this experiment's newest run, or "

@@ -29,8 +29,8 @@ def ink_mask(image: NDArray[np.uint8], mpp: float, white: Sequence[float] = FULL
     Green is a colour that no mixture of hematoxylin, eosin and DAB has. Blue, black and red also occur in nuclei and
     other small things, so they must cover a disc of 5 um radius. Brown never counts.
 
-    Limits: strokes thinner than 10 um are found only if they are green, and pale ink is not found. Pools of blood as
-    red as ink count as ink. Folds of the tissue are not searched: on tiles they look like dense tissue.
+    Limits: strokes thinner than 10 um are found only if they are green, and pale or purple ink is not found. Pools
+    of blood as red as ink count as ink. Folds of the tissue are not searched: on tiles they look like dense tissue.
 
     Args:
         image: HxWx3 uint8 RGB.
