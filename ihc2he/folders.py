@@ -94,6 +94,11 @@ def alone_in(folder: Path, cfg: Mapping[str, Any]) -> Iterator[None]:
 def _tidy(folder: Path) -> None:
     """Delete the lock and the logs that this process made in a folder, and the folder if it made it too."""
     before = {path.name for path in _found.get(folder.resolve(), ())}
+    root = logging.getLogger()
+    for handler in list(root.handlers):  # what is logged later must not open a file that is deleted here
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent.resolve() == folder.resolve():
+            root.removeHandler(handler)
+            handler.close()
     for path in list(folder.iterdir()):
         if path.name not in before and (path.name == LOCK or path.suffix == ".log"):
             path.unlink(missing_ok=True)

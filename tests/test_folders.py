@@ -1,6 +1,7 @@
 """Nothing of a run is touched before what continues it is accepted; what a start has not made it does not delete."""
 
 import json
+import logging
 
 import pytest
 
@@ -109,3 +110,10 @@ def test_a_record_that_cannot_be_read_is_said(tmp_path, caplog):
     (tmp_path / "run.json").write_text("{")
     assert folders.earlier_record(tmp_path) is None
     assert "run.json cannot be read" in caplog.text
+
+
+def test_what_is_logged_after_a_failed_start_opens_no_file_of_it(cli, tmp_path):
+    done = cli("experiment=smoke/cyclegan_bci", "stages=[test]", "hydra.run.dir=run")
+    assert done.status == 2
+    logging.getLogger("ihc2he").warning("still here")
+    assert not (tmp_path / "run").exists()
