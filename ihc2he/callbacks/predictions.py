@@ -254,7 +254,7 @@ def write_prediction(
         "files": files,
         "white": list(prediction.white),
         "ink_share": prediction.ink_share,
-        "area_mm2": image.shape[0] * image.shape[1] * prediction.mpp**2 / 1e6 * (1 - prediction.ink_share),
+        "area_mm2": image.shape[0] * image.shape[1] * prediction.mpp**2 / 1e6,
         "counts": {kind: own._asdict() for kind, own in counts.items()},
     }
     _write_json(_done(out, name), record)
@@ -303,13 +303,15 @@ def summary(out: Path) -> list[dict[str, Any]]:
         name = path.relative_to(out / "done").as_posix().removesuffix(".json")
         ink = record.get("ink_share", 0.0)  # version 0.1.0 did not look for any
         rows += _rows(name, counts, record["area_mm2"], ink)
-        inks.append(ink * record["area_mm2"] / (1 - ink) if ink < 1 else 0.0)
         images.append(counts)
         areas.append(record["area_mm2"])
-    return rows + _rows("all images", pooled(images), sum(areas), sum(inks) / ((sum(inks) + sum(areas)) or 1))
+        inks.append(ink * record["area_mm2"])
+    return rows + _rows("all images", pooled(images), sum(areas), sum(inks) / sum(areas) if areas else 0.0)
 
 
 def _rows(name: str, counts: Mapping[str, Counts], area_mm2: float, ink_share: float) -> list[dict[str, Any]]:
+    """Return a row per class; the area is that of the image, of which ink hides a share."""
+    area_mm2 *= 1 - ink_share
     return [
         {
             "image": name,

@@ -89,23 +89,6 @@ def target_statistics(method: Method, statistics: Statistics | None = None) -> S
     return first, second
 
 
-def normalised(method: Method, target: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """Return a tile in the colours of the target, or None where its own statistics mean nothing.
-
-    That is so on glass, with next to no tissue, or where all tissue has one colour.
-
-    Args:
-        method: the one that `target` is of.
-        target: from `normaliser`.
-        image: HxWx3 uint8 RGB.
-    """
-    own = statistics(method, image)
-    if own is None:
-        return None
-    first, second = (np.asarray(getattr(target, name), np.float64) for name in _ATTRIBUTES[method])
-    return with_statistics(method, (first, second), own, image)
-
-
 def with_statistics(method: Method, target: Statistics, own: Statistics, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return an image, or a part of one, in the colours of the target.
 

@@ -364,3 +364,16 @@ def test_each_rank_gives_up_where_the_first_does(tmp_path):
     with pytest.raises(ConfigError, match="is taken"):
         writer.setup(fake, Finder(), "predict")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_ink_covers_is_no_area_of_the_nuclei_and_counts_as_ink(tmp_path):
+    for name, share in (("a", 0.0), ("half", 0.5), ("whole", 1.0)):
+        (tmp_path / f"{name}.png").write_bytes(b"1")
+        prediction = predicted(name, tmp_path / f"{name}.png", ink_share=share)
+        predictions.write_prediction(tmp_path / "out", prediction, [], (0.2, 0.4, 0.6), "")
+    rows = {row["image"]: row for row in predictions.summary(tmp_path / "out") if row["class"] == "all"}
+    found = {name: (row["area_mm2"], row["nuclei_per_mm2"], row["percent_ink"]) for name, row in rows.items()}
+    assert found == {  # of 20 x 20 px at 0.5 um/px with three nuclei each
+        "a": ("0.0001", "30000", "0.00"), "half": ("5e-05", "60000", "50.00"), "whole": ("0", "", "100.00"),
+        "all images": ("0.00015", "60000", "50.00"),
+    }  # fmt: skip

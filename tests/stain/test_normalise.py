@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ihc2he.errors import ConfigError, DataError
-from ihc2he.stain.normalise import normalised, normaliser, pooled
+from ihc2he.stain.normalise import normaliser, pooled, statistics, target_statistics, with_statistics
 
 METHODS = ("reinhard", "macenko")
 LAB = (np.array([64.0, 22.0, -17.0]), np.array([17.0, 8.0, 7.0]))
@@ -24,8 +24,10 @@ def tissue(seed=0, first=(0.65, 0.70, 0.29), second=(0.27, 0.57, 0.78), strength
     return (240 * np.exp(-od_hwc)).clip(0, 255).astype(np.uint8)
 
 
-def apply(method, image, statistics="default"):
-    return normalised(method, normaliser(method, TARGETS[method] if statistics == "default" else statistics), image)
+def apply(method, image, given="default"):
+    target = target_statistics(method, TARGETS[method] if given == "default" else given)
+    own = statistics(method, image)
+    return None if own is None else with_statistics(method, target, own, image)
 
 
 def one_pixel():

@@ -239,8 +239,15 @@ class Pipeline(Task):
         blocks = divide(height, width, max(self.block, 2 * round(OVERLAP_UM / mpp)), round(OVERLAP_UM / mpp))
         parts: list[dict[str, list[Part]]] = [{method: [] for method in self.methods} for _ in tiles]
         images = {name: [_source(tile, name, own) for tile in tiles] for name, own in self.translators.items()}  # type: ignore[arg-type]
-        wholes = [self._whole(tile, mpp) for tile in tiles]
-        sources = {name: [ArraySource(image, mpp, white=self.white) for image in own] for name, own in images.items()}
+        ihc = [ArraySource(tile["image"], mpp, white=self.white) for tile in tiles]
+        wholes = [Whole(source.white, ink_mask(source.image, mpp, source.white)) for source in ihc]
+        # A translator that starts from the IHC shares its source, whose white point is estimated once.
+        sources = {
+            name: ihc
+            if not self.translators[name].needs_he
+            else [ArraySource(image, mpp, white=self.white) for image in own]
+            for name, own in images.items()
+        }
         states = {name: [own.prepare(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator, union-attr]
         whites = {name: [own.white_of(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator, union-attr]
         for block in blocks:
@@ -255,11 +262,6 @@ class Pipeline(Task):
                     for own, part in zip(parts, submitted, strict=True):
                         own[str(Method(name, segmenter))].append(part)
         return [_Pending(*entry) for entry in zip(tiles, [blocks] * len(tiles), parts, wholes, strict=True)]
-
-    def _whole(self, tile: Mapping[str, Any], mpp: float) -> Whole:
-        """Return the properties of a whole IHC image that are needed before its blocks are predicted."""
-        white = self.white or ArraySource(tile["image"]).white
-        return Whole(white, ink_mask(tile["image"], mpp, white))
 
     def _images(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         x_bhwc = torch.from_numpy(np.stack(images)).to(self.device)
