@@ -152,6 +152,7 @@ class NucleiDataModule(SegmentationDataModule):
             _require_same_names(self.root / "tiles.csv", table, images)
         tiles = [self._tile(name, table.get(name, {}), {role: roles[role][name] for role in roles}) for name in images]
         self._check_mpp(tiles, table)
+        self.compare_once({tile.files["images"]: tile.mpp for tile in tiles})
         without = [tile.name for tile in tiles if not tile.split]
         if 0 < len(without) < len(tiles):
             msg = (

@@ -22,6 +22,7 @@ from ihc2he.errors import DataError, did_you_mean
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import find_images, regular_files, walk
 from ihc2he.images.labels import read_labels
+from ihc2he.images.pixelsize import compare_with_files
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
@@ -224,6 +225,7 @@ class PointsDataModule(WholeTilesDataModule):
             readers = {"points": points_n3}
             self.tiles.append(PointTile(name, said.get("case") or "", image, mpp, points_n3, readers, {}))
         faults.report(self.root)
+        compare_with_files({tile.image: tile.mpp for tile in self.tiles})
 
     def test_dataloader(self) -> TileLoader:
         return self._loader(self.tiles, read_point_tile)

@@ -15,6 +15,7 @@ from ihc2he.data.samplers import EpochLoader, EpochSampler, ShardSampler
 from ihc2he.data.store import Record, Skipped, TileStore, check_store, write_store
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.files import exclusive
+from ihc2he.images.pixelsize import compare_with_files
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class StoreDataModule(LightningDataModule, ABC):
     """
 
     reports: ClassVar[Mapping[str, Callable[[Path, TileStore], None]]]
+    _compared = False
 
     def __init__(self, *, store: str, num_workers: int, seed: int, rebuild: bool) -> None:
         super().__init__()
@@ -93,6 +95,12 @@ class StoreDataModule(LightningDataModule, ABC):
                 (self.store_folder / report).unlink(missing_ok=True)
             write_store(self.store_path, tiles, self.read_record, sources, self.settings())
             self.rebuild = False  # the next stage of the same run comes here again
+
+    def compare_once(self, mpps: Mapping[Path, float]) -> None:
+        """Compare pixel sizes with those that the files state, at the first call; every stage finds the tiles again."""
+        if not self._compared:
+            compare_with_files(mpps)
+        self._compared = True
 
     def _epoch_sampler(self, size: int, num_samples: int, weights: Sequence[float] | None) -> EpochSampler:
         rank, world_size = self._shard()

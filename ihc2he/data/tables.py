@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.images.finding import SUFFIXES
+from ihc2he.images.pixelsize import stated_mpp
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def by_name(base: Path, files: Iterable[Path]) -> dict[str, Path]:
 
 
 def pixel_size(said: str | None, otherwise: float | None, image: Path, table: Path) -> float:
-    """Return um/px of an image.
+    """Return um/px of an image: as the table says, else as given, else as its own file states.
 
     Args:
         said: the entry ``um_per_px`` of the table, or nothing.
@@ -48,17 +49,18 @@ def pixel_size(said: str | None, otherwise: float | None, image: Path, table: Pa
 
     Raises:
         ConfigError: if it is not known.
-        DataError: if the entry is not a positive number.
+        DataError: if the entry is not a positive number, or if it is the file's turn and its pixels are not square.
     """
     if not said:
-        if otherwise is None:
+        mpp = stated_mpp(image) if otherwise is None else otherwise
+        if mpp is None:
             msg = (
-                f"data.mpp=null: the pixel size of {image} is not known. Pass data.mpp in um/px: the scanner notes it, "
-                "QuPath shows it as pixel width; about 0.25 for a 40x scan, 0.5 for 20x. Or write it, tile by tile, "
-                f"to {table} with the columns name and um_per_px."
+                f"data.mpp=null: the pixel size of {image} is not known, and it states none. Pass data.mpp "
+                "in um/px: the scanner notes it, QuPath shows it as pixel width; about 0.25 for a 40x scan, 0.5 for "
+                f"20x. Or write it, tile by tile, to {table} with the columns name and um_per_px."
             )
             raise ConfigError(msg)
-        return otherwise
+        return mpp
     try:
         mpp = float(said)
     except ValueError:

@@ -16,6 +16,7 @@ from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import SUFFIXES, endings, find_images, regular_files, walk
+from ihc2he.images.pixelsize import compare_with_files
 from ihc2he.images.source import ImageSource
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
@@ -101,6 +102,7 @@ class TilesDataModule(WholeTilesDataModule):
             Tile(name, file, pixel_size(said.get(name, {}).get("um_per_px"), self.mpp, file, table))
             for name, file in named.items()
         ]
+        compare_with_files({tile.path: tile.mpp for tile in found})
         self.tiles = [tile for tile in found if not is_done(notes.get(tile.name), tile.path, tile.mpp)]
         if len(self.tiles) < len(found):
             skipped = len(found) - len(self.tiles)

@@ -128,6 +128,7 @@ class UnpairedDataModule(TranslationDataModule):
                     msg = f"{folder}: expected {stain} images ({', '.join(SUFFIXES)}), found {found}."
                     raise DataError(msg)
                 tiles += [RawTile(name, split, "", {stain: folder / name}) for name in names]
+        self.compare_once({file: self.source_mpp[stain] for tile in tiles for stain, file in tile.files.items()})
         return tiles or None
 
     def read_tile(self, tile: RawTile) -> dict[str, NDArray]:

@@ -282,6 +282,17 @@ def test_the_pixel_size_must_be_known(root, prepared):
         prepared(mpp=None)
 
 
+def test_files_that_state_another_pixel_size_are_told_once_in_a_run(root, prepared, make_tile, caplog):
+    (root / "images" / "0.png").unlink()
+    tifffile.imwrite(
+        root / "images" / "0.tif", make_tile(0, 48), photometric="rgb", ome=True,
+        metadata={"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5},
+    )  # fmt: skip
+    prepared().prepare_data()  # of the next stage
+    assert caplog.text.count("1 of 6 images state another pixel size") == 1
+    assert "0.tif states 0.5 um/px, 0.25 is used" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("former", "mpp", "target"),
     [({"mpp_files": 0.5}, 0.5, 0.25), ({"mpp_files": 0.5, "mpp": 1.0}, 0.5, 1.0),

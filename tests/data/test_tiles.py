@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 from lightning.pytorch import LightningModule, Trainer
 
 from ihc2he.data import tiles as module
@@ -128,6 +129,17 @@ def test_the_pixel_size_of_the_table_comes_first(folder):
         ready(folder, mpp=None)
     (folder / "tiles.csv").write_text("name,um_per_px\na,0.1\ndeep/b,0.2\ndeep/c.d,0.3\n")
     assert [tile.mpp for tile in ready(folder, mpp=None).tiles] == [0.1, 0.2, 0.3]
+
+
+def test_a_file_may_state_its_own_pixel_size(folder):
+    tif = folder / "deep" / "c.d.tif"
+    tifffile.imwrite(
+        tif, tifffile.imread(tif), photometric="rgb", resolution=(40000, 40000), resolutionunit="CENTIMETER"
+    )
+    assert [tile.mpp for tile in ready(tif, mpp=None).tiles] == [pytest.approx(0.25)]
+    assert [tile.mpp for tile in ready(tif, mpp=0.5).tiles] == [0.5]
+    (folder / "tiles.csv").write_text("name,um_per_px\na,0.1\ndeep/b,0.2\n")
+    assert [tile.mpp for tile in ready(folder, mpp=None).tiles] == [0.1, 0.2, pytest.approx(0.25)]
 
 
 def test_a_row_of_the_table_without_an_image_is_an_error(folder):
