@@ -8,6 +8,7 @@ contain the slide, so a validation split of the training tiles may share slides 
 import logging
 import re
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +115,7 @@ def pair_tiles(split: str, folders: dict[str, Path]) -> list[RawTile]:
     return tiles
 
 
+@dataclass(kw_only=True, eq=False)
 class BCIDataModule(TranslationDataModule):
     """BCI in any of its three layouts; `TranslationDataModule` documents the batches and the other arguments.
 
@@ -125,65 +127,30 @@ class BCIDataModule(TranslationDataModule):
         target_mpp: um/px of the images it yields; other than 0.46 resamples the tiles.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        store: str,
-        mpp: float = NATIVE_MPP,
-        target_mpp: float = NATIVE_MPP,
-        crop_size: int = 256,
-        batch_size: int = 1,
-        eval_batch_size: int = 1,
-        num_workers: int = 4,
-        seed: int = 0,
-        val_fraction: float = 0.1,
-        fraction: float = 1.0,
-        samples_per_epoch: int | None = None,
-        sampler: str = "uniform",
-        paired: bool = False,
-        flip: bool = True,
-        rotate90: bool = True,
-        brightness_contrast: float = 0.0,
-        simulate: dict[str, Any] | None = None,
-        rebuild: bool = False,
-    ) -> None:
-        require_native(mpp, NATIVE_MPP)
-        super().__init__(
-            store=store,
-            target_mpp=target_mpp,
-            crop_size=crop_size,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            val_fraction=val_fraction,
-            test_fraction=0.0,
-            fraction=fraction,
-            samples_per_epoch=samples_per_epoch,
-            sampler=sampler,
-            paired=paired,
-            flip=flip,
-            rotate90=rotate90,
-            brightness_contrast=brightness_contrast,
-            on_bad_file="error",
-            rebuild=rebuild,
-        )
-        self.root = Path(root).expanduser()
-        self.simulate = simulate
+    root: str
+    mpp: float = NATIVE_MPP
+    target_mpp: float = NATIVE_MPP
+    simulate: dict[str, Any] | None = None
+    test_fraction: float = field(default=0.0, init=False)  # there is always a test folder
+    on_bad_file: str = field(default="error", init=False)
+
+    def __post_init__(self) -> None:
+        require_native(self.mpp, NATIVE_MPP)
+        super().__post_init__()
+        self.folder = Path(self.root).expanduser()
 
     def prepare_data(self) -> None:
         if self.simulate is not None:
             from ihc2he.simulate.bci import write_bci
 
-            with exclusive(self.root.with_name(f"{self.root.name}.lock")):
-                write_bci(self.root, **self.simulate)
+            with exclusive(self.folder.with_name(f"{self.folder.name}.lock")):
+                write_bci(self.folder, **self.simulate)
         super().prepare_data()
         if self.simulate is None:
             warn_of_counts(TileStore(self.store_path).rows)
 
     def find_tiles(self) -> list[RawTile] | None:
-        tiles = [tile for split, folders in find_folders(self.root).items() for tile in pair_tiles(split, folders)]
+        tiles = [tile for split, folders in find_folders(self.folder).items() for tile in pair_tiles(split, folders)]
         return tiles or None
 
     def read_tile(self, tile: RawTile) -> dict[str, NDArray]:
@@ -199,8 +166,10 @@ class BCIDataModule(TranslationDataModule):
         return {stain: resample(image, NATIVE_MPP, self.target_mpp) for stain, image in images.items()}
 
     def how_to_get(self) -> str:
-        found = ", ".join(sorted(path.name for path in self.root.iterdir())[:8]) if self.root.is_dir() else "no folder"
-        return HOW_TO_GET.format(root=self.root, found=f"found: {found or 'nothing'}", store=self.store_path)
+        found = (
+            ", ".join(sorted(path.name for path in self.folder.iterdir())[:8]) if self.folder.is_dir() else "no folder"
+        )
+        return HOW_TO_GET.format(root=self.folder, found=f"found: {found or 'nothing'}", store=self.store_path)
 
     def settings(self) -> dict[str, Any]:
         return {"target_mpp": self.target_mpp}

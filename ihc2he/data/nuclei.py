@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from ihc2he.data.augmentation import NucleiAugmentation
 from ihc2he.data.segmentation import Labelled, SegmentationDataModule
 from ihc2he.data.splits import SPLITS, stratified_sample
 from ihc2he.data.store import Record
@@ -19,7 +19,6 @@ from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import find_images
 from ihc2he.images.labels import read_labels
-from ihc2he.nuclei.decoders.base import Decoder
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
@@ -57,6 +56,7 @@ class Tile(NamedTuple):
     files: dict[str, Path]
 
 
+@dataclass(kw_only=True, eq=False)
 class NucleiDataModule(SegmentationDataModule):
     """Your own annotated H&E tiles; `SegmentationDataModule` documents the batches and the other arguments.
 
@@ -77,87 +77,56 @@ class NucleiDataModule(SegmentationDataModule):
         test_split: the tiles to test on: "test", "val" or "train", or "all" (of a model trained elsewhere).
     """
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        store: str,
-        classes: Sequence[str] | None = None,
-        mpp: float | None = None,
-        target_mpp: float = TARGET_MPP,
-        mpp_files: float | None = None,
-        crop_size: int = 256,
-        batch_size: int = 8,
-        eval_batch_size: int = 1,
-        num_workers: int = 4,
-        seed: int = 0,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-        test_split: str = "test",
-        binary_masks: str = "error",
-        samples_per_epoch: int | None = None,
-        sampler: str = "uniform",
-        augmentation: dict[str, Any] | NucleiAugmentation | None = None,
-        decoder: dict[str, Any] | Decoder | None = None,
-        rebuild: bool = False,
-    ) -> None:
-        if mpp_files is not None:
-            mpp, target_mpp = _as_named_now(mpp_files, mpp, target_mpp)
-        super().__init__(
-            store=store,
-            target_mpp=target_mpp,
-            classes=classes or (),
-            crop_size=crop_size,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            samples_per_epoch=samples_per_epoch,
-            sampler=sampler,
-            augmentation=augmentation,
-            decoder=decoder,
-            rebuild=rebuild,
-        )
-        require("mpp", mpp, mpp is None or is_pixel_size(mpp), PIXEL_SIZE)
-        require("val_fraction", val_fraction, 0 <= val_fraction < 1, "from 0 to below 1")
-        require("test_fraction", test_fraction, 0 <= test_fraction < 1, "from 0 to below 1")
-        require("test_split", test_split, test_split in TEST_SPLITS, " or ".join(TEST_SPLITS))
-        require("binary_masks", binary_masks, binary_masks in BINARY_MASKS, " or ".join(BINARY_MASKS))
-        self.root = Path(root).expanduser()
-        self.mpp = mpp
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-        self.test_split = test_split
-        self.binary_masks = binary_masks
+    root: str
+    classes: Sequence[str] | None = None  # type: ignore[assignment]  # a list after __post_init__
+    mpp: float | None = None
+    target_mpp: float = TARGET_MPP
+    mpp_files: float | None = None
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+    test_split: str = "test"
+    binary_masks: str = "error"
+
+    def __post_init__(self) -> None:
+        if self.mpp_files is not None:
+            self.mpp, self.target_mpp = _as_named_now(self.mpp_files, self.mpp, self.target_mpp)
+        self.classes = self.classes or ()
+        super().__post_init__()
+        require("mpp", self.mpp, self.mpp is None or is_pixel_size(self.mpp), PIXEL_SIZE)
+        require("val_fraction", self.val_fraction, 0 <= self.val_fraction < 1, "from 0 to below 1")
+        require("test_fraction", self.test_fraction, 0 <= self.test_fraction < 1, "from 0 to below 1")
+        require("test_split", self.test_split, self.test_split in TEST_SPLITS, " or ".join(TEST_SPLITS))
+        require("binary_masks", self.binary_masks, self.binary_masks in BINARY_MASKS, " or ".join(BINARY_MASKS))
+        self.folder = Path(self.root).expanduser()
 
     def test_dataloader(self) -> DataLoader:
         if not self.records["test"]:
-            msg = f"{self.root}: found no test tiles. Pass data.test_split=val to test on those of the validation."
+            msg = f"{self.folder}: found no test tiles. Pass data.test_split=val to test on those of the validation."
             raise DataError(msg)
         return super().test_dataloader()
 
     def find_tiles(self) -> list[Tile] | None:
-        images = _by_name(self.root / "images")
+        images = _by_name(self.folder / "images")
         if not images:
             return None
-        roles = {"images": images, "instances": _by_name(self.root / "instances")}
+        roles = {"images": images, "instances": _by_name(self.folder / "instances")}
         if self.classes:
-            roles["types"] = _by_name(self.root / "types")
-        elif (self.root / "types").is_dir():
-            log.warning("%s is not used: data.classes names no types.", self.root / "types")
+            roles["types"] = _by_name(self.folder / "types")
+        elif (self.folder / "types").is_dir():
+            log.warning("%s is not used: data.classes names no types.", self.folder / "types")
         for role, found in roles.items():
-            _require_same_names(self.root / role, found, images)
-        table = read_table(self.root / "tiles.csv", COLUMNS, images)
+            _require_same_names(self.folder / role, found, images)
+        table = read_table(self.folder / "tiles.csv", COLUMNS, images)
         if table:
-            _require_same_names(self.root / "tiles.csv", table, images)
+            _require_same_names(self.folder / "tiles.csv", table, images)
         tiles = [self._tile(name, table.get(name, {}), {role: roles[role][name] for role in roles}) for name in images]
         self._check_mpp(tiles, table)
         self.compare_once({tile.files["images"]: tile.mpp for tile in tiles})
         without = [tile.name for tile in tiles if not tile.split]
         if 0 < len(without) < len(tiles):
             msg = (
-                f"{self.root / 'tiles.csv'}: {len(without)} tiles have no split, such as {without[0]}. Fill the column "
-                "split for all tiles, or for none."
+                f"{self.folder / 'tiles.csv'}: {len(without)} tiles have no split, such as {without[0]}. Fill the "
+                "column split for all tiles, or for none."
             )
             raise DataError(msg)
         return tiles
@@ -167,14 +136,14 @@ class NucleiDataModule(SegmentationDataModule):
         told = all(table.get(tile.name, {}).get("um_per_px") for tile in tiles)
         if self.mpp is not None and told and all(tile.mpp != self.mpp for tile in tiles):
             msg = (
-                f"data.mpp={self.mpp}: {self.root / 'tiles.csv'} tells the pixel size of every file, such as "
+                f"data.mpp={self.mpp}: {self.folder / 'tiles.csv'} tells the pixel size of every file, such as "
                 f"{tiles[0].mpp} of {tiles[0].name}. Leave out data.mpp; for images of {self.mpp} um/px pass "
                 f"data.target_mpp={self.mpp}."
             )
             raise ConfigError(msg)
 
     def _tile(self, name: str, said: dict[str, str], files: dict[str, Path]) -> Tile:
-        table = self.root / "tiles.csv"
+        table = self.folder / "tiles.csv"
         split = said.get("split") or ""
         if split not in (*SPLITS, ""):
             msg = f"{table}: {name}: split {split!r}, expected {', '.join(SPLITS)} or nothing."
@@ -184,9 +153,9 @@ class NucleiDataModule(SegmentationDataModule):
 
     def sources(self, tiles: Sequence[Tile]) -> dict[str, Path]:
         files = [file for tile in tiles for file in tile.files.values()]
-        table = self.root / "tiles.csv"
+        table = self.folder / "tiles.csv"
         return {
-            file.relative_to(self.root).as_posix(): file for file in (*files, *([table] if table.is_file() else []))
+            file.relative_to(self.folder).as_posix(): file for file in (*files, *([table] if table.is_file() else []))
         }
 
     def read_record(self, tile: Tile) -> Record:
@@ -221,11 +190,11 @@ class NucleiDataModule(SegmentationDataModule):
         return labels
 
     def _check_types(self, tile: Tile, maps: dict[str, Any]) -> None:
-        types, inside = maps["types"], maps["instances"] > 0
-        if types.max() > len(self.classes):
+        types, inside, classes = maps["types"], maps["instances"] > 0, self.info.classes
+        if types.max() > len(classes):
             msg = (
-                f"{tile.files['types']}: found type {types.max()}, but data.classes names only {len(self.classes)}: "
-                f"{', '.join(self.classes)}."
+                f"{tile.files['types']}: found type {types.max()}, but data.classes names only {len(classes)}: "
+                f"{', '.join(classes)}."
             )
             raise DataError(msg)
         untyped, outside = ((inside & (types == 0)).sum(), (~inside & (types > 0)).sum())
@@ -258,7 +227,7 @@ class NucleiDataModule(SegmentationDataModule):
         return records
 
     def how_to_get(self) -> str:
-        return HOW_TO_GET.format(images=self.root / "images", root=self.root, store=self.store_path)
+        return HOW_TO_GET.format(images=self.folder / "images", root=self.folder, store=self.store_path)
 
     def settings(self) -> dict[str, Any]:
         split = {"binary_masks": "split"} if self.binary_masks == "split" else {}  # absent from stores made before it

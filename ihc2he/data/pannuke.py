@@ -11,13 +11,13 @@ a nucleus keeps the pixels that it loses here. Overlaps are rare; `index.csv` co
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.data.augmentation import NucleiAugmentation
 from ihc2he.data.download import download, unpack
 from ihc2he.data.segmentation import Labelled, SegmentationDataModule
 from ihc2he.data.store import Record, TileStore
@@ -25,7 +25,6 @@ from ihc2he.data.stored import require, require_native
 from ihc2he.errors import DataError
 from ihc2he.files import exclusive
 from ihc2he.images.labels import MAX_LABEL, number_consecutively
-from ihc2he.nuclei.decoders.base import Decoder
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +97,7 @@ def merge_channels(mask_hwc: NDArray[np.integer]) -> tuple[NDArray[np.int32], ND
     return inst_hw, type_hw.astype(np.int32), int((claimed_hwc.sum(-1) > 1).sum())
 
 
+@dataclass(kw_only=True, eq=False)
 class PanNukeDataModule(SegmentationDataModule):
     """PanNuke in its published layout; `SegmentationDataModule` documents the batches and the other arguments.
 
@@ -111,74 +111,47 @@ class PanNukeDataModule(SegmentationDataModule):
         target_mpp: um/px of the images it yields; other than 0.25 resamples the tiles.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        store: str,
-        split: int = 1,
-        download: bool = False,
-        simulate: dict[str, Any] | None = None,
-        mpp: float = NATIVE_MPP,
-        target_mpp: float = NATIVE_MPP,
-        crop_size: int = 256,
-        batch_size: int = 16,
-        eval_batch_size: int = 16,
-        num_workers: int = 4,
-        seed: int = 0,
-        samples_per_epoch: int | None = None,
-        sampler: str = "uniform",
-        augmentation: dict[str, Any] | NucleiAugmentation | None = None,
-        decoder: dict[str, Any] | Decoder | None = None,
-        rebuild: bool = False,
-    ) -> None:
-        super().__init__(
-            store=store,
-            target_mpp=target_mpp,
-            classes=CLASSES,
-            crop_size=crop_size,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            samples_per_epoch=samples_per_epoch,
-            sampler=sampler,
-            augmentation=augmentation,
-            decoder=decoder,
-            rebuild=rebuild,
-        )
-        require_native(mpp, NATIVE_MPP)
-        require("split", split, split in SPLITS, "1, 2 or 3")
-        self.root = Path(root).expanduser()
-        self.split = split
-        self.download = download
-        self.simulate = simulate
+    root: str
+    split: int = 1
+    download: bool = False
+    simulate: dict[str, Any] | None = None
+    mpp: float = NATIVE_MPP
+    target_mpp: float = NATIVE_MPP
+    batch_size: int = 16
+    eval_batch_size: int = 16
+    classes: Sequence[str] = field(default=CLASSES, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_native(self.mpp, NATIVE_MPP)
+        require("split", self.split, self.split in SPLITS, "1, 2 or 3")
+        self.folder = Path(self.root).expanduser()
 
     def prepare_data(self) -> None:
-        lock = self.root.with_name(f"{self.root.name}.lock")
+        lock = self.folder.with_name(f"{self.folder.name}.lock")
         if self.simulate is not None:
             from ihc2he.simulate.pannuke import write_pannuke
 
             with exclusive(lock):
-                write_pannuke(self.root, **self.simulate)
+                write_pannuke(self.folder, **self.simulate)
         elif self.download and not self.store_path.is_file():
             with exclusive(lock):
-                fetch(self.root)
+                fetch(self.folder)
         super().prepare_data()
         if self.simulate is None:
             warn_of_counts(TileStore(self.store_path).rows)
 
     def find_tiles(self) -> list[Tile] | None:
-        if not any(file.is_file() for fold in FOLDS for file in fold_files(self.root, fold)):
+        if not any(file.is_file() for fold in FOLDS for file in fold_files(self.folder, fold)):
             return None
-        return [tile for fold in FOLDS for tile in _tiles_of(fold_files(self.root, fold), fold)]
+        return [tile for fold in FOLDS for tile in _tiles_of(fold_files(self.folder, fold), fold)]
 
     def sources(self, tiles: Sequence[Tile]) -> dict[str, Path]:
-        files = [file for fold in FOLDS for file in fold_files(self.root, fold)]
-        return {file.relative_to(self.root).as_posix(): file for file in files}
+        files = [file for fold in FOLDS for file in fold_files(self.folder, fold)]
+        return {file.relative_to(self.folder).as_posix(): file for file in files}
 
     def read_record(self, tile: Tile) -> Record:
-        files = fold_files(self.root, tile.fold)
+        files = fold_files(self.folder, tile.fold)
         image = _whole_numbers(files.images, tile.row, 255)
         mask_hwc = _whole_numbers(files.masks, tile.row, MAX_LABEL)[..., : len(CLASSES)]
         inst_hw, type_hw, overlap_px = merge_channels(mask_hwc)
@@ -193,8 +166,10 @@ class PanNukeDataModule(SegmentationDataModule):
         }
 
     def how_to_get(self) -> str:
-        found = ", ".join(sorted(path.name for path in self.root.iterdir())[:8]) if self.root.is_dir() else "no folder"
-        return HOW_TO_GET.format(root=self.root, found=f"found: {found or 'nothing'}", store=self.store_path)
+        found = (
+            ", ".join(sorted(path.name for path in self.folder.iterdir())[:8]) if self.folder.is_dir() else "no folder"
+        )
+        return HOW_TO_GET.format(root=self.folder, found=f"found: {found or 'nothing'}", store=self.store_path)
 
     def settings(self) -> dict[str, Any]:
         return {"target_mpp": self.target_mpp}

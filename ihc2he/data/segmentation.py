@@ -6,6 +6,7 @@ Shape suffixes: b = batch, c = colour (3), h, w = height, width, 2 = x and y.
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,7 +20,7 @@ from ihc2he.data.augmentation import NucleiAugmentation
 from ihc2he.data.exploration import write_nuclei_index
 from ihc2he.data.samplers import SampleIndex, balancing_weights, presence_weights
 from ihc2he.data.store import WHOLE, Record, TileStore
-from ihc2he.data.stored import StoreDataModule, require
+from ihc2he.data.stored import StoreDataModule
 from ihc2he.data.transforms import to_tensor
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
@@ -27,7 +28,7 @@ from ihc2he.images.labels import number_consecutively
 from ihc2he.nuclei.decoders.base import Decoder
 from ihc2he.nuclei.instances import instance_types
 from ihc2he.nuclei.targets import relabel_pieces
-from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size, resample, resized_labels
+from ihc2he.tiling.resampling import resample, resized_labels
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Labelled(NamedTuple):
     type_hw: NDArray[np.int32] | None
 
 
+@dataclass(kw_only=True, eq=False)
 class SegmentationDataModule(StoreDataModule):
     """Batches of H&E with nuclei.
 
@@ -56,68 +58,32 @@ class SegmentationDataModule(StoreDataModule):
     where a tile is smaller than the crop; the pieces into which a crop cuts a nucleus are instances of their own. 0 =
     background in ``inst`` and ``type``; ``type`` is absent if there are no types. A validation or test batch holds
     whole tiles, no targets, and also ``name`` and ``group`` (the tissue) as lists of str. Order and randomness depend
-    on (seed, epoch, index) alone.
+    on (seed, epoch, index) alone. `StoreDataModule` documents the other arguments.
 
     Args:
-        store: folder for the tile store and its reports.
-        target_mpp: um/px of the images it yields.
         classes: names of the types from 1; empty if there are none.
-        crop_size: side of the training crops in px.
-        batch_size: training crops per batch and process.
-        eval_batch_size: whole tiles per batch; more than 1 needs tiles of one size.
-        num_workers: processes that load training batches; as many load each evaluation set.
-        seed: of the order and the augmentation.
-        samples_per_epoch: over all processes; None: one per training tile.
         sampler: "uniform"; "class_balanced": each class is drawn equally often;
             "tissue_balanced": each tissue is drawn equally often; "class_tissue_balanced": half of the draws of each.
         augmentation: a `NucleiAugmentation`, or its configuration; None: none.
         decoder: of the model, or its configuration: its targets are in the training batches; None: no targets.
-        rebuild: build the store again even if there is one.
-
-    Attributes:
-        target_mpp: um/px of the images it yields.
-        classes: names of the types from 1, without background.
 
     Raises:
         ConfigError: for a value outside its range.
     """
 
-    reports: ClassVar = {"index.csv": write_nuclei_index}
+    batch_size: int = 8
+    classes: Sequence[str] = ()
+    augmentation: dict[str, Any] | NucleiAugmentation | None = None
+    decoder: dict[str, Any] | Decoder | None = None
 
-    def __init__(
-        self,
-        *,
-        store: str,
-        target_mpp: float,
-        classes: Sequence[str],
-        crop_size: int,
-        batch_size: int,
-        eval_batch_size: int,
-        num_workers: int,
-        seed: int,
-        samples_per_epoch: int | None,
-        sampler: str,
-        augmentation: dict[str, Any] | NucleiAugmentation | None,
-        decoder: dict[str, Any] | Decoder | None,
-        rebuild: bool,
-    ) -> None:
-        super().__init__(store=store, num_workers=num_workers, seed=seed, rebuild=rebuild)
-        require("seed", seed, seed >= 0, "0 or more")
-        require("target_mpp", target_mpp, is_pixel_size(target_mpp), PIXEL_SIZE)
-        require("crop_size", crop_size, crop_size >= 1, "at least 1 px")
-        require("batch_size", batch_size, batch_size >= 1, "at least 1")
-        require("eval_batch_size", eval_batch_size, eval_batch_size >= 1, "at least 1")
-        require("samples_per_epoch", samples_per_epoch, samples_per_epoch is None or samples_per_epoch > 0, "1 or more")
-        require("sampler", sampler, sampler in SAMPLERS, " or ".join(SAMPLERS))
-        self.target_mpp = target_mpp
-        self.classes = list(classes)
-        self.crop_size = crop_size
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.samples_per_epoch = samples_per_epoch
-        self.sampler = sampler
-        self.augmentation = None if augmentation is None else build(augmentation, NucleiAugmentation)
-        self.decoder = None if decoder is None else build(decoder, Decoder)  # type: ignore[type-abstract]
+    reports: ClassVar = {"index.csv": write_nuclei_index}
+    samplers = SAMPLERS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.classes = list(self.classes)
+        self._augmentation = None if self.augmentation is None else build(self.augmentation, NucleiAugmentation)
+        self._decoder = None if self.decoder is None else build(self.decoder, Decoder)  # type: ignore[type-abstract]
 
     @property
     def info(self) -> DataInfo:
@@ -148,9 +114,9 @@ class SegmentationDataModule(StoreDataModule):
             self.tiles,
             records,
             crop_size=self.crop_size,
-            augmentation=self.augmentation,
+            augmentation=self._augmentation,
             seed=self.seed,
-            targets=None if self.decoder is None else partial(self.decoder.targets, mpp=self.target_mpp),
+            targets=None if self._decoder is None else partial(self._decoder.targets, mpp=self.target_mpp),
         )
         sampler = self._epoch_sampler(len(records), self.samples_per_epoch or len(records), self._weights(records))
         return self._loader(dataset, sampler, self.batch_size, drop_last=True)

@@ -4,6 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,34 +17,66 @@ from ihc2he.data.store import Record, Skipped, TileStore, check_store, write_sto
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.files import exclusive
 from ihc2he.images.pixelsize import compare_with_files
+from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(kw_only=True, eq=False)
 class StoreDataModule(LightningDataModule, ABC):
     """Batches from a tile store that `prepare_data` builds once from a raw dataset.
 
+    The fields are the keys of ``data`` in a configuration; a subclass adds its own, and checks them in `__post_init__`.
+
     Args:
         store: folder for the tile store and its reports.
+        target_mpp: um/px of the images it yields.
+        crop_size: side of the training crops in px.
+        batch_size: training crops per batch and process, of each stain.
+        eval_batch_size: whole tiles per batch; more than 1 needs tiles of one size.
         num_workers: processes that load training batches; as many load each evaluation set.
-        seed: of the order and the augmentation.
+        seed: of the splits, the order and the augmentation.
+        samples_per_epoch: over all processes; None: one per training tile, of the stain that has more.
+        sampler: how training tiles are drawn: one of `samplers`.
         rebuild: build the store again even if there is one.
 
     Attributes:
         reports: the function that writes each report next to the store, by file name.
+        samplers: what `sampler` may be.
+        min_crop: the smallest `crop_size`.
+
+    Raises:
+        ConfigError: for a value outside its range.
     """
 
+    store: str
+    target_mpp: float
+    crop_size: int = 256
+    batch_size: int
+    eval_batch_size: int = 1
+    num_workers: int = 4
+    seed: int = 0
+    samples_per_epoch: int | None = None
+    sampler: str = "uniform"
+    rebuild: bool = False
+
     reports: ClassVar[Mapping[str, Callable[[Path, TileStore], None]]]
+    samplers: ClassVar[Sequence[str]]
+    min_crop: ClassVar[int] = 1
     _compared = False
 
-    def __init__(self, *, store: str, num_workers: int, seed: int, rebuild: bool) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        require("num_workers", num_workers, num_workers >= 0, "0 or more")
-        require("seed", seed, seed >= 0, "0 or more")
-        self.store_folder = Path(store).expanduser()
-        self.num_workers = num_workers
-        self.seed = seed
-        self.rebuild = rebuild
+        require("target_mpp", self.target_mpp, is_pixel_size(self.target_mpp), PIXEL_SIZE)
+        require("crop_size", self.crop_size, self.crop_size >= self.min_crop, f"at least {self.min_crop} px")
+        require("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        require("eval_batch_size", self.eval_batch_size, self.eval_batch_size >= 1, "at least 1")
+        require("num_workers", self.num_workers, self.num_workers >= 0, "0 or more")
+        require("seed", self.seed, self.seed >= 0, "0 or more")
+        samples = self.samples_per_epoch
+        require("samples_per_epoch", samples, samples is None or 1 <= samples <= 10**9, "1 to 10^9")
+        require("sampler", self.sampler, self.sampler in self.samplers, " or ".join(self.samplers))
+        self.store_folder = Path(self.store).expanduser()
 
     @abstractmethod
     def find_tiles(self) -> Sequence[Any] | None:

@@ -3,6 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +22,6 @@ from ihc2he.data.transforms import augment, normalise, training_transform
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.files import write_csv
-from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 if TYPE_CHECKING:
     import albumentations
@@ -147,95 +147,52 @@ class RawTile(NamedTuple):
     files: dict[str, Path]
 
 
+@dataclass(kw_only=True, eq=False)
 class TranslationDataModule(StoreDataModule):
     """Batches of IHC and H&E.
 
     A training batch is ``{"ihc": x_bchw, "he": x_bchw}``, float32 in [-1, 1]: random crops, drawn independently
     of each other. A validation or test batch holds whole tiles and also ``name`` and ``group`` (lists of str) and
     ``paired`` (bool tensor: both show the same place). Order and randomness depend on (seed, epoch, index) alone.
+    `StoreDataModule` documents the other arguments.
 
     Args:
-        store: folder for the tile store and its reports.
-        target_mpp: um/px of the images it yields.
-        crop_size: side of the training crops in px.
-        batch_size: training crops of each stain per batch and process.
-        eval_batch_size: whole tiles per batch; more than 1 needs tiles of one size.
-        num_workers: processes that load training batches; as many load each evaluation set.
-        seed: of the splits, the order and the augmentation.
         val_fraction: of the training tiles, for validation, if the dataset has no validation folder.
         test_fraction: of the training tiles, for testing, if the dataset has no test folder.
         fraction: of the remaining training tiles to keep; every level keeps its share.
-        samples_per_epoch: over all processes; None: as many as the larger stain has tiles.
         sampler: "uniform", or "level_balanced": each level is drawn equally often, in both stains.
         paired: train on registered crops of the same place instead of independent ones.
         flip: augment by left-right and up-down flips.
         rotate90: augment by rotations of multiples of 90 degrees.
         brightness_contrast: largest relative change; 0 = off, because it changes the stain that is to be learned.
         on_bad_file: "error", or "skip": leave out unreadable and too small images, counted and listed.
-        rebuild: build the store again even if there is one.
-
-    Attributes:
-        target_mpp: um/px of the images it yields.
 
     Raises:
         ConfigError: for a value outside its range.
     """
 
-    reports = REPORTS
+    batch_size: int = 1
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+    fraction: float = 1.0
+    paired: bool = False
+    flip: bool = True
+    rotate90: bool = True
+    brightness_contrast: float = 0.0
+    on_bad_file: str = "error"
 
-    def __init__(
-        self,
-        *,
-        store: str,
-        target_mpp: float,
-        crop_size: int,
-        batch_size: int,
-        eval_batch_size: int,
-        num_workers: int,
-        seed: int,
-        val_fraction: float,
-        test_fraction: float,
-        fraction: float,
-        samples_per_epoch: int | None,
-        sampler: str,
-        paired: bool,
-        flip: bool,
-        rotate90: bool,
-        brightness_contrast: float,
-        on_bad_file: str,
-        rebuild: bool,
-    ) -> None:
-        super().__init__(store=store, num_workers=num_workers, seed=seed, rebuild=rebuild)
-        require("sampler", sampler, sampler in SAMPLERS, " or ".join(SAMPLERS))
-        require("on_bad_file", on_bad_file, on_bad_file in POLICIES, " or ".join(POLICIES))
-        require("target_mpp", target_mpp, is_pixel_size(target_mpp), PIXEL_SIZE)
-        require("crop_size", crop_size, crop_size >= MIN_SIDE, f"at least {MIN_SIDE} px")
-        require("batch_size", batch_size, batch_size >= 1, "at least 1")
-        require("eval_batch_size", eval_batch_size, eval_batch_size >= 1, "at least 1")
-        require("val_fraction", val_fraction, 0 <= val_fraction < 1, "from 0 to below 1")
-        require("test_fraction", test_fraction, 0 <= test_fraction < 1, "from 0 to below 1")
-        require("fraction", fraction, 0 < fraction <= 1, "above 0 and at most 1")
-        require(
-            "samples_per_epoch",
-            samples_per_epoch,
-            samples_per_epoch is None or 1 <= samples_per_epoch <= 10**9,
-            "1 to 10^9",
-        )
-        require("brightness_contrast", brightness_contrast, 0 <= brightness_contrast < 1, "from 0 to below 1")
-        self.target_mpp = target_mpp
-        self.crop_size = crop_size
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-        self.fraction = fraction
-        self.samples_per_epoch = samples_per_epoch
-        self.sampler = sampler
-        self.paired = paired
-        self.flip = flip
-        self.rotate90 = rotate90
-        self.brightness_contrast = brightness_contrast
-        self.on_bad_file = on_bad_file
+    reports = REPORTS
+    samplers = SAMPLERS
+    min_crop = MIN_SIDE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("on_bad_file", self.on_bad_file, self.on_bad_file in POLICIES, " or ".join(POLICIES))
+        require("val_fraction", self.val_fraction, 0 <= self.val_fraction < 1, "from 0 to below 1")
+        require("test_fraction", self.test_fraction, 0 <= self.test_fraction < 1, "from 0 to below 1")
+        require("fraction", self.fraction, 0 < self.fraction <= 1, "above 0 and at most 1")
+        change = self.brightness_contrast
+        require("brightness_contrast", change, 0 <= change < 1, "from 0 to below 1")
 
     @property
     def info(self) -> DataInfo:
