@@ -23,10 +23,12 @@ class Bundles(Callback):
 
     Args:
         dirpath: bundles go to `<dirpath>/<name>/`.
+        half: save weights in half precision, in half the space.
     """
 
-    def __init__(self, dirpath: str) -> None:
+    def __init__(self, dirpath: str, half: bool = False) -> None:
         self.dirpath = Path(dirpath)
+        self.half = half
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the bundles, on the first rank, unless the run was interrupted."""
@@ -49,7 +51,7 @@ class Bundles(Callback):
                     "No bundle '%s': its network was passed as an object, so it is not known how to build it.", name
                 )
                 continue
-            log.info("Bundle: %s", save_bundle(network, self.dirpath / name, {**info, **shared}))
+            log.info("Bundle: %s", save_bundle(network, self.dirpath / name, {**info, **shared}, self.half))
         if final is not None:
             pl_module.load_state_dict(final)
 

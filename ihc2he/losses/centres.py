@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ihc2he.losses.hover import cross_entropy, known_types
+
 CENTRE = 2.0  # weight of the heat map
 PEAK = 4.0  # by how much a pixel of it counts more where a centre is: few pixels are any
 
@@ -21,7 +23,8 @@ def centre_losses(maps: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> 
     Args:
         maps: `mask` and `centre` (N, 1, H, W), and perhaps `types` (N, C, H, W), all logits.
         targets: `inst` (N, H, W) integers, 0 = background; `centre` (N, H, W), 1 at the centres; `type` (N, H, W)
-            integers, 0 = background. Where `types` or `type` is missing, that term is left out.
+            integers, 0 = background. Where `types` or `type` is missing, that term is left out; nuclei without a type
+            do not count in it.
 
     >>> maps = {"mask": torch.zeros(1, 1, 2, 2), "centre": torch.zeros(1, 1, 2, 2)}
     >>> targets = {"inst": torch.ones(1, 2, 2, dtype=torch.int32), "centre": torch.zeros(1, 2, 2)}
@@ -38,5 +41,5 @@ def centre_losses(maps: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> 
             "centre": CENTRE * F.binary_cross_entropy_with_logits(centre_bhw, heat_bhw, weight_bhw),
         }
         if "types" in maps and "type" in targets:
-            losses["types"] = F.cross_entropy(maps["types"].float(), targets["type"].long())
+            losses["types"] = cross_entropy(maps["types"].float(), known_types(targets))
     return losses

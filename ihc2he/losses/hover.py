@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ihc2he.errors import ConfigError, did_you_mean
 
+UNKNOWN = -100  # the target that cross-entropy ignores
 TERMS = ("np_ce", "np_dice", "np_tversky", "hv_mse", "hv_msge", "nc_ce", "nc_dice", "nc_tversky")
+REFERENCE_LOSSES = {"np_ce": 1.0, "np_dice": 1.0, "hv_mse": 2.0, "hv_msge": 1.0, "nc_ce": 1.0, "nc_dice": 1.0}
 MSGE_AXES = ("aligned", "cross")
 
 
@@ -48,7 +50,8 @@ def hover_losses(
     Args:
         maps: `np` (N, 2, H, W) and `tp` (N, C, H, W) logits, `hv` (N, 2, H, W).
         targets: `inst` (N, H, W) integers, 0 = background; `hv` (N, 2, H, W); `type` (N, H, W) integers, 0 =
-            background. If `tp` or `type` is missing, there are no terms `nc_*`.
+            background. If `tp` or `type` is missing, there are no terms `nc_*`. Nuclei without a type do not count in
+            them.
         weights: by name from `TERMS`; a term without a weight, or with 0, is not computed.
         msge_axis: `aligned` or `cross`, see `msge_loss`.
 
@@ -60,7 +63,7 @@ def hover_losses(
     nucleus_bhw = (targets["inst"] > 0).long()
     logits = {"np": (maps["np"].float(), nucleus_bhw)}
     if "tp" in maps and "type" in targets:
-        logits["nc"] = (maps["tp"].float(), targets["type"].long())
+        logits["nc"] = (maps["tp"].float(), known_types(targets))
     hv_b2hw, hv_true_b2hw = maps["hv"].float(), targets["hv"].float()
     losses = {}
     with torch.autocast(hv_b2hw.device.type, enabled=False):
@@ -78,12 +81,39 @@ def hover_losses(
     return losses
 
 
+def known_types(targets: Mapping[str, Tensor]) -> Tensor:
+    """Return the type of each pixel, (N, H, W) integers: 0 = background, `UNKNOWN` on nuclei without a type.
+
+    Args:
+        targets: `inst` and `type`, (N, H, W) with 0 = background.
+
+    >>> known_types({"inst": torch.tensor([0, 4, 5]), "type": torch.tensor([0, 2, 0])}).tolist()
+    [0, 2, -100]
+    """
+    types_bhw = targets["type"].long()
+    return types_bhw.masked_fill((targets["inst"] > 0) & (types_bhw == 0), UNKNOWN)
+
+
+def cross_entropy(logits_bchw: Tensor, target_bhw: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the pixels whose type is known; 0 if there is none.
+
+    Args:
+        logits_bchw: before the softmax.
+        target_bhw: integers from 0 to C - 1, or `UNKNOWN`.
+
+    >>> cross_entropy(torch.zeros(1, 2, 1, 1), torch.full((1, 1, 1), UNKNOWN)).item()
+    0.0
+    """
+    n = (target_bhw != UNKNOWN).sum().clamp_min(1)
+    return F.cross_entropy(logits_bchw, target_bhw, ignore_index=UNKNOWN, reduction="sum") / n
+
+
 def dice_loss(logits_bchw: Tensor, target_bhw: Tensor, smooth: float = 1e-3) -> Tensor:
     """Return the Dice loss of each class over the whole batch, summed over classes.
 
     Args:
         logits_bchw: before the softmax.
-        target_bhw: integers from 0 to C - 1.
+        target_bhw: integers from 0 to C - 1, or `UNKNOWN`, which does not count.
         smooth: avoids dividing by 0 if a class is absent.
 
     >>> round(dice_loss(torch.tensor([[9.0], [-9.0]]).view(1, 2, 1, 1), torch.zeros(1, 1, 1).long()).item(), 3)
@@ -107,7 +137,7 @@ def focal_tversky_loss(
 
     Args:
         logits_bchw: before the softmax.
-        target_bhw: integers from 0 to C - 1.
+        target_bhw: integers from 0 to C - 1, or `UNKNOWN`, which does not count.
         alpha: weight of false negatives.
         beta: weight of false positives.
         gamma: 1 / gamma is the exponent, which gives more weight to difficult classes.
@@ -126,9 +156,10 @@ def focal_tversky_loss(
 
 
 def _probability_and_truth(logits_bchw: Tensor, target_bhw: Tensor) -> tuple[Tensor, Tensor]:
-    probability_bchw = logits_bchw.float().softmax(1)
-    truth_bchw = F.one_hot(target_bhw, logits_bchw.shape[1]).movedim(-1, 1).to(probability_bchw.dtype)
-    return probability_bchw, truth_bchw
+    known_b1hw = (target_bhw != UNKNOWN)[:, None]
+    probability_bchw = logits_bchw.float().softmax(1) * known_b1hw
+    truth_bchw = F.one_hot(target_bhw.clamp_min(0), logits_bchw.shape[1]).movedim(-1, 1).to(probability_bchw.dtype)
+    return probability_bchw, truth_bchw * known_b1hw
 
 
 def msge_loss(hv_b2hw: Tensor, hv_true_b2hw: Tensor, nucleus_bhw: Tensor, axis: str = "aligned") -> Tensor:
@@ -167,7 +198,7 @@ def _gradient_kernel(like: Tensor) -> Tensor:
 
 
 _OF_LOGITS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ce": F.cross_entropy,
+    "ce": cross_entropy,
     "dice": dice_loss,
     "tversky": focal_tversky_loss,
 }

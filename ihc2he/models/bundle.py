@@ -15,7 +15,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, float32, nn
 
 from ihc2he import __version__
 from ihc2he.build import build, refuse_foreign
@@ -27,16 +27,17 @@ REMEDY = "Copy it again, or make it anew from its run's checkpoint."
 FILES = ("config.json", "model.safetensors", "README.md")
 
 
-def save_bundle(module: nn.Module, folder: str | Path, info: Mapping[str, Any]) -> Path:
+def save_bundle(module: nn.Module, folder: str | Path, info: Mapping[str, Any], half: bool = False) -> Path:
     """Write a network with the information needed to use it; return the folder.
 
     The bundle is written under a temporary name; then it replaces an older one as a whole.
 
     Args:
-        module: the network; its weights are saved in their own dtype.
+        module: the network.
         folder: where to.
         info: plain values; `module` has to be the node (`_target_` and arguments) that builds the network. Other usual
             keys: role, stain_in, stain_out, mpp (um/px), value_range, window (px), classes, decoder, metrics.
+        half: save float32 weights as float16, in half the space; they are computed with in float32 again.
 
     Raises:
         ConfigError: if `info` has no such node.
@@ -52,6 +53,8 @@ def save_bundle(module: nn.Module, folder: str | Path, info: Mapping[str, Any]) 
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    if half:
+        weights = {name: value.half() if value.dtype == float32 else value for name, value in weights.items()}
     save_file(weights, temporary / "model.safetensors")
     versions = {"ihc2he": __version__, "torch": version("torch")}
     config = {"format": FORMAT, **info, "versions": versions, "sha256": _sha256(temporary / "model.safetensors")}

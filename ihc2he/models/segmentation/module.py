@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from ihc2he.build import build
+from ihc2he.config import locate
 from ihc2he.datainfo import check_class_names
 from ihc2he.errors import ConfigError
 from ihc2he.internals.lightning import shares_batch_statistics
@@ -48,7 +49,8 @@ class NucleiSegmenter(Task):
         network: node or module of a `MapNetwork`. A node gets the argument `channels`: the maps that the decoder needs.
         decoder: node or object of a `Decoder`; give the DataModule the same one.
         optimizer: node of a `torch.optim.Optimizer` without its parameters.
-        scheduler: node of a learning-rate scheduler without its optimiser, stepped each epoch; None: constant.
+        scheduler: node of a learning-rate scheduler without its optimiser, stepped each epoch; None: constant. A
+            `torch.optim.lr_scheduler.OneCycleLR` is stepped each batch and reaches the learning rates at its peak.
         classes: names of the types, in the order of the DataModule; None or empty: nuclei have no types.
         lr_encoder: learning rate of the network's backbone; None: the optimiser's.
         window: px, the largest sides that are predicted at once; larger tiles are covered by overlapping windows.
@@ -274,7 +276,7 @@ class NucleiSegmenter(Task):
         return network.to(self.device).to(memory_format=self._memory_format)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser, with a parameter group for the backbone, and the schedule."""
+        """Return the optimiser, with a parameter group for the backbone, and the schedule of the remaining steps."""
         encoder = list(self.encoder.parameters())
         known = {id(parameter) for parameter in encoder}
         groups: list[dict[str, Any]] = [
@@ -285,7 +287,29 @@ class NucleiSegmenter(Task):
         optimizer = build(self.optimizer_node, Optimizer, params=groups)
         if self.scheduler_node is None:
             return optimizer
-        return [optimizer], [build(self.scheduler_node, LRScheduler, optimizer=optimizer)]
+        if locate(self.scheduler_node["_target_"]) is not OneCycleLR:
+            return [optimizer], [build(self.scheduler_node, LRScheduler, optimizer=optimizer)]
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        steps = int(self.trainer.estimated_stepping_batches) - self.trainer.global_step
+        cycle = build(self.scheduler_node, OneCycleLR, optimizer=optimizer, max_lr=peaks, total_steps=steps)
+        return [optimizer], [{"scheduler": cycle, "interval": "step"}]
+
+    def on_train_start(self) -> None:
+        """Check that a cycle of the learning rates has not ended before the training.
+
+        Raises:
+            ConfigError: if it has, because the run was made longer.
+        """
+        wanted = int(self.trainer.estimated_stepping_batches) - self.trainer.global_step
+        for config in self.trainer.lr_scheduler_configs:
+            cycle = config.scheduler
+            if isinstance(cycle, OneCycleLR) and wanted > cycle.total_steps - cycle.last_epoch:
+                msg = (
+                    f"model.scheduler: the cycle of the continued run has {cycle.total_steps - cycle.last_epoch} steps "
+                    f"left, and trainer.max_epochs={self.trainer.max_epochs} makes {wanted}. Continue with the "
+                    "former number of epochs, or begin another run."
+                )
+                raise ConfigError(msg)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of crops.

@@ -6,6 +6,7 @@ Shape suffixes: b = batch, c = channel, h, w = height, width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,12 +41,13 @@ class MapNetwork(nn.Module):
 
 
 class UNet(MapNetwork):
-    """A light U-Net (Ronneberger et al., MICCAI 2015) on an encoder with maps of strides 1, 2, 4 and 8.
+    """A light U-Net (Ronneberger et al., MICCAI 2015) on any encoder.
 
     Args:
         encoder: node or module, see `ihc2he.models.segmentation.encoders`.
         channels: of each map that it gives.
-        width: channels at stride 1; each coarser stride has twice as many.
+        width: channels at the encoder's finest stride, and between that and stride 1; each coarser stride has twice as
+            many.
 
     Raises:
         ConfigError: for a width below 1.
@@ -60,9 +62,10 @@ class UNet(MapNetwork):
         self.encoder = net
         self.channels = dict(channels)
         self.stride = net.stride
-        widths = [width * 2**i for i in range(4)]
+        widths = [width * 2**i for i in range(len(net.channels))]
         self.lateral = nn.ModuleList([nn.Conv2d(c, n, 1) for c, n in zip(net.channels, widths, strict=True)])
-        self.up = nn.ModuleList([_convolutions(widths[i + 1] + widths[i], widths[i]) for i in range(3)])
+        self.up = nn.ModuleList([_convolutions(deep + n, n) for n, deep in pairwise(widths)])
+        self.last = nn.Sequential(*[_Doubling(width) for _ in range(getattr(net, "finest", 1).bit_length() - 1)])
         self.heads = nn.ModuleDict({name: nn.Conv2d(width, n, 1) for name, n in self.channels.items()})
 
     @property
@@ -82,16 +85,28 @@ class UNet(MapNetwork):
         if bottom or right:
             x_bchw = F.pad(x_bchw, (0, right, 0, bottom), mode="reflect")
         features = [lateral(skip) for lateral, skip in zip(self.lateral, self.encoder(x_bchw), strict=True)]
-        deep_bchw = features[3]
-        for i in (2, 1, 0):
+        deep_bchw = features[-1]
+        for up, skip_bchw in zip(reversed(self.up), reversed(features[:-1]), strict=True):
             deep_bchw = F.interpolate(deep_bchw, scale_factor=2.0, mode="nearest")
-            deep_bchw = self.up[i](torch.cat([deep_bchw, features[i]], 1))
+            deep_bchw = up(torch.cat([deep_bchw, skip_bchw], 1))
+        deep_bchw = self.last(deep_bchw)
         return {name: head(deep_bchw)[..., :h, :w] for name, head in self.heads.items()}
 
 
 def _convolutions(c_in: int, c_out: int) -> nn.Sequential:
     conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
+
+
+class _Doubling(nn.Module):
+    """To twice the size."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolutions = _convolutions(width, width)
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        return self.convolutions(F.interpolate(x_bchw, scale_factor=2.0, mode="nearest"))
 
 
 def centre_crop(x_hw: Tensor, height: int, width: int) -> Tensor:

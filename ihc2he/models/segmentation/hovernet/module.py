@@ -9,14 +9,12 @@ from torch import Tensor, nn
 
 from ihc2he.build import build
 from ihc2he.errors import ConfigError
-from ihc2he.losses.hover import check_msge_axis, check_terms, hover_losses
+from ihc2he.losses.hover import REFERENCE_LOSSES, check_msge_axis, check_terms, hover_losses
 from ihc2he.models.former import hover_node
 from ihc2he.models.segmentation.hovernet.networks import HoverNet
 from ihc2he.models.segmentation.hovernet.weights import load_reference
 from ihc2he.models.segmentation.module import NucleiSegmenter
 from ihc2he.nuclei.decoders.hover import HoverDecoder
-
-REFERENCE_LOSSES = {"np_ce": 1.0, "np_dice": 1.0, "hv_mse": 2.0, "hv_msge": 1.0, "nc_ce": 1.0, "nc_dice": 1.0}
 
 
 class HoverNetSegmenter(NucleiSegmenter):

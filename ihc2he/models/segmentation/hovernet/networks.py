@@ -38,7 +38,7 @@ class HoverNet(MapNetwork):
         margin: px by which the output is smaller than the input on each side.
 
     Raises:
-        ConfigError: for an unknown mode, or a width that does not divide by 32.
+        ConfigError: for an unknown mode, a width that does not divide by 32, or an encoder whose first map is coarser.
     """
 
     def __init__(
@@ -54,6 +54,9 @@ class HoverNet(MapNetwork):
         self.margin = MARGINS[mode]
         stem = {} if mode != "original" or isinstance(encoder, nn.Module) else {"pad": False}
         net: Any = build(encoder, nn.Module, **stem)
+        if getattr(net, "finest", 1) != 1:
+            msg = "HoVer-Net needs maps from stride 1 of its encoder. Pass model.encoder.plain=false."
+            raise ConfigError(msg)
         self.encoder = net
         self.stride = net.stride
         *skips, deepest = net.channels

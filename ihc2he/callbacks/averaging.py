@@ -1,0 +1,35 @@
+"""Averaged weights: what is validated, tested and exported is a moving average of the weights that are trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ihc2he.errors import ConfigError
+
+
+class AveragedWeights(WeightAveraging):
+    """Keeps an exponential moving average of weights and batch statistics, which stands in for them in evaluation.
+
+    Checkpoints hold the average as the model's weights, and beside it what is needed to continue exactly.
+
+    Args:
+        decay: share of the average that is kept in each step.
+
+    Raises:
+        ConfigError: for a share that is not from 0 to below 1.
+    """
+
+    def __init__(self, decay: float = 0.99) -> None:
+        if not 0 <= decay < 1:
+            msg = f"callbacks.average.decay={decay}: expected from 0 to below 1."
+            raise ConfigError(msg)
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restore the weights that are trained, if they are; a test uses the average, which is already loaded."""
+        if trainer.training:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)

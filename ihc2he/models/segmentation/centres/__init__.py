@@ -1,1 +1,0 @@
-"""Nuclei from learned centres and foreground."""
