@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from ihc2he.simulate.geometry import Plan, Region
-from ihc2he.simulate.noise import Map
 from ihc2he.simulate.tissue import CONNECTIVE, DEAD, EPITHELIAL, INFLAMMATORY, NEOPLASTIC, Tissue
+from ihc2he.stain.noise import Map
 
 NUCLEUS = np.dtype(
     [

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from ihc2he.simulate.noise import Map, smooth_noise
 from ihc2he.simulate.tissue import Tissue
+from ihc2he.stain.noise import Map, smooth_noise
 
 _SEPTA = 0.12  # stroma is within this distance of the field's zero lines
 _CLEFT = -1.9  # there are gaps between bundles of fibres where the weave is thinner than this

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.simulate.noise import Map, smooth_noise
+from ihc2he.stain.noise import Map, smooth_noise
 
 
 @dataclass(frozen=True)

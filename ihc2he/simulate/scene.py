@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ihc2he.simulate.cells import NUCLEUS, Nuclei, draw_masks, sow, spread
 from ihc2he.simulate.geometry import Fields, Plan, Region, draw_fields, draw_plan, neighbour
-from ihc2he.simulate.noise import Map, smooth_noise
 from ihc2he.simulate.tissue import Tissue
+from ihc2he.stain.noise import Map, smooth_noise
 
 _MARGIN = 8.0  # um around the tile, because cells and optics depend on what is beyond its border
 _RED_CELL = 5.0  # um, diameter after fixation

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.simulate.geometry import Region
-from ihc2he.simulate.noise import Map
 from ihc2he.simulate.scene import Section
 from ihc2he.simulate.tissue import CONNECTIVE, DEAD, EPITHELIAL, INFLAMMATORY, NEOPLASTIC, Marker
+from ihc2he.stain.noise import Map
 
 Vectors = tuple[tuple[float, ...], ...]
 
