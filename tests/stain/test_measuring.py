@@ -11,8 +11,10 @@ from ihc2he.simulate.tissue import BREAST, ENDOMETRIUM, Marker
 from ihc2he.stain.looks import Ranges, look_like
 from ihc2he.stain.measuring import StainStatistics, measure
 
+NUCLEAR = Marker("nucleus")
 
-def simulated(seed, positive=0.9, marker=Marker("nucleus"), tissue=ENDOMETRIUM, **changed):
+
+def simulated(seed, positive=0.9, marker=NUCLEAR, tissue=ENDOMETRIUM, **changed):
     """The IHC slide of a simulated case and one of its tiles."""
     case = draw_case(tissue, marker, seed, 0)
     case = replace(case, ihc=replace(case.ihc, positive=positive, **changed))
