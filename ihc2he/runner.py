@@ -25,6 +25,7 @@ from ihc2he.build import build
 from ihc2he.callbacks.bundles import best_keeper
 from ihc2he.callbacks.checkpoint import CompleteCheckpoints
 from ihc2he.callbacks.monitors import CheckMonitors
+from ihc2he.callbacks.results import weights_in_use
 from ihc2he.config import Stage
 from ihc2he.datainfo import info_of
 from ihc2he.errors import ConfigError, DataError, did_you_mean
@@ -131,18 +132,21 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
         plugins=[*cfg["trainer"].pop("plugins", ()), CompleteCheckpoints(), *cluster_environments()],
     )
     trains = Stage.fit in cfg["stages"]
-    ckpt_path = _checkpoint(cfg, folder, module)
+    ckpt_path, resumes_at = _checkpoint(cfg, folder, module)
     changed = check_continuation(folder, cfg, ckpt_path, trains) if ckpt_path else []
     # Until here the folder is as it was.
     if cfg["ckpt_path"] in ("last", "auto") and ckpt_path:
         log.info("Continuing %s", ckpt_path)
     with _record(folder, cfg, trainer.loggers, log_config, changed, enabled=first) as record, processes_of(trainer):
-        if ckpt_path and first and trains:
-            content = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
-            forget_rows(folder / "metrics.csv", next_step(content))
+        if resumes_at is not None and first:
+            forget_rows(folder / "metrics.csv", resumes_at)
         for stage in cfg["stages"]:
             started = time.perf_counter()
-            _run_stage(stage, trainer, module, data, ckpt_path, fitted="fit" in record["seconds"])
+            path = _weights(stage, trainer, module, ckpt_path, fitted="fit" in record["seconds"])
+            if stage != Stage.fit and data is not None and (used := weights_in_use(trainer, path, folder)):
+                log.info("%s: %s, epoch %s (from 0), step %s", stage, *used.values())
+                record["weights"][stage] = used
+            _run_stage(stage, trainer, module, data, path)
             record["seconds"][stage] = round(time.perf_counter() - started, 2)
             record["device"] = str(trainer.strategy.root_device)
             record["world_size"] = trainer.world_size
@@ -154,49 +158,47 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     return _optimized(cfg["optimized_metric"], trainer)
 
 
-def _run_stage(
-    stage: str,
-    trainer: Trainer,
-    module: Task,
-    data: LightningDataModule | None,
-    ckpt_path: str | None,
-    fitted: bool,
-) -> None:
-    """Run one stage: `fit` continues from the checkpoint; the others use it, or the result of fit."""
+def _weights(stage: str, trainer: Trainer, module: Task, ckpt_path: str | None, fitted: bool) -> str | None:
+    """Return the checkpoint of a stage: `fit` continues from the given one; the others use it, or the result of fit."""
     if stage != Stage.fit and fitted:
         keeper = best_keeper(trainer)
-        path = keeper.best_model_path if keeper else None  # None: the weights in memory, those of the last epoch
-        if data is not None:
-            log.info("%s: %s", stage, path or "the weights of the last epoch")
-    else:
-        path = ckpt_path
-        if stage != Stage.fit and path is None and module.requires_checkpoint:
-            msg = f"stages=[{stage}] needs ckpt_path=PATH: a {type(module).__name__} with random weights says nothing."
-            raise ConfigError(msg)
+        return keeper.best_model_path if keeper else None  # None: the weights in memory, those of the last epoch
+    if stage != Stage.fit and ckpt_path is None and module.requires_checkpoint:
+        msg = f"stages=[{stage}] needs ckpt_path=PATH: a {type(module).__name__} with random weights says nothing."
+        raise ConfigError(msg)
+    return ckpt_path
+
+
+def _run_stage(
+    stage: str, trainer: Trainer, module: Task, data: LightningDataModule | None, ckpt_path: str | None
+) -> None:
+    """Run one stage with the weights of a checkpoint; None: those in memory."""
     # Predictions are written immediately; keeping all of them would use too much memory.
     options = {"return_predictions": False} if stage == Stage.predict else {}
     if stage in (Stage.test, Stage.validate):
         options["verbose"] = False
-    getattr(trainer, stage)(module, datamodule=data, ckpt_path=path, **options)
+    getattr(trainer, stage)(module, datamodule=data, ckpt_path=ckpt_path, **options)
     for key, value in trainer.callback_metrics.items():
         if stage == Stage.test and key.removeprefix("test/") in module.cards:  # of no single group
             log.info("%s %.4f", key, value)
 
 
-def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -> str | None:
-    """Return the checkpoint to start from; `last` and `auto` mean the one in this run's folder.
+def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -> tuple[str | None, int | None]:
+    """Return the checkpoint to start from, and the first step that training logs then; None: not this.
+
+    `last` and `auto` mean the checkpoint in this run's folder.
 
     Raises:
         ConfigError: if there is no such file, or it has the weights of another model.
         DataError: if it cannot be read.
     """
-    path = cfg["ckpt_path"]
+    path, trains = cfg["ckpt_path"], Stage.fit in cfg["stages"]
     if path is None:
-        return None
+        return None, None
     if path in ("last", "auto"):
         last = folder / "checkpoints" / "last.ckpt"
         if path == "auto" and not last.is_file():
-            return None
+            return None, None
         path = str(last)
     if not Path(path).is_file():
         msg = (
@@ -204,8 +206,8 @@ def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -
             "'auto' for the checkpoint in the run's own folder."
         )
         raise ConfigError(msg)
-    found = read_checkpoint(path, to_continue=Stage.fit in cfg["stages"])["state_dict"]
-    own = module.state_dict()
+    content = read_checkpoint(path, to_continue=trains)
+    found, own = content["state_dict"], module.state_dict()
     wrong = sorted(
         k for k in own.keys() | found.keys() if k not in own or k not in found or own[k].shape != found[k].shape
     )
@@ -215,7 +217,7 @@ def _checkpoint(cfg: Mapping[str, Any], folder: Path, module: LightningModule) -
             f"missing, unknown or of another shape, such as {wrong[0]}. Its run's config.yaml has its settings."
         )
         raise ConfigError(msg)
-    return path
+    return path, next_step(content) if trains else None
 
 
 def _precision(trainer: Mapping[str, Any]) -> Any:
@@ -264,6 +266,7 @@ def _record(
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in RECORDED_PACKAGES},
         "seconds": {},
+        "weights": {},
         "inputs": log_config.inputs,
         "outputs": [],
         **({"changed": changed} if changed else {}),

@@ -43,6 +43,9 @@ def test_a_run_leaves_everything_a_user_expects(cli, tmp_path):
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished"
     assert set(record["seconds"]) == {"fit", "test"}
+    assert set(record["weights"]["test"]) == {"checkpoint", "epoch", "step"}
+    assert column(run / "test.csv", "checkpoint")[0] == record["weights"]["test"]["checkpoint"]
+    assert f"test: {record['weights']['test']['checkpoint']}, epoch " in (run / "train.log").read_text()
     assert record["versions"]["torch"]
     assert all(float(v) > 0 for v in column(run / "metrics.csv", "train/loss_g"))
     assert len(column(run / "metrics.csv", "val/he/ssim")) == 2

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ihc2he.files import write_csv
 from ihc2he.models.task import rows_of
 from ihc2he.ranks import from_all_ranks
 
-COLUMNS = ("metric", "group", "value", "n", "better", "protocol", "versions")
+log = logging.getLogger(__name__)
+
+WEIGHTS = ("checkpoint", "epoch", "step")
+COLUMNS = ("metric", "group", "value", "n", "better", "protocol", "versions", *WEIGHTS)
 NAMED = ("ihc2he", "torch", "torchmetrics", "numpy", "scikit-image", "opencv-python-headless")  # results depend on them
 
 
@@ -22,7 +28,7 @@ class Results(Callback):
     """Collects the `rows` that test steps return, from all ranks, and writes both tables.
 
     A metric's direction and protocol come from `pl_module.cards`. The module's `tables`, rows by file
-    name, are also written.
+    name, are also written. Tables of other weights that lie there are renamed after them.
 
     Args:
         dirpath: the run's folder.
@@ -46,13 +52,47 @@ class Results(Callback):
         """Gather the rows of all ranks and write the tables."""
         parts = from_all_ranks(self._rows)
         if trainer.is_global_zero:
+            used = weights_in_use(trainer, trainer.ckpt_path, self.dirpath)
+            self._keep_former(used, ("results.csv", *pl_module.tables, "test.csv"))
             rows = sorted((row for part in parts for row in part), key=lambda row: str(row["name"]))
             write_csv(self.dirpath / "results.csv", rows)
             values = {key: float(value) for key, value in trainer.callback_metrics.items()}
-            write_csv(self.dirpath / "test.csv", table(values, rows, pl_module.cards), COLUMNS)
+            lines = [line | used for line in table(values, rows, pl_module.cards)]
+            write_csv(self.dirpath / "test.csv", lines, COLUMNS)
             for name, own in pl_module.tables.items():
                 if own:
                     write_csv(self.dirpath / name, own)
+
+    def _keep_former(self, used: Mapping[str, Any], names: Iterable[str]) -> None:
+        """Rename the tables of an earlier test unless it was of the same weights."""
+        file = self.dirpath / "test.csv"
+        if not file.is_file():
+            return
+        with file.open(newline="", encoding="utf-8") as stream:
+            former = next(csv.DictReader(stream), {})
+        if all(former.get(key, "") == str(used.get(key, "")) for key in WEIGHTS):
+            return
+        ending = f"{Path(former.get('checkpoint') or 'former').stem}_step{former.get('step', '')}".removesuffix("_step")
+        present = [path for name in names if (path := self.dirpath / name).is_file()]
+        kept = [path.replace(path.with_stem(f"{path.stem}_{ending}")).name for path in present]
+        log.info("A test of other weights was here before; its tables are now %s.", ", ".join(kept))
+
+
+def weights_in_use(trainer: Trainer, checkpoint: str | Path | None, folder: Path) -> dict[str, Any]:
+    """Return `checkpoint`, `epoch` (from 0) and `step` of the weights of a stage; empty if nothing was trained.
+
+    Args:
+        trainer: of the stage.
+        checkpoint: that the stage loads; None: the weights are those in memory.
+        folder: of the run, below which the path of a checkpoint is relative.
+    """
+    if checkpoint is None:
+        last = {"checkpoint": "end_of_fit", "epoch": trainer.current_epoch - 1, "step": trainer.global_step}
+        return last if trainer.global_step else {}
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    path, home = Path(checkpoint).resolve(), folder.resolve()
+    shown = path.relative_to(home) if path.is_relative_to(home) else path
+    return {"checkpoint": shown.as_posix(), "epoch": content.get("epoch", ""), "step": content.get("global_step", "")}
 
 
 def table(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 __all__ = ["rank_zero_experiment"]
@@ -75,6 +75,14 @@ def silence() -> None:
     """Hide warnings of Lightning about itself and about continued runs."""
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar with epochs counted from 1: in the second of two it says 2/2, not 1/1."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        last = self.trainer.max_epochs or -1
+        return f"Epoch {current_epoch + 1}" + (f"/{last}" if last > 0 else "")
 
 
 class Saving(ModelCheckpoint):

@@ -116,7 +116,17 @@ def _test_table(run_dir: Path) -> Markup | None:
         [(metric, f"{card['better']} is better"), *(cell(metric, group) for group in groups), card["protocol"]]
         for metric, card in cards.items()
     ]
-    return macros().table(head, body, text=(len(head) - 1,), wide=True)
+    return _tested(run_dir, rows[0]) + macros().table(head, body, text=(len(head) - 1,), wide=True)
+
+
+def _tested(run_dir: Path, row: dict[str, str]) -> Markup:
+    """Return which weights the final table is of, and where those of former tests are."""
+    notes = []
+    if row.get("checkpoint"):
+        notes.append(f"Of {row['checkpoint']}: epoch {row['epoch']} (from 0), step {row['step']}.")
+    if former := sorted(path.name for path in run_dir.glob("test_*.csv")):
+        notes.append(f"Tests of other weights: {', '.join(former)}.")
+    return macros().note(" ".join(notes)) if notes else Markup()
 
 
 def _curves(run_dir: Path) -> Markup | None:

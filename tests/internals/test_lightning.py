@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ihc2he.internals import lightning as internals
@@ -109,3 +109,17 @@ def test_warnings_about_itself_are_left_out():
         warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated", stacklevel=1)
         warnings.warn("another", stacklevel=1)
     assert [str(entry.message) for entry in heard] == ["another"]
+
+
+def test_the_progress_bar_counts_epochs_from_one(toy, tiles, trainer):
+    bar, seen = internals.ProgressBar(), []
+
+    class Looking(Callback):
+        def on_train_batch_end(self, *args):
+            seen.append(bar.progress.tasks[bar.train_progress_bar_id].description.strip())
+
+    trainer(bar, Looking(), max_epochs=2, enable_progress_bar=True).fit(toy(), tiles)
+    assert list(dict.fromkeys(seen)) == ["Epoch 1/2", "Epoch 2/2"]
+    seen.clear()
+    trainer(bar, Looking(), max_epochs=-1, max_steps=1, enable_progress_bar=True).fit(toy(), tiles)
+    assert seen == ["Epoch 1"]

@@ -187,6 +187,19 @@ def test_the_worst_ten_and_the_best_five_images_are_shown(full):
     assert "99 of 100 images have a finite value" in full
 
 
+def test_the_table_of_the_test_says_of_which_weights_it_is(tmp_path):
+    row = {"metric": "own", "group": "", "value": 1, "n": 3, "better": "higher", "protocol": ""}
+    write_csv(tmp_path / "test.csv", [row])
+    assert "epoch" not in page_of(tmp_path)
+    write_csv(tmp_path / "test.csv", [row | {"checkpoint": "checkpoints/last.ckpt", "epoch": 1, "step": 20}])
+    (tmp_path / "test_best_epoch000_step10.csv").touch()
+    page = page_of(tmp_path)
+    assert (
+        "Of checkpoints/last.ckpt: epoch 1 (from 0), step 20. Tests of other weights: test_best_epoch000_step10.csv."
+        in page
+    )
+
+
 def test_few_images_are_all_shown_once(tmp_path):
     write_results(tmp_path, n=4)
     names = [row[0] for row in rows_of(page_of(tmp_path))[1:]]
