@@ -7,7 +7,7 @@ import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
@@ -189,6 +189,11 @@ MOVED = {  # modules that bundles, checkpoints and configurations of earlier ver
 }
 
 
+FORMER = {  # keys of earlier versions
+    "data.mpp_files": "It is called data.mpp now (um/px of the files), and what data.mpp was is data.target_mpp.",
+}
+
+
 def moved(target: str) -> str:
     """Return a dotted name with its module as it is called now.
 
@@ -199,6 +204,15 @@ def moved(target: str) -> str:
         if target == before or target.startswith(f"{before}."):
             return now + target.removeprefix(before)
     return target
+
+
+def what_now(full_key: str, known: Iterable[str]) -> str:
+    """Return what to write instead of an unknown key: its present name, or the nearest of those known.
+
+    >>> what_now("data.mpp_fils", ["mpp"])
+    " Did you mean 'mpp'?"
+    """
+    return f" {FORMER[full_key]}" if full_key in FORMER else did_you_mean(full_key.rpartition(".")[2], known)
 
 
 def locate(target: str, path: str = "_target_") -> Callable[..., Any]:
@@ -265,7 +279,7 @@ def preflight(cfg: Mapping[str, Any]) -> None:
             if key in ("_target_", "_partial_", "_recursive_", "_convert_", "_args_"):
                 continue
             if key not in known:
-                msg = f"{path}.{key}: {node['_target_']} has no argument '{key}'.{did_you_mean(str(key), known)}"
+                msg = f"{path}.{key}: {node['_target_']} has no argument '{key}'.{what_now(f'{path}.{key}', known)}"
                 raise ConfigError(msg)
             if isinstance(value, str) and not _takes_text(parameters[key].annotation):
                 names = [kind.__name__ for kind in kinds(parameters[key].annotation) if kind is not NoneType]

@@ -14,7 +14,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from ihc2he.config import config_dir, locate, signature
+from ihc2he.config import config_dir, locate, signature, what_now
 from ihc2he.errors import ConfigError, Ihc2heError, did_you_mean
 from ihc2he.internals.torch import without_worker
 from ihc2he.typed import parse_options
@@ -78,7 +78,7 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError) -> str:
     known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
     if "." not in str(error.full_key):
         known += _groups()
-    return f"There is no key '{error.full_key}'.{did_you_mean(str(error.key), known)}"
+    return f"There is no key '{error.full_key}'.{what_now(str(error.full_key), known)}"
 
 
 def _quoting(override: str) -> str:

@@ -13,10 +13,13 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ihc2he.config import Config, config_dir, kinds, locate, signature
 
@@ -47,7 +50,7 @@ def as_typed(argv: Sequence[str]) -> list[str]:
     >>> as_typed(["out=2025_01_02", "seed=1_000", "tags=[1e3,a]", "out=null"])
     ["out='2025_01_02'", 'seed=1_000', "tags=['1e3','a']", "out='null'"]
     """
-    return [_quoted(argument) for argument in argv]
+    return [_quoted(argument, argv) for argument in argv]
 
 
 def restore_texts(cfg: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -71,7 +74,7 @@ def restore_texts(cfg: dict[str, Any], overrides: Sequence[str]) -> None:
                 node[key] = _kept(override, parameter.annotation, node[key])
 
 
-def _quoted(argument: str) -> str:
+def _quoted(argument: str, argv: Sequence[str]) -> str:
     override = _parsed(argument)
     if override is None or override.is_delete():
         return argument
@@ -81,14 +84,56 @@ def _quoted(argument: str) -> str:
     raw = override.get_value_string()
     head = argument[: len(argument) - len(raw)]
     if override.is_sweep_override():
-        if str in kinds(annotation) and _is_plain(raw):
-            return head + ",".join(_quote(part) for part in raw.split(","))
-        return argument
+        return head + _quoted_sweep(override, annotation, argv)
     value = override.value()
     kept = _kept(override, annotation, value)
     if kept is value:
         return argument
     return head + (f"[{','.join(_quote(part) for part in kept)}]" if isinstance(kept, list) else _quote(kept))
+
+
+def _quoted_sweep(override: Override, annotation: Any, argv: Sequence[str]) -> str:
+    """Return the values of a sweep with quotes around each text; a job gets each value as Hydra has read it."""
+    raw = override.get_value_string()
+    inner = raw.removeprefix("choice(").removesuffix(")") if raw.startswith("choice(") else raw
+    if not override.is_choice_sweep() or not _is_plain(inner):
+        return raw
+    parts = [part.strip() for part in inner.split(",")]
+    if annotation is Any and list(override.sweep_string_iterator()) != parts:  # only then is anything lost
+        annotation = _annotation_in_node(override.key_or_group, argv)
+    if annotation is Any:
+        return raw
+    read = [OverridesParser.create().parse_override(f"x={part}") for part in parts]
+    kept = [_kept(one, annotation, one.value()) for one in read]
+    texts = [_quote(text) if isinstance(text, str) else part for text, part in zip(kept, parts, strict=True)]
+    return raw.replace(inner, ",".join(texts))
+
+
+def _annotation_in_node(key: str, argv: Sequence[str]) -> Any:
+    """Return the annotation of an argument of a `_target_` node as a command line composes it; Any if it has none."""
+    folders, rest = parse_options(argv)
+    overrides = [text for text in map(_first, rest) if text is not None]
+    if folders:
+        overrides.append(f"hydra.searchpath=[{','.join(_quote(f'file://{folder.absolute()}') for folder in folders)}]")
+    *parents, name = key.split(".")
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            target = OmegaConf.select(compose("train", overrides), ".".join([*parents, "_target_"]))
+    except (HydraException, OmegaConfBaseException):  # Hydra says what is wrong
+        return Any
+    parameter = signature(locate(target)).parameters.get(name) if isinstance(target, str) else None
+    return Any if parameter is None else parameter.annotation
+
+
+def _first(argument: str) -> str | None:
+    """Return an override with only the first value of its sweep; None for options, and for other kinds of sweeps."""
+    override = _parsed(argument)
+    if override is None or not override.is_sweep_override():
+        return argument if override is not None else None
+    if not override.is_choice_sweep():
+        return None
+    head = argument.removesuffix(override.get_value_string())
+    return head + next(iter(override.sweep_string_iterator()))
 
 
 def _kept(override: Override, annotation: Any, value: Any) -> Any:

@@ -114,6 +114,14 @@ def test_no_class_of_the_configuration_swallows_unknown_arguments():
             ["experiment=cyclegan_bci", "ckpt_path=last"],
             "no run below outputs/cyclegan_bci has a checkpoints/last.ckpt",
         ),
+        (
+            ["experiment=predict_tiles", "data.mpp_files=0.5"],
+            "no key 'data.mpp_files'. It is called data.mpp now (um/px",
+        ),
+        (
+            ["experiment=cyclegan_bci", "+data.mpp_files=0.5"],
+            "no argument 'mpp_files'. It is called data.mpp now (um/px",
+        ),
         (["experiment=cyclegan_bci", "model.adversarial=lsgn"], "Did you mean 'lsgan'?"),
         (["experiment=cyclegan_bci", "model.metrics=[psnrr]"], "Did you mean 'psnr'?"),
         (

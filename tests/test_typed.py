@@ -6,6 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ihc2he import typed
+from ihc2he.config import register
 
 ODD = ("2025_01_02", "1_000", "1e3", "true", "False", "nan", "007", "0x10", "2025-01-02", "1.50")
 
@@ -29,6 +30,10 @@ def test_a_text_key_of_the_root_keeps_what_was_typed(key, text):
         ("trainer.max_epochs=1e1", "trainer.max_epochs=1e1"),
         ("tags=[1e3,a,007]", "tags=['1e3','a','007']"),
         ("out=1_000,b", "out='1_000','b'"),
+        ("out=choice(1_0, b)", "out=choice('1_0','b')"),
+        ("ckpt_path=null,1_0", "ckpt_path=null,'1_0'"),
+        ("seed=1_000,2", "seed=1_000,2"),
+        ("seed=range(1,3)", "seed=range(1,3)"),
         ("out=[a]", "out='[a]'"),
         ("out='a b'", "out='a b'"),
         ("++out=1_0", "++out='1_0'"),
@@ -39,6 +44,33 @@ def test_a_text_key_of_the_root_keeps_what_was_typed(key, text):
 )
 def test_quotes_are_set_where_a_text_needs_them(given, expected):
     assert typed.as_typed([given]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "given", "expected"),
+    [
+        ("predict_tiles", "data.path=2025_01,2025_02", "data.path='2025_01','2025_02'"),
+        ("predict_tiles", "data.path=choice(1e3,a)", "data.path=choice('1e3','a')"),
+        ("predict_tiles", "data.mpp=5e-1,0.25", "data.mpp=5e-1,0.25"),
+        ("predict_tiles", "data.path=a,b", "data.path=a,b"),
+        ("predict_tiles", "data.pathh=1_0,2", "data.pathh=1_0,2"),
+        ("nothing", "data.path=1_0,2", "data.path=1_0,2"),
+        ("cyclegan_unpaired,cyclegan_bci", "data.root=1_0,null", "data.root='1_0',null"),
+        ("cyclegan_bci", "model.optimizer.lr=1e-3,1e-4", "model.optimizer.lr=1e-3,1e-4"),
+        ("cyclegan_bci", "callbacks.last.dirpath=1_0,2", "callbacks.last.dirpath='1_0','2'"),
+    ],
+)
+def test_each_value_of_a_sweep_keeps_what_was_typed(experiment, given, expected):
+    register()
+    assert typed.as_typed(["-m", f"experiment={experiment}", given])[-1] == expected
+
+
+def test_so_does_one_of_a_users_own_folder(tmp_path):
+    register()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("_target_: ihc2he.data.tiles.TilesDataModule\npath: null\n")
+    given = [f"--config-dir={tmp_path}", "experiment=predict_tiles", "data=mine", "data.path=1_0,2"]
+    assert typed.as_typed(given)[-1] == "data.path='1_0','2'"
 
 
 @pytest.mark.parametrize(
