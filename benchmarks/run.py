@@ -20,7 +20,7 @@ from typing import Any
 from timing import Row, argument, described, results, table
 
 from ihc2he.errors import ConfigError, did_you_mean
-from ihc2he.files import complete
+from ihc2he.files import write_text
 
 SCRIPTS = (
     "cyclegan_step", "hovernet_step", "loading", "hv_targets", "postprocessing", "panoptic", "keypoints", "prediction",
@@ -184,8 +184,7 @@ def write_docs(found: dict[str, Any]) -> None:
         sys.exit(f"{page}: expected the lines '{BEGIN}' and '{END}', between which the tables go.")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     draw(found, DOCS / "img" / "benchmarks.png")
-    with complete(page) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{markdown(found)}\n{END}{after}", encoding="utf-8")
+    write_text(page, f"{before}{BEGIN}\n{markdown(found)}\n{END}{after}")
 
 
 def chosen() -> list[str]:
@@ -212,8 +211,7 @@ if __name__ == "__main__":
     found = joined()
     print(f"\n{table(all_rows(found))}")
     draw(found, results() / "benchmarks.png")
-    with complete(results() / "benchmarks.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_text(results() / "benchmarks.json", json.dumps(found, indent=1) + "\n")
     print(f"\nWritten: {results() / 'benchmarks.json'} and benchmarks.png beside it.")
     if "--write-docs" in sys.argv:
         write_docs(found)

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from ihc2he.files import complete
+from ihc2he.files import write_text
 
 _TESTS = Path(__file__).parents[1] / "tests"
 _PACKAGES = ("numpy", "scipy", "scikit-image", "opencv-python-headless", "torch", "lightning", "monai")
@@ -136,10 +136,8 @@ def finish(benchmark: str, rows: Sequence[Row], **more: Any) -> None:
     if rows:
         print(table(rows))
     path = results() / f"{benchmark}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with complete(path) as temporary:
-        content = {"benchmark": benchmark, "environment": where, "rows": list(rows), **more}
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content = {"benchmark": benchmark, "environment": where, "rows": list(rows), **more}
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def table(rows: Sequence[Row]) -> str:

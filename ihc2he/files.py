@@ -19,18 +19,28 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def complete(path: Path) -> Iterator[Path]:
+def complete(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path in the same folder; it is renamed when the block ends without an error.
 
-    The temporary name keeps the suffix, for libraries that derive the format from it.
+    Args:
+        path: of the file.
+        temporary: a path to use always, for large files that only one process writes at a time: what a killed process
+            left there is written over. None: one of this process, with the same suffix, for libraries that derive the
+            format from it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = temporary or path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a UTF-8 text file, completely or not at all."""
+    with complete(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str] | None = None) -> None:

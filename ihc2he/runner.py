@@ -29,7 +29,7 @@ from ihc2he.callbacks.results import weights_in_use
 from ihc2he.config import Stage
 from ihc2he.datainfo import info_of
 from ihc2he.errors import ConfigError, DataError, did_you_mean
-from ihc2he.files import complete
+from ihc2he.files import write_text
 from ihc2he.folders import alone_in, check_continuation, earlier_record, joined
 from ihc2he.internals.lightning import CHATTY, next_step, silence
 from ihc2he.internals.torch import cpu_multiplies_bf16, shared_memory_full
@@ -275,13 +275,10 @@ def _record(
 
     def write() -> None:
         if enabled:
-            with complete(folder / "run.json") as temporary:
-                content = joined(earlier, record, trains)
-                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_text(folder / "run.json", json.dumps(joined(earlier, record, trains), indent=2) + "\n")
 
     if enabled and (trains or earlier is None):
-        with complete(folder / "config.yaml") as temporary:
-            temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(cfg))), encoding="utf-8")
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(cfg))))
     write()
     log_config.found = write
     logging.getLogger("ihc2he").addHandler(heard)

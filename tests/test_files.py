@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from ihc2he.files import complete, write_csv
+from ihc2he.files import complete, write_csv, write_text
 
 
 def test_a_file_appears_when_its_block_has_ended(tmp_path):
@@ -39,3 +39,20 @@ def test_a_row_with_an_unknown_column_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="psnr"):
         write_csv(tmp_path / "a.csv", [{"name": "1", "psnr": 1.0}], ["name"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fixed_temporary_file_replaces_what_a_killed_process_left(tmp_path):
+    path, part = tmp_path / "tiles.h5", tmp_path / "tiles.h5.part"
+    part.write_text("of the killed one")
+    with complete(path, temporary=part) as temporary:
+        assert temporary == part
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_text_is_utf_8_and_replaces_the_former_one(tmp_path):
+    for text in ("old and longer", "0.5 µm\n"):
+        write_text(tmp_path / "a.txt", text)
+    assert (tmp_path / "a.txt").read_bytes() == "0.5 µm\n".encode()
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ihc2he.files import complete
+from ihc2he.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -135,8 +135,7 @@ class Pruning(Callback):
         if not lags or epoch + 1 == trainer.max_epochs:  # it is done anyway
             return False
         text = f"Pruned after epoch {epoch}: {self.monitor} was never as good as the median trial of the study."
-        with complete(self.dirpath / "pruned.txt") as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_text(self.dirpath / "pruned.txt", text + "\n")
         log.info("%s", text)
         return True
 

@@ -14,7 +14,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from ihc2he.errors import DataError
-from ihc2he.files import complete
+from ihc2he.files import complete, write_text
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,7 @@ def download(url: str, path: Path) -> str:
         checksum = file_digest(stream, "sha256").hexdigest()
     _check_record(url, record, checksum)
     file.replace(path)
-    with complete(record) as temporary:
-        temporary.write_text(f"{checksum}  {path.name}\n", encoding="utf-8")
+    write_text(record, f"{checksum}  {path.name}\n")
     _beside(part, ".version").unlink(missing_ok=True)
     log.info("%s: sha256 %s, from %s", path, checksum, url)
     return checksum

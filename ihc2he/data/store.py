@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.errors import DataError
-from ihc2he.files import complete
+from ihc2he.files import complete, write_text
 
 log = logging.getLogger(__name__)
 
@@ -121,15 +121,14 @@ def write_store(
         settings: plain values that change the content; `check_store` compares them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     try:
-        with h5py.File(part, "w", locking=False, libver="v110") as file, _Room(part, file) as room:
-            _write_manifest(file, sources, room)
-            _write_records(file, jobs, load, room)
-            file.attrs["settings"] = json.dumps(dict(settings))
-            file.attrs["version"] = VERSION
-        os.truncate(part, room.used)
-        part.replace(path)
+        with complete(path, temporary=path.with_name(path.name + ".part")) as part:
+            with h5py.File(part, "w", locking=False, libver="v110") as file, _Room(part, file) as room:
+                _write_manifest(file, sources, room)
+                _write_records(file, jobs, load, room)
+                file.attrs["settings"] = json.dumps(dict(settings))
+                file.attrs["version"] = VERSION
+            os.truncate(part, room.used)
         _times_file(path).unlink(missing_ok=True)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free / 1e9
@@ -138,8 +137,6 @@ def write_store(
             f"{path}: the store could not be written ({error}); {free:.1f} GB are free.{limit} Name another data.store."
         )
         raise DataError(msg) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class _Room:
@@ -263,8 +260,7 @@ def check_store(path: Path, sources: Mapping[str, Path] | None, settings: Mappin
         raise DataError(msg)
     if touched:
         try:
-            with complete(_times_file(path)) as temporary:
-                temporary.write_text(json.dumps(noted | touched), encoding="utf-8")
+            write_text(_times_file(path), json.dumps(noted | touched))
         except OSError as error:
             log.info("%s: new times of %d sources cannot be noted beside it (%s).", path, len(touched), error)
 

@@ -56,7 +56,7 @@ def read_samples(path: Path, raw: bool = False) -> Samples:
         if head[:4] in tiff.SIGNATURES:
             with tiff.opened(path) as page:
                 return tiff.samples(page)
-        return _of_bytes(path.read_bytes(), raw)
+        return samples_of(path.read_bytes(), raw)
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror or error}). Check the path and its permissions."
         raise DataError(msg) from error
@@ -82,8 +82,16 @@ def header(data: bytes) -> Header:
     raise ValueError(msg)
 
 
-def _of_bytes(data: bytes, raw: bool) -> Samples:
-    """Return the samples of a PNG or JPEG."""
+def samples_of(data: bytes, raw: bool = False) -> Samples:
+    """Return the samples of a PNG or JPEG with their meaning.
+
+    Args:
+        data: the content of the file.
+        raw: as for `read_samples`.
+
+    Raises:
+        ValueError: if it is neither, not complete, or too large.
+    """
     known = header(data)
     if known.height * known.width > MAX_PIXELS:
         msg = (

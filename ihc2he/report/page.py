@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 import ihc2he
 from ihc2he.errors import DataError
-from ihc2he.files import complete
+from ihc2he.files import write_text
 from ihc2he.metrics.cards import badness
 from ihc2he.report import pipeline
 from ihc2he.report.parts import figure, macros, parsed, read_csv, shown, shrunk
@@ -61,8 +61,7 @@ def write_report(run_dir: Path) -> Path:
         footer=f"Written by ihc2he {ihc2he.__version__} on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.",
     )
     path = run_dir / "report.html"
-    with complete(path) as temporary:
-        temporary.write_text(html.strip() + "\n", encoding="utf-8")
+    write_text(path, html.strip() + "\n")
     return path
 
 

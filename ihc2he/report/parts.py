@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ihc2he.errors import DataError
+from ihc2he.images.decoding import read_image
+from ihc2he.images.writing import as_jpeg
 from ihc2he.internals.matplotlib import load
+from ihc2he.tiling.resampling import resize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,14 +93,12 @@ def figure(title: str, draw: Callable[[Axes], object]) -> str:
 
 def shrunk(path: Path) -> str:
     """Return the data URI of an image, at most `MAX_WIDTH_PX` wide."""
-    import cv2
-
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
+    try:
+        image = read_image(path)
+    except DataError as error:
         msg = f"{path} is not a readable image. Delete it or write it again."
-        raise DataError(msg)
+        raise DataError(msg) from error
     scale = MAX_WIDTH_PX / image.shape[1]
     if scale < 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    _, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 80])
-    return data_uri("image/jpeg", jpeg.tobytes())
+        image = resize(image, max(1, round(image.shape[0] * scale)), MAX_WIDTH_PX)
+    return data_uri("image/jpeg", as_jpeg(image, quality=80))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ihc2he.images.writing import write_png
 from ihc2he.simulate.scene import cut, cut_neighbour, draw_block
 from ihc2he.simulate.tile import draw_case, photograph_he, photograph_ihc, tile_rng, write_truth
 from ihc2he.simulate.tissue import BREAST, Marker
-from ihc2he.simulate.writing import open_simulation, run, share_out, write_image
+from ihc2he.simulate.writing import open_simulation, run, share_out
 
 MPP = 0.46
 LEVELS = ("0", "1+", "2+", "3+")
@@ -88,6 +89,6 @@ def _draw(pair: _Pair) -> None:
     he = photograph_he(he_section, case, rng)
     ihc = photograph_ihc(ihc_section, case, rng)
     same_cells = he if pair.aligned else photograph_he(ihc_section, case, rng)
-    write_image(pair.out / "truth" / "he" / "IHC" / pair.split / pair.name, same_cells)
-    write_image(pair.out / "IHC" / pair.split / pair.name, ihc)
-    write_image(pair.out / "HE" / pair.split / pair.name, he)
+    write_png(pair.out / "truth" / "he" / "IHC" / pair.split / pair.name, same_cells)
+    write_png(pair.out / "IHC" / pair.split / pair.name, ihc)
+    write_png(pair.out / "HE" / pair.split / pair.name, he)

@@ -7,10 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ihc2he.files import write_text
+from ihc2he.images.writing import write_png
 from ihc2he.simulate.scene import Section, crop, cut, draw_block, truth
 from ihc2he.simulate.tile import draw_case, photograph_he, photograph_ihc, tile_rng, write_truth
 from ihc2he.simulate.tissue import CONNECTIVE, DEAD, ENDOMETRIUM, EPITHELIAL, INFLAMMATORY, NEOPLASTIC, Marker
-from ihc2he.simulate.writing import open_simulation, run, write_image, write_text
+from ihc2he.simulate.writing import open_simulation, run
 
 MPP = 0.5  # of nine tiles in ten; the others have twice the resolution
 CASES = 12
@@ -129,9 +131,9 @@ def _draw(tile: _Tile) -> None:
     section = crop(around, tile.pixels)
     _write_labels(tile, section, rng)
     write_truth(tile.out, f"dataset/images/{tile.image.name}", section, case)
-    write_image(tile.out / "truth" / "he" / "dataset" / "images" / tile.image.name, he)
-    write_image(tile.out / "dataset" / "images_context" / tile.image.name, context)
-    write_image(tile.image, context[inner])
+    write_png(tile.out / "truth" / "he" / "dataset" / "images" / tile.image.name, he)
+    write_png(tile.out / "dataset" / "images_context" / tile.image.name, context)
+    write_png(tile.image, context[inner])
 
 
 def _write_labels(tile: _Tile, section: Section, rng: np.random.Generator) -> None:

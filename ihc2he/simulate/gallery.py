@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ihc2he.images.writing import write_png
 from ihc2he.simulate.scene import cut, draw_block, truth
 from ihc2he.simulate.tile import draw_case, photograph_he, photograph_ihc, tile_rng
 from ihc2he.simulate.tissue import BREAST, ENDOMETRIUM, ORGANS, Marker, Tissue
-from ihc2he.simulate.writing import write_image
 
 _SIZE, _MPP = 192, 0.46
 _COLOURS = np.array(  # of types 0 to 5
@@ -41,4 +41,4 @@ def _row(tissue: Tissue, number: int) -> NDArray[np.uint8]:
 
 
 if __name__ == "__main__":
-    write_image(Path(sys.argv[1]), draw_gallery())
+    write_png(Path(sys.argv[1]), draw_gallery())

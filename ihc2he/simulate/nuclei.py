@@ -5,10 +5,12 @@ from csv import writer
 from dataclasses import dataclass
 from pathlib import Path
 
+from ihc2he.files import write_text
+from ihc2he.images.writing import write_png
 from ihc2he.simulate.scene import cut, draw_block
 from ihc2he.simulate.tile import draw_case, photograph_he, tile_rng, write_truth
 from ihc2he.simulate.tissue import ORGANS, Marker
-from ihc2he.simulate.writing import open_simulation, read_image, run, write_image, write_text
+from ihc2he.simulate.writing import open_simulation, read_image, run
 
 MPP = 0.25
 COLUMNS = ("name", "source", "split", "case", "nuclei", "height", "width", "um_per_px", "licence")
@@ -75,5 +77,5 @@ def _draw(tile: _Tile) -> None:
     relative = f"images/{tile.name}.png"
     write_truth(tile.out, relative, section, case)
     for kind in ("instances", "types"):
-        write_image(tile.out / kind / f"{tile.name}.png", read_image(tile.out / "truth" / kind / relative))
-    write_image(tile.image, photograph_he(section, case, rng))
+        write_png(tile.out / kind / f"{tile.name}.png", read_image(tile.out / "truth" / kind / relative))
+    write_png(tile.image, photograph_he(section, case, rng))

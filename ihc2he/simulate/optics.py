@@ -4,12 +4,13 @@ Shape suffixes: h, w = height, width; c = colour (3).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ihc2he.images.decoding import samples_of
+from ihc2he.images.writing import as_jpeg
 from ihc2he.stain.noise import Map, smooth_noise
 
 
@@ -75,9 +76,7 @@ def expose(od_hwc: Map, mpp: float, scanner: Scanner, rng: np.random.Generator) 
     light_hwc *= (1 + np.float32(scanner.shading) * smooth_noise(shape, max(shape) / 2, rng))[..., None]
     light_hwc += np.float32(scanner.noise) * rng.standard_normal(light_hwc.shape, np.float32)
     image = np.clip(np.round(light_hwc), 0, 255).astype(np.uint8)
-    _, jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, scanner.quality])
-    decoded: NDArray[Any] = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)  # type: ignore[assignment]
-    return np.ascontiguousarray(decoded[..., ::-1])
+    return samples_of(as_jpeg(image, scanner.quality)).rgb8()
 
 
 def _stroke(shape: tuple[int, int], width: float, rng: np.random.Generator) -> Map:

@@ -9,10 +9,11 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from ihc2he.files import complete
+from ihc2he.images.writing import write_png
 from ihc2he.simulate.scene import cut, draw_block
 from ihc2he.simulate.tile import draw_case, photograph_he, tile_rng, write_truth
 from ihc2he.simulate.tissue import ORGANS, TYPES, Marker
-from ihc2he.simulate.writing import open_simulation, read_image, run, share_out, write_image
+from ihc2he.simulate.writing import open_simulation, read_image, run, share_out
 
 MPP = 0.25
 FOLDS = (2656, 2523, 2722)  # published tiles per fold
@@ -97,7 +98,7 @@ def _draw(tile: _Tile) -> None:
     rng = tile_rng(tile.seed, tile.index)
     section = cut(draw_block(case.tissue, tile.size, MPP, rng), rng)
     write_truth(tile.out, tile.name, section, case)
-    write_image(tile.image, photograph_he(section, case, rng))
+    write_png(tile.image, photograph_he(section, case, rng))
 
 
 def _assemble(out: Path, fold: int, tiles: list[_Tile], size: int) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ihc2he.files import write_text
+from ihc2he.images.writing import write_png
 from ihc2he.simulate.optics import Scanner, draw_scanner, expose
 from ihc2he.simulate.scene import Section, truth
 from ihc2he.simulate.stains import (
@@ -18,7 +20,6 @@ from ihc2he.simulate.stains import (
     ihc_concentrations,
 )
 from ihc2he.simulate.tissue import TYPES, Marker, Tissue
-from ihc2he.simulate.writing import write_image, write_text
 
 _SLIDES = 1 << 32  # seeds from here on are for cases, smaller ones for tiles
 
@@ -111,8 +112,8 @@ def write_truth(root: Path, relative: str, section: Section, case: Case) -> None
     """
     instances_hw, nuclei = truth(section)
     type_of = np.concatenate([[0], nuclei["type"]]).astype(np.uint8)
-    write_image(root / "truth" / "instances" / relative, instances_hw.astype(np.uint16))
-    write_image(root / "truth" / "types" / relative, type_of[instances_hw])
+    write_png(root / "truth" / "instances" / relative, instances_hw.astype(np.uint16))
+    write_png(root / "truth" / "types" / relative, type_of[instances_hw])
     area = np.bincount(instances_hw.ravel(), minlength=len(nuclei) + 1)[1:] * section.plan.mpp**2
     intensity = expression(nuclei, case.ihc, case.marker)
     rows = ["id,type,x,y,area_um2,intensity,mitosis,blur"]

@@ -13,31 +13,14 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from ihc2he.errors import ConfigError, DataError
-from ihc2he.files import complete
+from ihc2he.files import write_text
 from ihc2he.images.decoding import read_samples
 
 Job = TypeVar("Job")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name next to `path`, then rename it."""
-    with complete(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a UTF-8 text file, completely or not at all."""
-    write_bytes(path, content.encode())
-
-
-def write_image(path: Path, image: NDArray[np.uint8 | np.uint16]) -> None:
-    """Write a PNG, completely or not at all: RGB of HxWx3, or grey of HxW."""
-    _, png = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)
-    write_bytes(path, png.tobytes())
-
-
 def read_image(path: Path) -> NDArray:
-    """Return an image that `write_image` wrote: RGB of HxWx3, or grey of HxW."""
+    """Return an image that `write_png` wrote: RGB of HxWx3, or grey of HxW."""
     return read_samples(path, raw=True).labels()
 
 

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from ihc2he.config import config_dir_arguments
 from ihc2he.explain import one_line
-from ihc2he.files import complete
+from ihc2he.files import write_text
 from ihc2he.internals.hydra import outcome
 from ihc2he.sweep.tables import jobs_of, judge, write_tables
 
@@ -121,8 +121,7 @@ def _note(config: DictConfig, status: str, value: float | None = None) -> None:
         "better": _better(config),
         "value": value,
     }
-    with complete(Path(hydra.runtime.output_dir) / "job.json") as temporary:
-        temporary.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    write_text(Path(hydra.runtime.output_dir) / "job.json", json.dumps(note, indent=2) + "\n")
 
 
 def _better(config: DictConfig) -> str:

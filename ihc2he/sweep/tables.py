@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ihc2he.files import complete, write_csv
+from ihc2he.files import complete, write_csv, write_text
 from ihc2he.metrics.cards import badness
 from ihc2he.sweep.pictures import bars, parallel_coordinates
 from ihc2he.sweep.settings import importance, varied
@@ -63,8 +63,7 @@ def judge(folder: Path, jobs: Sequence[Mapping[str, Any]], kind: str = "job", of
     judged = [job for job in jobs if job["value"] is not None and isfinite(job["value"])]
     if not judged:
         return
-    with complete(folder / "best.txt") as temporary:
-        temporary.write_text(best(judged, kind, of), encoding="utf-8")
+    write_text(folder / "best.txt", best(judged, kind, of))
     about = f"{judged[0]['metric']} of {_counted(len(judged), kind)} of {of}"
     if settings := varied(judged):
         with complete(folder / "sweep.png") as temporary:
