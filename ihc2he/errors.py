@@ -18,6 +18,18 @@ class DataError(Ihc2heError):
     """A file or folder that is missing, unreadable, or not in the documented layout."""
 
 
+def require_setting(group: str, name: str, value: object, holds: bool, expected: str) -> None:
+    """Raise a ConfigError with a key of the configuration, its value and what was expected, unless a condition is true.
+
+    >>> require_setting("data", "seed", -1, False, "0 or more")
+    Traceback (most recent call last):
+    ihc2he.errors.ConfigError: data.seed=-1: expected 0 or more.
+    """
+    if not holds:
+        msg = f"{group}.{name}={value}: expected {expected}."
+        raise ConfigError(msg)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint with the nearest known name; if none is near, with all of them, or the first of many.
 

@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
-from ihc2he.errors import ConfigError, Ihc2heError
+from ihc2he.errors import Ihc2heError, require_setting
 from ihc2he.files import complete
 from ihc2he.internals.lightning import Saving
 
@@ -93,9 +93,8 @@ class LastCheckpoint(Saving):
             save_on_train_epoch_end=True,  # after the schedulers have stepped, unlike at the end of validation
             enable_version_counter=False,
         )
-        if every_n_steps is not None and every_n_steps < 1:
-            msg = f"callbacks.last.every_n_steps={every_n_steps}: expected 1 or more, or null."
-            raise ConfigError(msg)
+        holds = every_n_steps is None or every_n_steps >= 1
+        require_setting("callbacks.last", "every_n_steps", every_n_steps, holds, "1 or more, or null")
         self.every_n_steps = every_n_steps
         self._step = 0
         self._told = False  # this process got SIGTERM
@@ -221,9 +220,7 @@ class StopOnNaN(Callback):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
-        if every_n_steps < 1:
-            msg = f"callbacks.stop_on_nan.every_n_steps={every_n_steps}: expected 1 or more."
-            raise ConfigError(msg)
+        require_setting("callbacks.stop_on_nan", "every_n_steps", every_n_steps, every_n_steps >= 1, "1 or more")
         self.every_n_steps = every_n_steps
         self._finite: Tensor | None = None
 

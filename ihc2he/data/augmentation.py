@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.errors import ConfigError
+from ihc2he.errors import require_setting
 from ihc2he.stain.deconvolution import DAB, EOSIN, HEMATOXYLIN, optical_density, unmixing_matrix
 
 _ELASTIC_REACH = 12.0  # px, distance over which displacements are similar: about a nucleus at 0.25 um/px
@@ -58,9 +58,7 @@ class NucleiAugmentation:
             ("hed", hed, 1),
             ("hsv", hsv, 1),
         ):
-            if not 0 <= value <= limit:
-                msg = f"data.augmentation.{name}={value}: expected from 0 to {limit}."
-                raise ConfigError(msg)
+            require_setting("data.augmentation", name, value, 0 <= value <= limit, f"from 0 to {limit}")
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise its import asks a server for updates
         import albumentations as A
 

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,12 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from ihc2he.data.samplers import EpochLoader, EpochSampler, ShardSampler
 from ihc2he.data.store import Record, Skipped, TileStore, check_store, write_store
-from ihc2he.errors import ConfigError, DataError
+from ihc2he.errors import ConfigError, DataError, require_setting
 from ihc2he.files import exclusive
 from ihc2he.images.pixelsize import compare_with_files
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
+
+require = partial(require_setting, "data")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -184,10 +187,3 @@ def unless_read_only(report: Path) -> Iterator[None]:
         yield
     except OSError as error:
         log.warning("%s: could not be written (%s), and is left out.", report, error)
-
-
-def require(name: str, value: Any, holds: bool, expected: str) -> None:
-    """Raise a ConfigError with an argument of a DataModule and what was expected, unless a condition is true."""
-    if not holds:
-        msg = f"data.{name}={value}: expected {expected}."
-        raise ConfigError(msg)

@@ -10,6 +10,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ihc2he.build import build
-from ihc2he.errors import ConfigError
+from ihc2he.errors import ConfigError, require_setting
 from ihc2he.internals.lightning import count_no_steps, trainer_of
 from ihc2he.losses import adversarial as gan
 from ihc2he.metrics.cards import Card
@@ -31,6 +32,8 @@ from ihc2he.ranks import from_all_ranks
 from ihc2he.stain import STAINS, Stain
 
 log = logging.getLogger(__name__)
+
+require = partial(require_setting, "model")
 
 Direction = Literal["ihc2he", "he2ihc"]
 Node = Mapping[str, Any] | nn.Module
@@ -395,13 +398,6 @@ def together(network: nn.Module, *images: Tensor) -> tuple[Tensor, ...]:
     [[0.0, 2.0], [3.0]]
     """
     return network(torch.cat(images)).split([len(image) for image in images])
-
-
-def require(name: str, value: Any, holds: bool, expected: str) -> None:
-    """Raise a ConfigError that names an argument of the model and what it should be, unless it holds."""
-    if not holds:
-        msg = f"model.{name}={value}: expected {expected}."
-        raise ConfigError(msg)
 
 
 def _network(node: Node) -> nn.Module:
