@@ -258,7 +258,7 @@ class ActAfter(nn.BatchNorm2d):
 @pytest.mark.parametrize(
     ("device", "layer", "message"),
     [
-        ("cuda", ActAfter, "would take away what network.encoder.conv0.bn, a ActAfter, does besides normalising"),
+        ("cuda", ActAfter, "would replace network.encoder.conv0.bn, a ActAfter, which does more than normalise"),
         ("cpu", nn.BatchNorm2d, "needs GPUs. Pass trainer=ddp_cpu"),
         ("cuda", nn.BatchNorm2d, None),
         ("cuda", nn.SyncBatchNorm, None),

@@ -1,4 +1,4 @@
-"""What is said of a training where there is no terminal to show a progress bar."""
+"""Log lines on the progress of a training, for runs without a terminal that could show a progress bar."""
 
 from __future__ import annotations
 

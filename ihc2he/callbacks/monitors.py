@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class CheckMonitors(Callback):
-    """Compares what is monitored or optimised with the cards of the module's metrics.
+    """Checks that each monitored or optimised key is one of the module's metrics, which its cards list.
 
-    A module without cards says nothing of its metrics, so nothing is found in advance. Nor is a name below `train/`:
-    what the first step has not logged is said after that step.
+    Nothing can be checked in advance for a module without cards. Keys that begin with `train/` are checked after the
+    first step, against what it has logged.
 
     Args:
         optimized: the key that a sweep optimises, or None.

@@ -30,7 +30,7 @@ TEST_SPLITS = (*SPLITS, "all")
 
 HOW_TO_GET = """\
 No tiles were found: {images} is not there or holds no image, nor is there a tile store of it at {store}.
-Expected this tree, with equal names but for the extension:
+Expected this tree, in which the files of a tile have the same name apart from the extension:
   {root}/images/*.png (or JPEG, TIFF): RGB
   {root}/instances/*.png (or TIFF): one channel of whole numbers, a number for each nucleus, 0 = background
   {root}/types/*.png (optional): 1 to the number of data.classes on nuclei, 0 elsewhere

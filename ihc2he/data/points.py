@@ -32,7 +32,7 @@ REPEATED = "repeated points"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # float() also takes 1_000 and other scripts
 
 HOW_TO_GET = """\
-{root}: {problem}. Expected this tree, with equal names but for the extension:
+{root}: {problem}. Expected this tree, in which the files of a tile have the same name apart from the extension:
   {root}/images/*.png (or JPEG, TIFF), in sub-folders too
   {root}/points/*.csv: a header with x, y and perhaps class, then a row for each nucleus
   {root}/tiles.csv (optional): columns name, um_per_px, case

@@ -262,7 +262,9 @@ def check_store(path: Path, sources: Mapping[str, Path] | None, settings: Mappin
         try:
             write_text(_times_file(path), json.dumps(noted | touched))
         except OSError as error:
-            log.info("%s: new times of %d sources cannot be noted beside it (%s).", path, len(touched), error)
+            log.info(
+                "%s: the new times of %d source files could not be saved next to it (%s).", path, len(touched), error
+            )
 
 
 def hash_file(path: Path) -> str:

@@ -32,7 +32,9 @@ def by_name(base: Path, files: Iterable[Path]) -> dict[str, Path]:
     for file in files:
         name = file.relative_to(base).with_suffix("").as_posix()
         if name in named:
-            msg = f"{file}: {named[name].name} beside it has the same name but for the extension. Leave or rename one."
+            msg = (
+                f"{file}: {named[name].name} has the same name apart from the extension. Remove or rename one of them."
+            )
             raise DataError(msg)
         named[name] = file
     return named
@@ -103,7 +105,9 @@ def read_table(
         name = _match(said, names)
         if name is None:
             hint = did_you_mean(said, names or ())
-            msg = f"{where}: there is no image {said!r} below {path.parent}.{hint} Mend the name, or remove the line."
+            msg = (
+                f"{where}: there is no image {said!r} below {path.parent}.{hint} Correct the name, or remove the line."
+            )
             raise DataError(msg)
         if name in table:
             msg = f"{path}: {name} comes twice. Leave one row for each tile."

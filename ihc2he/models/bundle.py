@@ -23,7 +23,7 @@ from ihc2he.datainfo import check_class_names
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.models.former import FORMAT, upgraded
 
-REMEDY = "Copy it again, or make it anew from its run's checkpoint."
+REMEDY = "Copy it again, or export it again from the checkpoint of its run."
 FILES = ("config.json", "model.safetensors", "README.md")
 
 
@@ -166,7 +166,7 @@ def _fetch(source: str) -> Path:
     if folder.is_dir():
         return folder
     if source.count("/") != 1 or source.startswith((".", "/")):
-        msg = f"{source}: there is no such folder, and it is no hub id (owner/name)."
+        msg = f"{source}: neither a folder nor a hub id (owner/name)."
         raise DataError(msg)
     from huggingface_hub import snapshot_download
 

@@ -87,7 +87,7 @@ class Task(LightningModule):
 
     @property
     def ranking(self) -> Ranking | None:
-        """The column that ranks images, if the metric that selects checkpoints has no value per image.
+        """The column that ranks images, if the metric that the best checkpoint is chosen by has no value per image.
 
         None: the first of the cards that has one.
         """

@@ -1,8 +1,8 @@
 """From the maps of a HoVer-Net to nuclei: the same instances as the published algorithm, several times faster.
 
-It labels the foreground once, looks for markers once, and floods only blobs with two markers or more: a blob with one
-marker is that nucleus whatever the flooding. A blob with none is a nucleus too, which the published algorithm loses:
-the wide Sobel kernel leaves no marker in thin nuclei, even where they lie alone.
+It labels the foreground once, looks for markers once, and floods only blobs with two or more markers, because a blob
+with one marker is one nucleus anyway. A blob without a marker is kept as a nucleus. The published algorithm drops it,
+although it may be real: thin nuclei, even single ones, get no marker from the wide Sobel kernel.
 
 Shape suffixes: b = batch; k = types; 2 = (x, y); h, w = height, width; n = nuclei.
 """

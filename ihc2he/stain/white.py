@@ -55,11 +55,11 @@ def white_point(image: NDArray[np.uint8]) -> White:
 
 
 def relative_to_white(image: NDArray[np.uint8], white: Sequence[float], to: float = 255.0) -> NDArray[np.uint8]:
-    """Return an image with its white point moved to 255, so that optical densities count from its glass.
+    """Return an image with its white point moved to 255, so that its glass has an optical density of 0.
 
     Args:
         image: HxWx3 uint8 RGB; may have no pixels.
-        white: of the image, in (0, 255] per channel; `FULL`, which stands for an unknown one, changes nothing.
+        white: the image's white point, in (0, 255] per channel; with `FULL` (not known) the image is not changed.
         to: where the white point goes.
 
     >>> relative_to_white(np.full((1, 1, 3), 108, np.uint8), (216, 216, 255)).tolist()

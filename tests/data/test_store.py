@@ -257,7 +257,7 @@ def test_new_times_need_not_be_noted(path, sources, monkeypatch, caplog):
     monkeypatch.setattr(Path, "write_text", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(30, "Read-only")))
     with caplog.at_level(logging.INFO):
         check_store(path, sources, SETTINGS)
-    assert "new times of 1 sources cannot be noted beside it" in caplog.text
+    assert "the new times of 1 source files could not be saved next to it" in caplog.text
     assert [file.name for file in path.parent.iterdir()] == ["tiles.h5"]
 
 

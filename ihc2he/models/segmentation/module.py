@@ -229,13 +229,13 @@ class NucleiSegmenter(Task):
         required_mpp(self.data, type(self).__name__)
         self.evaluation = SegmentationEvaluation(self.classes if found else [])
         self.members = []
-        if not self._initialised:  # what training has changed must not be undone
+        if not self._initialised:  # a later stage must keep the trained weights
             self._initialised = self.load_start(stage)
         if self.compiles:
             self.network.compile()
 
     def _check_sync_batchnorm(self) -> None:
-        """Refuse what the Trainer would break: it replaces batch normalisation by class, whatever else a layer does."""
+        """Refuse layers that the Trainer would break: it replaces every batch normalisation, subclasses included."""
         if not shares_batch_statistics(self.trainer):
             return
         if self.trainer.strategy.root_device.type == "cpu":
@@ -245,8 +245,9 @@ class NucleiSegmenter(Task):
             plain = isinstance(layer, nn.SyncBatchNorm) or type(layer).forward is nn.BatchNorm2d.forward
             if isinstance(layer, _BATCH_NORMS) and not plain:
                 msg = (
-                    f"trainer.sync_batchnorm=true would take away what {name}, a {type(layer).__name__}, does besides "
-                    "normalising, such as its activation. Pass trainer.sync_batchnorm=false, or another encoder."
+                    f"trainer.sync_batchnorm=true would replace {name}, a {type(layer).__name__}, which does more than "
+                    "normalise; its activation, for instance, would be lost. Pass trainer.sync_batchnorm=false, or "
+                    "another encoder."
                 )
                 raise ConfigError(msg)
 
@@ -295,10 +296,10 @@ class NucleiSegmenter(Task):
         return [optimizer], [{"scheduler": cycle, "interval": "step"}]
 
     def on_train_start(self) -> None:
-        """Check that a cycle of the learning rates has not ended before the training.
+        """Check that the learning-rate cycle is as long as the training.
 
         Raises:
-            ConfigError: if it has, because the run was made longer.
+            ConfigError: if it would end earlier, because a continued run was made longer.
         """
         wanted = int(self.trainer.estimated_stepping_batches) - self.trainer.global_step
         for config in self.trainer.lr_scheduler_configs:
