@@ -23,8 +23,8 @@ from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.files import write_text
 
 SCRIPTS = (
-    "cyclegan_step", "hovernet_step", "loading", "hv_targets", "postprocessing", "panoptic", "keypoints", "prediction",
-    "growth", "overlap", "startup", "memory",
+    "cyclegan_step", "hovernet_step", "loading", "painting", "hv_targets", "postprocessing", "panoptic", "keypoints",
+    "prediction", "growth", "overlap", "startup", "memory",
 )  # fmt: skip
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"

@@ -3,11 +3,14 @@
 import os
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ihc2he.build import build
+from ihc2he.data.painting import Painter
 from ihc2he.errors import require_setting
 from ihc2he.stain.deconvolution import DAB, EOSIN, HEMATOXYLIN, optical_density, unmixing_matrix
 
@@ -34,6 +37,8 @@ class NucleiAugmentation:
         hed: change of the hematoxylin, eosin and residual stain: factors of 1 - hed to 1 + hed, and shifts of -hed to
             +hed in optical density (Tellez et al., Med Image Anal 2019: 0.05 = light, 0.2 = strong).
         hsv: change of saturation and value, as a fraction of their range; hue changes by a quarter of that.
+        paint: a `Painter`, or its configuration, which paints some of the crops as IHC before all other changes; None:
+            none.
 
     Raises:
         ConfigError: for a value outside its range.
@@ -49,6 +54,7 @@ class NucleiAugmentation:
         noise: float = 0.03,
         hed: float = 0.05,
         hsv: float = 0.1,
+        paint: dict[str, Any] | Painter | None = None,
     ) -> None:
         for name, value, limit in (
             ("scale", scale, 0.9),
@@ -86,8 +92,14 @@ class NucleiAugmentation:
             steps.append(A.GaussianBlur(sigma_limit=(0.1, max(0.1, blur)), p=0.25))
         if noise:
             steps.append(A.GaussNoise(std_range=(0, noise), p=0.25))
+        self.paint = None if paint is None else build(paint, Painter)
         self.hed = hed
         self.steps = A.Compose(steps)
+
+    def prepare(self) -> None:
+        """Measure what the painter needs, before the first call."""
+        if self.paint is not None:
+            self.paint.prepare()
 
     def __call__(
         self, image: NDArray[np.uint8], labels: Sequence[Labels], seed: int
@@ -96,9 +108,11 @@ class NucleiAugmentation:
 
         Args:
             image: HxWx3 uint8 RGB, square.
-            labels: HxW int32 maps with values below 2^24.
+            labels: HxW int32 maps with values below 2^24: nuclei, and perhaps their types.
             seed: of all randomness.
         """
+        if self.paint is not None:
+            image = self.paint(image, labels[0], labels[1] if len(labels) > 1 else None, seed)
         rng = np.random.default_rng(seed)
         if self.hed and rng.random() < 0.5:
             factors_s, shifts_s = rng.uniform(-self.hed, self.hed, (2, 3))

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from ihc2he.build import build
 from ihc2he.data.augmentation import NucleiAugmentation
 from ihc2he.data.exploration import write_nuclei_index
+from ihc2he.data.painting import Painter
 from ihc2he.data.samplers import SampleIndex, balancing_weights, presence_weights
 from ihc2he.data.store import WHOLE, Record, TileStore
 from ihc2he.data.stored import StoreDataModule
@@ -90,6 +91,12 @@ class SegmentationDataModule(StoreDataModule):
         """What models, callbacks and the runner can know about the images."""
         return DataInfo(self.target_mpp, self.classes, store=self.store_path)
 
+    @property
+    def painter(self) -> Painter | None:
+        """What paints crops of the training as IHC; None: nothing does."""
+        painter = None if self._augmentation is None else self._augmentation.paint
+        return painter if painter is not None and painter.share else None
+
     @abstractmethod
     def divide(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
         """Return the numbers of the records of "train", "val" and "test"."""
@@ -104,20 +111,30 @@ class SegmentationDataModule(StoreDataModule):
             )
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the store and divide its records; reads no image."""
+        """Open the store, divide its records, and prepare the augmentation of a training; reads no image of them."""
+        if self._augmentation is not None and stage in (None, "fit"):
+            self._augmentation.prepare()
         self.tiles = TileStore(self.store_path)
         self.records = self.divide(self.tiles.rows)
 
-    def train_dataloader(self) -> DataLoader:
-        records = self._required("train")
-        dataset = NucleiCrops(
+    def train_crops(self, augmented: bool = True) -> "NucleiCrops":
+        """Return the crops of the training tiles.
+
+        Args:
+            augmented: or as they are in the tiles.
+        """
+        return NucleiCrops(
             self.tiles,
-            records,
+            self._required("train"),
             crop_size=self.crop_size,
-            augmentation=self._augmentation,
+            augmentation=self._augmentation if augmented else None,
             seed=self.seed,
             targets=None if self._decoder is None else partial(self._decoder.targets, mpp=self.target_mpp),
         )
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = self.train_crops()
+        records = dataset.records
         sampler = self._epoch_sampler(len(records), self.samples_per_epoch or len(records), self._weights(records))
         return self._loader(dataset, sampler, self.batch_size, drop_last=True)
 

@@ -18,6 +18,8 @@ SITES: tuple[Site, ...] = ("nucleus", "membrane", "cytoplasm")
 _VECTORS = ("hematoxylin", "dab")
 _MEMBRANOUS, _COMPACT = 0.6, 0.8  # of `StainStatistics.solid`: below the one membranes, above the other none
 _DIFFUSE = 0.4  # of the background as a share of the strength: above it the marker is not confined
+# What has to be painted for a unit to be measured: dense DAB scatters, and nuclei have pale outlines.
+_AS_MEASURED = {"strength": 0.9, "counterstain": 1.15}
 _JITTER = 0.15  # of the logarithm of a measured amount
 
 
@@ -46,10 +48,11 @@ class Look:
         completeness: of membranes, 0 = broken, 1 = closed.
         background: DAB of all tissue.
         unevenness: of the strength of DAB over the image.
-        grain: contrast of the background from pixel to pixel.
+        grain: contrast of DAB from pixel to pixel.
         stroma: of the tint of tissue.
         warmth: of the colour of that tint, 0 = hematoxylin's, 1 = DAB's.
-        scatter: grey per DAB above 0.5, because dense precipitate absorbs all colours.
+        scatter: grey per DAB above 0.45, because dense precipitate absorbs all colours.
+        glare: stray light that reaches every pixel, relative to white.
         glass: colour of empty glass, 0 to 1 per channel.
         blur: um, sigma.
         sharpening: weight of the unsharp mask.
@@ -81,6 +84,7 @@ class Look:
     stroma: float
     warmth: float
     scatter: float
+    glare: float
     glass: Vector
     blur: float
     sharpening: float
@@ -124,8 +128,8 @@ class Ranges:
     clustering: Range = (0.0, 1.5)
     strength: Range = (0.2, 1.3)
     spread: Range = (0.15, 0.5)
-    texture: Range = (0.0, 0.6)
-    blocking: Range = (0.3, 2.0)
+    texture: Range = (0.0, 0.4)
+    blocking: Range = (0.1, 1.2)
     edge: Range = (0.2, 0.5)
     leak: Range = (0.0, 0.3)
     reach: Range = (1.5, 4.5)
@@ -136,7 +140,8 @@ class Ranges:
     grain: Range = (0.0, 0.5)
     stroma: Range = (0.02, 0.12)
     warmth: Range = (0.2, 0.8)
-    scatter: Range = (0.0, 0.3)
+    scatter: Range = (0.2, 1.0)
+    glare: Range = (0.0, 0.08)
     glass: Range = (0.83, 1.0)
     blur: Range = (0.15, 0.4)
     sharpening: Range = (0.0, 0.6)
@@ -220,7 +225,7 @@ def look_like(tile: StainStatistics, ranges: Ranges, rng: np.random.Generator) -
             own[name] = _jittered(np.asarray(vector), ranges.vector_jitter / 2, rng)
     for name in ("counterstain", "strength", "spread", "background"):
         if (amount := getattr(tile, name)) is not None:
-            own[name] = amount * float(np.exp(rng.normal(0, _JITTER)))
+            own[name] = amount * _AS_MEASURED.get(name, 1.0) * float(np.exp(rng.normal(0, _JITTER)))
     if tile.strength is None or tile.solid is None:
         return replace(drawn, **own, positive=0.0)
     if tile.background > _DIFFUSE * tile.strength:  # the marker is in most of the tissue

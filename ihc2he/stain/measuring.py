@@ -3,6 +3,7 @@
 Shape suffixes: h, w = height, width; c = colour (3); n = pixels; s = stain.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -118,3 +119,25 @@ def _solid_share(brown_hw: NDArray[np.bool_], mpp: float) -> float:
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     opened_hw = cv2.morphologyEx(brown_hw.astype(np.uint8), cv2.MORPH_OPEN, disc)
     return float(opened_hw.sum() / brown_hw.sum())
+
+
+def most_similar(of: StainStatistics, among: Sequence[StainStatistics], count: int) -> list[int]:
+    """Return which statistics are nearest to others, the nearest first.
+
+    Each number counts relative to its standard deviation `among` the statistics; what one of both lacks is left out.
+
+    Args:
+        of: the statistics that others are compared with.
+        among: those that are compared.
+        count: how many to return.
+    """
+    rows_nk = np.stack([_numbers(one) for one in (*among, of)])
+    spread_k = np.maximum(np.nanstd(rows_nk, axis=0), 0.01)
+    distance_n = np.nanmean(np.abs(rows_nk[:-1] - rows_nk[-1]) / spread_k, axis=1)
+    return np.argsort(distance_n, kind="stable")[:count].tolist()
+
+
+def _numbers(one: StainStatistics) -> NDArray[np.float64]:
+    nothing = (np.nan,) * 3
+    single = (one.counterstain, one.positive, one.strength, one.background, one.solid)
+    return np.array([*one.glass, *(one.hematoxylin or nothing), *(one.dab or nothing), *single], np.float64)

@@ -31,6 +31,8 @@ _FAR = 1e6  # px
 _CROWD = 10.0  # um, half of the side of the square in which nuclei are crowded or not
 _PATCH, _SHARE = 40.0, 0.3  # um, size of patches of positive cells; largest share of positive cells in a negative type
 _FRAGMENT, _UNEVEN = 3.0, 60.0  # um, size of the gaps in membranes, and of changes of strength
+_SOFTEST = 0.6  # px, least sigma of an outline, because labels have steps
+_DENSE = 0.45  # DAB above which it scatters
 _COVERED = 0.85  # share of cytoplasmic DAB that is missing over nuclei
 _HALO, _UNSHARP, _GRAIN, _NEAR, _FADE = 1.5, 0.5, 0.3, 0.6, 1.0  # um
 _SHIFT = 97  # px, between the noise of the channels
@@ -88,27 +90,28 @@ def paint_as(
         msg = f"Expected labels of the image's size {image.shape[:2]}, found {inst_hw.shape}."
         raise ValueError(msg)
     nuclei_hw = inst_hw > 0
-    inside_hw = cv2.GaussianBlur(nuclei_hw.astype(np.float32), (0, 0), look.edge / mpp)
+    edge = max(look.edge / mpp, _SOFTEST)
+    inside_hw = cv2.GaussianBlur(nuclei_hw.astype(np.float32), (0, 0), edge)
     he = _unmixed(image, nuclei_hw)
     uneven_hw = np.maximum(1 + look.unevenness * _field(inst_hw.shape, _UNEVEN / mpp, rng), 0.1)
     noise_m = _white_noise(inst_hw.size + 2 * _SHIFT, rng)
-    # The background first: it is in all tissue.
     grain_hw = cv2.GaussianBlur(noise_m[: inst_hw.size].reshape(inst_hw.shape), (0, 0), _GRAIN / mpp)
-    dab_hw = look.background * (0.4 + 0.6 * he.eosin_hw) * (1 + look.grain * (2 * _GRAIN / mpp) * grain_hw)
+    dab_hw = look.background * (0.4 + 0.6 * he.eosin_hw)
     if nuclei_hw.any() and look.positive:
         amount_n = _amounts(look, inst_hw, type_hw, mpp, rng)
         if look.site == "nucleus":
-            dab_hw += _in_nuclei(look, amount_n, inst_hw, he, mpp)
+            dab_hw += _in_nuclei(look, amount_n, inst_hw, edge, he, mpp)
         else:
             dab_hw += _on_cells(look, amount_n, inst_hw, inside_hw, he, mpp, rng)
     side = 2 * round(_NEAR / mpp) + 1  # cracks as narrow as this are stained too
-    dab_hw = np.maximum(dab_hw * uneven_hw, 0) * np.minimum(1.5 * cv2.blur(he.tissue_hw, (side, side)), 1)
+    dab_hw *= np.maximum(uneven_hw * (1 + look.grain * (2 * _GRAIN / mpp) * grain_hw), 0)
+    dab_hw *= np.minimum(1.5 * cv2.blur(he.tissue_hw, (side, side)), 1)
     od_hws = cv2.merge(
         [
             _counterstain(look, he, inside_hw) * cv2.exp(-look.blocking * dab_hw),
             dab_hw,
             look.stroma * he.eosin_hw * he.tissue_hw,
-            look.scatter * np.maximum(dab_hw - 0.5, 0),
+            look.scatter * np.maximum(dab_hw - _DENSE, 0),
         ]
     )
     return _scanned(look, od_hws, noise_m, mpp)
@@ -200,9 +203,9 @@ def _amounts(
     return (positive_n * amount_n).astype(np.float32)
 
 
-def _in_nuclei(look: Look, amount_n: Map, inst_hw: NDArray[np.int32], he: _HE, mpp: float) -> Map:
+def _in_nuclei(look: Look, amount_n: Map, inst_hw: NDArray[np.int32], edge: float, he: _HE, mpp: float) -> Map:
     """Return the DAB of a nuclear marker, which leaks a little into the cytoplasm."""
-    dab_hw: Map = cv2.GaussianBlur(amount_n[inst_hw], (0, 0), look.edge / mpp)
+    dab_hw: Map = cv2.GaussianBlur(amount_n[inst_hw], (0, 0), edge)
     return dab_hw * (1 - look.texture + look.texture * he.hematoxylin_hw) + look.leak * _halo(dab_hw, _HALO / mpp)
 
 
@@ -276,7 +279,9 @@ def _scanned(look: Look, od_hws: Map, noise_m: Map, mpp: float) -> NDArray[np.ui
     mix_cs[:3, :4] = -np.log(10) * np.column_stack([hematoxylin_c, dab_c, tint_c, np.full(3, 3**-0.5)])
     mix_cs[:3, 4] = np.log(255 * np.asarray(look.glass))
     light_hw4 = cv2.exp(cv2.transform(od_hws, mix_cs))
-    image: Any = cv2.cvtColor(cv2.convertScaleAbs(light_hw4), cv2.COLOR_RGBA2RGB)
+    # Because of stray light no scan is black.
+    direct, stray = 1 / (1 + look.glare), 255 * look.glare / (1 + look.glare) * float(np.mean(look.glass))
+    image: Any = cv2.cvtColor(cv2.convertScaleAbs(light_hw4, alpha=direct, beta=stray), cv2.COLOR_RGBA2RGB)
     if look.blur:
         image = cv2.GaussianBlur(image, (0, 0), look.blur / mpp)
     if look.sharpening:

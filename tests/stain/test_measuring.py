@@ -80,7 +80,7 @@ def test_a_look_like_a_tile_has_its_stains():
     assert {look.glass for look in looks} == {TILE.glass}
     for name in ("counterstain", "strength", "spread", "background", "positive"):
         values = [getattr(look, name) for look in looks]
-        assert np.median(values) == pytest.approx(getattr(TILE, name), rel=0.1)
+        assert np.median(values) == pytest.approx(getattr(TILE, name), rel=0.2)
         assert len(set(values)) > 100
     for name in ("hematoxylin", "dab"):
         mean = np.mean([getattr(look, name) for look in looks], axis=0)
