@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.data.reference import ReferenceTile, reference_tiles
-from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.errors import ConfigError, did_you_mean, require_setting
 from ihc2he.stain.looks import Look, Ranges, draw_look, look_like
 from ihc2he.stain.measuring import Vector
 from ihc2he.stain.painting import paint_as
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
+_KEY = "data.augmentation.paint"
 _STREAM = 0x9A17  # of random numbers, so that painting changes no other augmentation
 
 
@@ -47,9 +48,11 @@ class Painter:
         reference_mpp: float | None = None,
         store: str = ".",
     ) -> None:
-        _require("share", share, 0 <= share <= 1, "from 0 to 1")
-        _require("mpp", mpp, is_pixel_size(mpp), PIXEL_SIZE)
-        _require("reference_mpp", reference_mpp, reference_mpp is None or is_pixel_size(reference_mpp), PIXEL_SIZE)
+        require_setting(_KEY, "share", share, 0 <= share <= 1, "from 0 to 1")
+        require_setting(_KEY, "mpp", mpp, is_pixel_size(mpp), PIXEL_SIZE)
+        require_setting(
+            _KEY, "reference_mpp", reference_mpp, reference_mpp is None or is_pixel_size(reference_mpp), PIXEL_SIZE
+        )
         self.mpp = mpp
         self.share = share
         self.ranges = _ranges(ranges or {})
@@ -109,16 +112,10 @@ def _ranges(given: Mapping[str, Any]) -> Ranges:
     known = [one.name for one in fields(Ranges)]
     for name in given:
         if name not in known:
-            msg = f"data.augmentation.paint.ranges.{name}: there is no such range.{did_you_mean(name, known)}"
+            msg = f"{_KEY}.ranges.{name}: there is no such range.{did_you_mean(name, known)}"
             raise ConfigError(msg)
     return Ranges(**{name: _tuples(value) for name, value in given.items()})
 
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def _require(name: str, value: Any, holds: bool, expected: str) -> None:
-    if not holds:
-        msg = f"data.augmentation.paint.{name}={value}: expected {expected}."
-        raise ConfigError(msg)

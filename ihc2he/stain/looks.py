@@ -8,8 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.errors import ConfigError
+from ihc2he.errors import require_setting
 from ihc2he.stain.measuring import StainStatistics, Vector
+
+_KEY = "data.augmentation.paint.ranges"
 
 Site = Literal["nucleus", "membrane", "cytoplasm"]
 Range = tuple[float, float]
@@ -150,20 +152,20 @@ class Ranges:
 
     def __post_init__(self) -> None:
         for name in ("none", "all", "by_type", "faint", "compressed"):
-            _require(name, value := getattr(self, name), 0 <= value <= 1, "a chance from 0 to 1")
+            require_setting(_KEY, name, value := getattr(self, name), 0 <= value <= 1, "a chance from 0 to 1")
         together = self.none + self.all
-        _require("none", f"{self.none} and all={self.all}", together <= 1, "chances that add to 1 at most")
+        require_setting(_KEY, "none", f"{self.none} and all={self.all}", together <= 1, "chances that add to 1 at most")
         whole = len(self.sites) == len(SITES) and min(self.sites) >= 0 and abs(sum(self.sites) - 1) < 1e-6
-        _require("sites", self.sites, whole, f"chances of {', '.join(SITES)} that add to 1")
+        require_setting(_KEY, "sites", self.sites, whole, f"chances of {', '.join(SITES)} that add to 1")
         for name in _VECTORS:
             ends = np.asarray(getattr(self, name), np.float64)
             possible = ends.shape == (2, 3) and ends.min() >= 0 and ends.max() > 0
-            _require(name, getattr(self, name), possible, "two stain vectors of three optical densities")
+            require_setting(_KEY, name, getattr(self, name), possible, "two stain vectors of three optical densities")
         for name in _RANGES:
             low, high = getattr(self, name)
             least, most = _LIMITS.get(name, (0.0, float("inf")))
             said = f"two numbers in order, from {least:g}" + ("" if most == float("inf") else f" to {most:g}")
-            _require(name, [low, high], least <= low <= high <= most, said)
+            require_setting(_KEY, name, [low, high], least <= low <= high <= most, said)
 
 
 _RANGES = tuple(one.name for one in fields(Ranges) if one.type == "Range")
@@ -174,12 +176,6 @@ _LIMITS = {
     "flatness": (0.0, 1.0),
     "warmth": (0.0, 1.0),
 } | {name: (0.02, float("inf")) for name in ("edge", "width", "reach")}
-
-
-def _require(name: str, value: Any, holds: bool, expected: str) -> None:
-    if not holds:
-        msg = f"data.augmentation.paint.ranges.{name}={value}: expected {expected}."
-        raise ConfigError(msg)
 
 
 def draw_look(ranges: Ranges, rng: np.random.Generator) -> Look:
