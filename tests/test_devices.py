@@ -7,7 +7,6 @@ import csv
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -18,15 +17,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ihc2he.build import build
-from ihc2he.callbacks.finetuning import TwoPhases
 from ihc2he.config import config_dir
-from ihc2he.errors import ConfigError
 from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter
-from ihc2he.models.translation.cyclegan.module import CycleGAN
 
 CYCLEGAN = ["experiment=smoke/cyclegan_bci", "data.simulate.tiles=9"]
 PYTHON = [sys.executable]
@@ -183,7 +176,7 @@ def test_the_gradients_of_two_processes_are_the_mean_of_those_of_the_halves(tmp_
     assert max((whole[name] - mean[name]).abs().max() / mean[name].abs().max() for name in mean) > 1e-2
 
 
-# ------------------------------------------------------------------ synchronised batch normalisation
+# ------------------------------------------------------------------ trainers
 
 
 def build_trainer(name):
@@ -202,87 +195,6 @@ def test_statistics_are_shared_between_gpus_and_not_on_the_cpu():
     assert build_trainer("ddp")["sync_batchnorm"] is True
     assert "sync_batchnorm" not in build_trainer("ddp_cpu")
     assert build_trainer("ddp")["strategy"] == build_trainer("ddp_cpu")["strategy"] == "ddp_find_unused_parameters_true"
-
-
-def synchronised(module):
-    return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-
-
-def test_all_of_the_batch_normalisation_is_converted_and_nothing_else_changes():
-    torch.manual_seed(0)
-    module = HoverNetSegmenter(**SEGMENTER)
-    before, n = list(module.state_dict()), sum(isinstance(layer, _BatchNorm) for layer in module.modules())
-    parameters = list(module.parameters())
-    x = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = module.eval().network(x)
-    converted = synchronised(module)
-    assert converted is module
-    kinds = [type(layer) for layer in converted.modules() if isinstance(layer, _BatchNorm)]
-    assert kinds == [nn.SyncBatchNorm] * n
-    assert n > 10
-    assert list(converted.state_dict()) == before  # checkpoints go both ways
-    assert all(a is b for a, b in zip(converted.parameters(), parameters, strict=True))  # what optimisers hold
-    with torch.no_grad():
-        torch.testing.assert_close(converted.network(x), expected, atol=0, rtol=0)
-
-
-def test_a_frozen_encoder_stands_still_with_converted_layers(tmp_path):
-    from types import SimpleNamespace
-
-    module = synchronised(HoverNetSegmenter(**SEGMENTER))
-    module.network.encoder.weights = "given.tar"
-    module.train()
-    phases = TwoPhases(1)
-    for epoch, frozen in ((0, True), (1, False)):
-        phases._freeze(SimpleNamespace(current_epoch=epoch), module)
-        layers = [layer for layer in module.encoder.modules() if isinstance(layer, nn.SyncBatchNorm)]
-        assert layers
-        assert all(layer.training is not frozen for layer in layers)
-        assert all(p.requires_grad is not frozen for p in module.encoder.parameters())
-        assert all(layer.training for layer in module.network.decoder.modules())
-    before = {key: value.clone() for key, value in module.encoder.state_dict().items()}
-    phases._freeze(SimpleNamespace(current_epoch=0), module)
-    with torch.no_grad():
-        module.encoder(torch.rand(2, 3, 64, 64))  # in evaluation they need no other process, nor a GPU
-    torch.testing.assert_close(module.encoder.state_dict(), before, atol=0, rtol=0)
-
-
-class ActAfter(nn.BatchNorm2d):
-    """Batch normalisation with an activation in it, as timm has."""
-
-    def forward(self, x):
-        return super().forward(x).relu()
-
-
-@pytest.mark.parametrize(
-    ("device", "layer", "message"),
-    [
-        ("cuda", ActAfter, "would replace network.encoder.conv0.bn, a ActAfter, which does more than normalise"),
-        ("cpu", nn.BatchNorm2d, "needs GPUs. Pass trainer=ddp_cpu"),
-        ("cuda", nn.BatchNorm2d, None),
-        ("cuda", nn.SyncBatchNorm, None),
-    ],
-)
-def test_what_the_conversion_would_break_is_refused(device, layer, message):
-    from types import SimpleNamespace
-
-    module = HoverNetSegmenter(**SEGMENTER)
-    module.network.encoder.conv0.bn = layer(4)
-    strategy = SimpleNamespace(_layer_sync=object(), root_device=torch.device(device))
-    module._trainer = SimpleNamespace(strategy=strategy)
-    if message is None:
-        module._check_sync_batchnorm()
-        return
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        module._check_sync_batchnorm()
-
-
-def test_instance_normalisation_stays_as_it_is():
-    node = {"_target_": "ihc2he.models.translation.cyclegan.networks.ResnetGenerator", "width": 4, "n_blocks": 1}
-    generator = build(node, nn.Module)
-    kinds = [type(layer) for layer in generator.modules()]
-    assert [type(layer) for layer in synchronised(generator).modules()] == kinds
 
 
 # ------------------------------------------------------------------ one run, whoever starts its processes
@@ -350,7 +262,11 @@ sys.exit(max(task.wait() for task in tasks))
 @pytest.mark.slow
 def test_the_slurm_script_of_the_page_goes_on_where_it_was_stopped(tmp_path):
     """The script itself, with an `srun` that starts two tasks and a `scontrol` that notes what it is asked for."""
-    (text,) = re.findall(r"^```bash\n(#!/bin/bash\n.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    (text,) = re.findall(
+        r"^```bash\n(#!/bin/bash\n.*?)^```",
+        (Path(__file__).parents[1] / "docs" / "cluster.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
     small = "experiment=smoke/cyclegan_bci trainer=ddp_cpu model.n_epochs=40 trainer.check_val_every_n_epoch=20"
     assert "experiment=cyclegan_bci trainer=ddp" in text
     (tmp_path / "train.sbatch").write_text(text.replace("experiment=cyclegan_bci trainer=ddp", small))
@@ -477,81 +393,3 @@ def test_all_processes_end_where_one_does(launch, tmp_path, launcher, kind, rank
     assert checkpoint(tmp_path / "run")["epoch"] == 0  # the last good one, whole
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] != "finished"
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
-
-
-# ------------------------------------------------------------------ the documentation
-
-DOCS = Path(__file__).parents[1] / "docs" / "cluster.md"
-KNOWN = {
-    "SLURM_JOB_ID": "7",
-    "SLURM_NNODES": "2",
-    "SLURM_NTASKS_PER_NODE": "4",
-    "SLURM_GPUS_ON_NODE": "4",
-    "HEAD": "n0",
-}
-
-
-def documented():
-    """Return the arguments of every command line on the page."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    found = []
-    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-        before, name, after = line.partition("-m ihc2he.train ")
-        if name and not before.lstrip().startswith("#"):
-            text = re.sub(r"\$\{?(\w+)\}?", lambda match: KNOWN[match[1]], after)
-            found.append(shlex.split(text, comments=True))
-    return found
-
-
-@pytest.mark.parametrize("arguments", documented(), ids=" ".join)
-def test_every_command_line_of_the_page_composes(arguments, cli):
-    single = [a if "[" in a else a.split(",")[0] for a in arguments if a not in ("-m", "ckpt_path=last", "&")]
-    sweep = [a for a in single if not a.startswith(("launcher=", "hydra.launcher."))]  # plugins may be missing
-    done = cli("--cfg", "job", *sweep)
-    assert done.status == 0, done.err
-
-
-def test_the_page_shows_command_lines():
-    assert len(documented()) >= 8
-
-
-def kept_for_backward(module, forward):
-    """Return the bytes of what autograd keeps of a forward pass, weights left out."""
-    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that its address is not used again
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = forward()
-    assert result is not None
-    return sum(size for size, _ in kept.values())
-
-
-@pytest.mark.slow
-def test_the_figures_of_memory_on_the_page_are_right():
-    page = DOCS.read_text(encoding="utf-8")
-    networks = "ihc2he.models.translation.cyclegan.networks"
-    gan = CycleGAN(
-        generator={"_target_": f"{networks}.ResnetGenerator"},
-        discriminator={"_target_": f"{networks}.PatchDiscriminator"},
-        optimizer={"_target_": "torch.optim.Adam"},
-    )
-    for d in (gan.d_he, gan.d_ihc):
-        d.requires_grad_(False)  # as in the generators' step
-    x = torch.rand(1, 3, 256, 256)
-    shown = [(gan, kept_for_backward(gan, lambda: gan.generator_losses({"ihc": x, "he": x})))]
-    node = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet"}
-    segmenter = HoverNetSegmenter(encoder=node, optimizer=SEGMENTER["optimizer"], classes=list("abcde"))
-    batch = crops(1, 256)
-    batch = {key: value.float() if value.is_floating_point() else value for key, value in batch.items()}
-    segmenter.log = segmenter.log_dict = lambda *_, **__: None
-    shown.append((segmenter, kept_for_backward(segmenter, lambda: segmenter.training_step(batch, 0))))
-    for module, activations in shown:
-        n = sum(parameter.numel() for parameter in module.parameters())
-        assert all(f"{figure:,}" in page for figure in (n, 4 * n, 8 * n, 16 * n)), n
-        assert f"{activations / 1e9:.2f} GB" in page, activations

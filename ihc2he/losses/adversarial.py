@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ihc2he.errors import ConfigError, did_you_mean
 
@@ -96,3 +96,12 @@ def gradient_penalty(
         logits = discriminator(points).float()
         (gradient,) = torch.autograd.grad(logits.sum(), points, create_graph=True)
     return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def together(network: nn.Module, *images: Tensor) -> tuple[Tensor, ...]:
+    """Return what a network makes of several batches, which it sees as one.
+
+    >>> [image.tolist() for image in together(nn.ReLU(), torch.tensor([-1.0, 2.0]), torch.tensor([3.0]))]
+    [[0.0, 2.0], [3.0]]
+    """
+    return network(torch.cat(images)).split([len(image) for image in images])

@@ -10,10 +10,8 @@ import tifffile
 from ihc2he.data.nuclei import NucleiDataModule
 from ihc2he.data.tables import read_table
 from ihc2he.errors import ConfigError, DataError
-from ihc2he.images.labels import number_consecutively, read_labels
 from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.simulate import write_nuclei
-from ihc2he.tiling.resampling import resized_labels
 
 CLASSES = ["round", "square"]
 
@@ -245,29 +243,6 @@ def test_a_wrong_table_is_named(root, prepared, change, message):
         prepared()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"\xff\xfen\0", r"tiles\.csv: not a CSV file in UTF-8"),
-        (b'name,split\n"0,train\n', r"tiles\.csv: not a CSV file in UTF-8 \(unexpected end of data"),
-        (b"name,split\n0,train,x\n", r"tiles\.csv, line 2: more fields than the first line names"),
-        (b"name,split\n0\n", r"tiles\.csv, line 2: fewer fields than the first line names"),
-        (b"name,split\n,train\n", r"tiles\.csv, line 2: the name is empty"),
-    ],
-)
-def test_a_damaged_table_is_named(tmp_path, content, message):
-    (tmp_path / "tiles.csv").write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        read_table(tmp_path / "tiles.csv")
-
-
-def test_a_table_that_is_no_file_is_named(tmp_path):
-    assert read_table(tmp_path / "tiles.csv") == {}
-    (tmp_path / "tiles.csv").symlink_to("nowhere")
-    with pytest.raises(DataError, match=r"tiles\.csv: found a folder, or a link to nothing"):
-        read_table(tmp_path / "tiles.csv")
-
-
 def test_a_changed_table_is_noticed(root, prepared):
     write_table(root, table())
     prepared()
@@ -367,45 +342,6 @@ def test_real_tiles_work_as_they_are(realdata, prepared, folder, classes, train,
         assert nucleus < around, "nuclei are darker in red"
         if classes:
             assert ((batch["type"] > 0) == (batch["inst"] > 0)).all()
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
-def test_labels_are_read_as_they_were_written(tmp_path, dtype):
-    expected = np.random.default_rng(0).integers(0, min(np.iinfo(dtype).max, 2**24 - 1), (7, 9)).astype(dtype)
-    tifffile.imwrite(tmp_path / "a.tif", expected)
-    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), expected)
-    if dtype != np.int32:
-        cv2.imwrite(str(tmp_path / "a.png"), expected)
-        np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), expected)
-
-
-@pytest.mark.parametrize(
-    ("array", "found"),
-    [
-        (np.full((4, 4), 2**24, np.int32), "found values from 16777216 to 16777216"),
-        (np.full((4, 4), -1, np.int16), "found values from -1 to -1"),
-        (np.zeros((4, 4), np.float32), "found float32 values"),
-    ],
-)
-def test_other_values_are_no_labels(tmp_path, array, found):
-    tifffile.imwrite(tmp_path / "a.tif", array)
-    with pytest.raises(DataError, match=rf"a\.tif: {found}; expected one channel of whole numbers from 0 to 16777215"):
-        read_labels(tmp_path / "a.tif")
-
-
-@pytest.mark.parametrize("shape", [(20, 30), (80, 120), (40, 60), (13, 47)])
-def test_resampled_labels_keep_their_place_and_share(shape):
-    disc = cv2.circle(np.zeros((40, 60), np.int32), (30, 20), 12, 5, -1)
-    small = resized_labels(disc, *shape)
-    assert small.shape == shape
-    assert set(np.unique(small)) == {0, 5}
-    assert abs((small > 0).mean() - (disc > 0).mean()) < 0.02
-    centre = [(np.argwhere(m).mean(0) + 0.5) / m.shape for m in (small, disc)]
-    assert np.abs(centre[0] - centre[1]).max() < 0.5 / min(shape)
-
-
-def test_numbering_a_map_without_background():
-    assert number_consecutively(np.array([[9, 4], [4, 9]])).tolist() == [[2, 1], [1, 2]]
 
 
 def squares(values):

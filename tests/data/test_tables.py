@@ -86,3 +86,26 @@ def test_blanks_around_values_and_empty_lines_do_no_harm(table):
 def test_the_first_of_many_names_are_listed():
     assert did_you_mean("zzz", map(str, range(1000))) == " Known: 0, 1, 10, 100, 101, ... (1000 in all)."
     assert did_you_mean("SPLIT ", ["name", "split"]) == " Did you mean 'split'?"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfen\0", r"tiles\.csv: not a CSV file in UTF-8"),
+        (b'name,split\n"0,train\n', r"tiles\.csv: not a CSV file in UTF-8 \(unexpected end of data"),
+        (b"name,split\n0,train,x\n", r"tiles\.csv, line 2: more fields than the first line names"),
+        (b"name,split\n0\n", r"tiles\.csv, line 2: fewer fields than the first line names"),
+        (b"name,split\n,train\n", r"tiles\.csv, line 2: the name is empty"),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path, content, message):
+    (tmp_path / "tiles.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_table(tmp_path / "tiles.csv")
+
+
+def test_a_table_that_is_no_file_is_named(tmp_path):
+    assert read_table(tmp_path / "tiles.csv") == {}
+    (tmp_path / "tiles.csv").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"tiles\.csv: found a folder, or a link to nothing"):
+        read_table(tmp_path / "tiles.csv")

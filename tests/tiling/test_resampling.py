@@ -1,5 +1,6 @@
 """Sizes, images, labels and points from one pixel size to another."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -62,3 +63,14 @@ def test_a_point_follows_its_nucleus():
     centre_2 = np.argwhere(labels_hw).mean(0)[::-1]
     expected_2 = np.argwhere(small_hw).mean(0)[::-1]
     assert moved_points(centre_2[None], (40, 60), (20, 30))[0] == pytest.approx(expected_2, abs=0.51)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (80, 120), (40, 60), (13, 47)])
+def test_resampled_labels_keep_their_place_and_share(shape):
+    disc = cv2.circle(np.zeros((40, 60), np.int32), (30, 20), 12, 5, -1)
+    small = resized_labels(disc, *shape)
+    assert small.shape == shape
+    assert set(np.unique(small)) == {0, 5}
+    assert abs((small > 0).mean() - (disc > 0).mean()) < 0.02
+    centre = [(np.argwhere(m).mean(0) + 0.5) / m.shape for m in (small, disc)]
+    assert np.abs(centre[0] - centre[1]).max() < 0.5 / min(shape)

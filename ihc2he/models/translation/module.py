@@ -231,7 +231,7 @@ class StainTranslation(Task):
             real: what it should take for real.
             fake: what it should not, of the same shape, detached.
         """
-        real_logits, fake_logits = together(discriminator, real, fake)
+        real_logits, fake_logits = gan.together(discriminator, real, fake)
         loss = gan.discriminator_loss(real_logits, fake_logits, self.adversarial, self.label_smoothing)
         if self.adversarial == "wgan_gp":
             loss = loss + self.lambda_gp * gan.gradient_penalty(discriminator, real, fake)
@@ -389,15 +389,6 @@ class StainTranslation(Task):
         if self.global_rank < len(saved):
             for stain, pool in self.pools.items():
                 pool.load_state_dict(saved[self.global_rank][stain])
-
-
-def together(network: nn.Module, *images: Tensor) -> tuple[Tensor, ...]:
-    """Return what a network makes of several batches, which it sees as one.
-
-    >>> [image.tolist() for image in together(nn.ReLU(), torch.tensor([-1.0, 2.0]), torch.tensor([3.0]))]
-    [[0.0, 2.0], [3.0]]
-    """
-    return network(torch.cat(images)).split([len(image) for image in images])
 
 
 def _network(node: Node) -> nn.Module:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ihc2he.models.translation.module import Node, StainTranslation, require, together
+from ihc2he.losses.adversarial import together
+from ihc2he.models.translation.module import Node, StainTranslation, require
 from ihc2he.stain import Stain
 
 

@@ -12,7 +12,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -122,7 +121,7 @@ def generator(case: Case, seed: int) -> np.random.Generator:
 # ------------------------------------------------------------------ one run, in a child
 
 
-def _furnish(scenario: Scenario, world: Path, folder: Path) -> None:
+def furnish(scenario: Scenario, world: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     for name in scenario.files:
         source, target = world / name, folder / name
@@ -220,7 +219,7 @@ def _child(case: Case, scenario: Scenario, world: Path, folder: Path, seed: int)
 
 def _run_case(case: Case, scenario: Scenario, world: Path, folder: Path, seed: int) -> Ending:
     home = folder / "run"
-    _furnish(scenario, world, home)
+    furnish(scenario, world, home)
     os.chdir(home)
     change = case.mutate(generator(case, seed))
     started = time.perf_counter()
@@ -231,7 +230,7 @@ def _run_case(case: Case, scenario: Scenario, world: Path, folder: Path, seed: i
         ending.digest = digest(home, scenario.files)
     if ending.status == 0 and change.twin is not None:
         second = folder / "twin"
-        _furnish(scenario, world, second)
+        furnish(scenario, world, second)
         os.chdir(second)
         plain = _main([*scenario.arguments, *change.twin()])
         ending.twin = digest(second, scenario.files) if plain.status == 0 else {"failed": plain.message}
@@ -377,39 +376,3 @@ def _judged_message(ending: Ending) -> tuple[str, str]:
     if not REMEDY.search(text):
         return DEFECT, f"the message says neither what was expected nor what to do: {shown}"
     return CLEAR, shown
-
-
-# ------------------------------------------------------------------ the real command line
-
-
-def through_the_shell(
-    case: Case, scenarios: Mapping[str, Scenario], world: Path, work: Path, seed: int
-) -> tuple[bool, str]:
-    """Return whether `python -m ihc2he.train` ends a case as a user should see it, and what it said."""
-    scenario = scenarios[case.scenario]
-    folder = work / "shell" / f"{crc32(case.name.encode()):08x}"
-    shutil.rmtree(folder, ignore_errors=True)
-    note = folder.with_suffix(".json")
-
-    def prepare() -> None:
-        _furnish(scenario, world, folder)
-        os.chdir(folder)
-        change = case.mutate(generator(case, seed))
-        note.write_text(json.dumps([*scenario.arguments, *change.arguments]))
-
-    in_child(prepare)
-    arguments = json.loads(note.read_text())
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "ihc2he.train", *sorted(arguments, key=lambda text: not text.startswith("--"))],
-            cwd=folder, capture_output=True, text=True, timeout=2 * SECONDS, check=False, errors="replace",
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return False, f"not finished after {2 * SECONDS} s"
-    lines = [line for line in done.stderr.splitlines() if line.startswith("ihc2he: ")]
-    good = done.returncode in (1, 2) and len(lines) == 1 and "Traceback" not in done.stderr + done.stdout
-    if list(folder.rglob(MARKER)):
-        return False, "code of the input was executed"
-    if good:
-        shutil.rmtree(folder, ignore_errors=True)
-    return good, f"status {done.returncode}: {lines[0] if lines else done.stderr[-600:]}"

@@ -15,7 +15,8 @@ import numpy as np
 
 from . import arrays, bundles, checkpoints, configurations, images, labels
 from .good import SCENARIOS, build_world
-from .harness import CLEAR, DEFECT, OUTCOMES, Case, Verdict, run_cases, through_the_shell
+from .harness import CLEAR, DEFECT, OUTCOMES, Case, Verdict, run_cases
+from .shell import through_the_shell
 
 DOCS = Path(__file__).parents[3] / "docs" / "robustness.md"
 BEGIN, END = "<!-- table: written by `make fuzz` -->", "<!-- end of the table -->"
