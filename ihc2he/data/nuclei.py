@@ -1,7 +1,7 @@
 """H&E tiles with nuclei in your own folders: images/, instances/ and optionally types/ and tiles.csv."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from ihc2he.data.segmentation import Labelled, SegmentationDataModule
+from ihc2he.data.sources import Source, sources_of
 from ihc2he.data.splits import SPLITS, stratified_sample
 from ihc2he.data.store import Record
 from ihc2he.data.stored import require
@@ -23,7 +24,7 @@ from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("split", "um_per_px", "tissue")
+COLUMNS = ("split", "um_per_px", "tissue", "source")
 BINARY_MASKS = ("error", "split")
 TARGET_MPP = 0.25
 TEST_SPLITS = (*SPLITS, "all")
@@ -34,7 +35,7 @@ Expected this tree, in which the files of a tile have the same name apart from t
   {root}/images/*.png (or JPEG, TIFF): RGB
   {root}/instances/*.png (or TIFF): one channel of whole numbers, a number for each nucleus, 0 = background
   {root}/types/*.png (optional): 1 to the number of data.classes on nuclei, 0 elsewhere
-  {root}/tiles.csv (optional): columns name, split (train, val or test), um_per_px, tissue
+  {root}/tiles.csv (optional): columns name, split (train, val or test), um_per_px, tissue, source
 If it lies elsewhere, pass data.root=FOLDER."""
 
 
@@ -47,6 +48,8 @@ class Tile(NamedTuple):
         tissue: or "".
         mpp: um/px of its files.
         files: by role: "images", "instances" and perhaps "types".
+        source: the folder that it is from.
+        origin: what `source_balanced` balances: the entry ``source`` of the table, or the name of the folder.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Tile(NamedTuple):
     tissue: str
     mpp: float
     files: dict[str, Path]
+    source: Source
+    origin: str
 
 
 @dataclass(kw_only=True, eq=False)
@@ -61,11 +66,14 @@ class NucleiDataModule(SegmentationDataModule):
     """Your own annotated H&E tiles; `SegmentationDataModule` documents the batches and the other arguments.
 
     ``images``, ``instances`` and ``types`` have files with the same names except for the extension. ``tiles.csv`` may
-    have more about each tile: ``name``, ``split``, ``um_per_px``, ``tissue``; other columns are not read. If it has no
-    splits, random fractions of the tiles are held out; tiles of one slide may then be on both sides.
+    have more about each tile: ``name``, ``split``, ``um_per_px``, ``tissue``, ``source``; other columns are not read.
+    If it has no splits, random fractions of the tiles are held out; tiles of one slide may then be on both sides.
 
     Args:
-        root: folder with ``images`` and the others.
+        root: folder with ``images`` and the others; or several, as a list of folders or a mapping from a name to a
+            folder or to ``root`` with own ``mpp``, ``classes`` (for each value of its types a name of `classes`, or
+            None) and ``where``. Nuclei of a folder without types are untyped.
+        where: for columns of ``tiles.csv`` the values of the tiles to take, such as a licence; None: all tiles.
         classes: names of the types from 1; None: types are not used.
         mpp: um/px of the files that are not in ``tiles.csv``.
         target_mpp: um/px of the images it yields; tiles of another pixel size are resampled.
@@ -77,7 +85,8 @@ class NucleiDataModule(SegmentationDataModule):
         test_split: the tiles to test on: "test", "val" or "train", or "all" (of a model trained elsewhere).
     """
 
-    root: str
+    root: str | Sequence[str] | Mapping[str, Any]
+    where: Mapping[str, Any] | None = None
     classes: Sequence[str] | None = None  # type: ignore[assignment]  # a list after __post_init__
     mpp: float | None = None
     target_mpp: float = TARGET_MPP
@@ -97,66 +106,84 @@ class NucleiDataModule(SegmentationDataModule):
         require("test_fraction", self.test_fraction, 0 <= self.test_fraction < 1, "from 0 to below 1")
         require("test_split", self.test_split, self.test_split in TEST_SPLITS, " or ".join(TEST_SPLITS))
         require("binary_masks", self.binary_masks, self.binary_masks in BINARY_MASKS, " or ".join(BINARY_MASKS))
-        self.folder = Path(self.root).expanduser()
+        self.origins = sources_of(self.root, self.classes, self.mpp, self.where)
 
     def test_dataloader(self) -> DataLoader:
         if not self.records["test"]:
-            msg = f"{self.folder}: found no test tiles. Pass data.test_split=val to test on those of the validation."
+            folders = ", ".join(str(source.folder) for source in self.origins)
+            msg = f"{folders}: found no test tiles. Pass data.test_split=val to test on those of the validation."
             raise DataError(msg)
         return super().test_dataloader()
 
     def find_tiles(self) -> list[Tile] | None:
-        images = _by_name(self.folder / "images")
-        if not images:
+        found = [self._tiles_of(source) for source in self.origins]
+        if len(found) > 1:
+            for source, own in zip(self.origins, found, strict=True):
+                if own is None and any(found):
+                    msg = f"data.root.{source.name}: {source.folder / 'images'} is not there or holds no image."
+                    raise DataError(msg)
+        tiles = [tile for own in found for tile in own or ()]
+        if not tiles:
             return None
-        roles = {"images": images, "instances": _by_name(self.folder / "instances")}
-        if self.classes:
-            roles["types"] = _by_name(self.folder / "types")
-        elif (self.folder / "types").is_dir():
-            log.warning("%s is not used: data.classes names no types.", self.folder / "types")
-        for role, found in roles.items():
-            _require_same_names(self.folder / role, found, images)
-        table = read_table(self.folder / "tiles.csv", COLUMNS, images)
-        if table:
-            _require_same_names(self.folder / "tiles.csv", table, images)
-        tiles = [self._tile(name, table.get(name, {}), {role: roles[role][name] for role in roles}) for name in images]
-        self._check_mpp(tiles, table)
         self.compare_once({tile.files["images"]: tile.mpp for tile in tiles})
-        without = [tile.name for tile in tiles if not tile.split]
+        without = [tile for tile in tiles if not tile.split]
         if 0 < len(without) < len(tiles):
             msg = (
-                f"{self.folder / 'tiles.csv'}: {len(without)} tiles have no split, such as {without[0]}. Fill the "
+                f"{without[0].source.table}: {len(without)} tiles have no split, such as {without[0].name}. Fill the "
                 "column split for all tiles, or for none."
             )
             raise DataError(msg)
         return tiles
 
-    def _check_mpp(self, tiles: Sequence[Tile], table: dict[str, dict[str, str]]) -> None:
+    def _tiles_of(self, source: Source) -> list[Tile] | None:
+        """Return the tiles of a folder, or None if it has no images."""
+        images = _by_name(source.folder / "images")
+        if not images:
+            return None
+        roles = {"images": images, "instances": _by_name(source.folder / "instances")}
+        if source.classes:
+            roles["types"] = _by_name(source.folder / "types")
+        elif (source.folder / "types").is_dir() and not self.classes:
+            log.warning("%s is not used: data.classes names no types.", source.folder / "types")
+        for role, found in roles.items():
+            _require_same_names(source.folder / role, found, images)
+        table = read_table(source.table, COLUMNS, images)
+        if table:
+            _require_same_names(source.table, table, images)
+        tiles = [
+            self._tile(source, name, table.get(name, {}), {role: files[name] for role, files in roles.items()})
+            for name in source.chosen(images)
+        ]
+        self._check_mpp(source, tiles, table)
+        return tiles
+
+    def _check_mpp(self, source: Source, tiles: Sequence[Tile], table: dict[str, dict[str, str]]) -> None:
         """Refuse a pixel size that no tile has: `mpp` formerly meant `target_mpp`."""
-        told = all(table.get(tile.name, {}).get("um_per_px") for tile in tiles)
-        if self.mpp is not None and told and all(tile.mpp != self.mpp for tile in tiles):
+        told = all(row.get("um_per_px") for row in table.values()) and bool(table)
+        if not source.name and self.mpp is not None and told and all(tile.mpp != self.mpp for tile in tiles):
             msg = (
-                f"data.mpp={self.mpp}: {self.folder / 'tiles.csv'} tells the pixel size of every file, such as "
+                f"data.mpp={self.mpp}: {source.table} tells the pixel size of every file, such as "
                 f"{tiles[0].mpp} of {tiles[0].name}. Leave out data.mpp; for images of {self.mpp} um/px pass "
                 f"data.target_mpp={self.mpp}."
             )
             raise ConfigError(msg)
 
-    def _tile(self, name: str, said: dict[str, str], files: dict[str, Path]) -> Tile:
-        table = self.folder / "tiles.csv"
+    def _tile(self, source: Source, name: str, said: dict[str, str], files: dict[str, Path]) -> Tile:
         split = said.get("split") or ""
         if split not in (*SPLITS, ""):
-            msg = f"{table}: {name}: split {split!r}, expected {', '.join(SPLITS)} or nothing."
+            msg = f"{source.table}: {name}: split {split!r}, expected {', '.join(SPLITS)} or nothing."
             raise DataError(msg)
-        mpp = pixel_size(said.get("um_per_px"), self.mpp, files["images"], table)
-        return Tile(name, split, said.get("tissue") or "", mpp, files)
+        mpp = pixel_size(said.get("um_per_px"), source.mpp, files["images"], source.table)
+        origin = said.get("source") or source.name
+        return Tile(source.named(name), split, said.get("tissue") or "", mpp, files, source, origin)
 
     def sources(self, tiles: Sequence[Tile]) -> dict[str, Path]:
-        files = [file for tile in tiles for file in tile.files.values()]
-        table = self.folder / "tiles.csv"
-        return {
-            file.relative_to(self.folder).as_posix(): file for file in (*files, *([table] if table.is_file() else []))
-        }
+        named: dict[str, Path] = {}
+        for source in self.origins:
+            files = [file for tile in tiles if tile.source is source for file in tile.files.values()]
+            files += [source.table] if source.table.is_file() else []
+            named |= {source.named(file.relative_to(source.folder).as_posix()): file for file in files}
+        return named
 
     def read_record(self, tile: Tile) -> Record:
         image = read_image(tile.files["images"])
@@ -171,8 +198,12 @@ class NucleiDataModule(SegmentationDataModule):
                 raise DataError(msg)
         if "types" in maps:
             self._check_types(tile, maps)
+            maps["types"] = np.array(tile.source.numbers(self.info.classes), np.int32)[maps["types"]]
+        elif self.classes:
+            maps["types"] = np.zeros(image.shape[:2], np.int32)
         maps["instances"] = self._instances(maps["instances"], tile.files["instances"])
         row = {"name": tile.name, "split": tile.split, "group": tile.tissue}
+        row |= {"source": tile.origin} if tile.origin else {}
         return self._to_record(Labelled(image, maps["instances"], maps.get("types")), tile.mpp, row)
 
     def _instances(self, labels: NDArray[np.int32], file: Path) -> NDArray[np.int32]:
@@ -190,11 +221,12 @@ class NucleiDataModule(SegmentationDataModule):
         return labels
 
     def _check_types(self, tile: Tile, maps: dict[str, Any]) -> None:
-        types, inside, classes = maps["types"], maps["instances"] > 0, self.info.classes
+        types, inside, classes = maps["types"], maps["instances"] > 0, tile.source.classes or ()
         if types.max() > len(classes):
+            key = f"data.root.{tile.source.name}.classes" if tile.source.name else "data.classes"
             msg = (
-                f"{tile.files['types']}: found type {types.max()}, but data.classes names only {len(classes)}: "
-                f"{', '.join(classes)}."
+                f"{tile.files['types']}: found type {types.max()}, but {key} names only {len(classes)}: "
+                f"{', '.join(map(str, classes))}."
             )
             raise DataError(msg)
         untyped, outside = ((inside & (types == 0)).sum(), (~inside & (types > 0)).sum())
@@ -227,11 +259,14 @@ class NucleiDataModule(SegmentationDataModule):
         return records
 
     def how_to_get(self) -> str:
-        return HOW_TO_GET.format(images=self.folder / "images", root=self.folder, store=self.store_path)
+        folder = self.origins[0].folder
+        return HOW_TO_GET.format(images=folder / "images", root=folder, store=self.store_path)
 
     def settings(self) -> dict[str, Any]:
         split = {"binary_masks": "split"} if self.binary_masks == "split" else {}  # absent from stores made before it
-        return {"target_mpp": self.target_mpp, "mpp": self.mpp, "classes": self.classes} | split
+        several = {source.name: source.settings() for source in self.origins if source.name or source.where}
+        roots = {"roots": several} if several else {}
+        return {"target_mpp": self.target_mpp, "mpp": self.mpp, "classes": self.classes} | split | roots
 
 
 def _as_named_now(mpp_files: float, mpp: float | None, target_mpp: float) -> tuple[float, float]:

@@ -33,7 +33,7 @@ from ihc2he.tiling.resampling import resample, resized_labels
 
 log = logging.getLogger(__name__)
 
-SAMPLERS = ("uniform", "class_balanced", "tissue_balanced", "class_tissue_balanced")
+SAMPLERS = ("uniform", "class_balanced", "tissue_balanced", "class_tissue_balanced", "source_balanced")
 
 
 class Labelled(NamedTuple):
@@ -64,7 +64,8 @@ class SegmentationDataModule(StoreDataModule):
     Args:
         classes: names of the types from 1; empty if there are none.
         sampler: "uniform"; "class_balanced": each class is drawn equally often;
-            "tissue_balanced": each tissue is drawn equally often; "class_tissue_balanced": half of the draws of each.
+            "tissue_balanced": each tissue is drawn equally often; "class_tissue_balanced": half of the draws of each;
+            "source_balanced": each source of tiles is drawn equally often.
         augmentation: a `NucleiAugmentation`, or its configuration; None: none.
         decoder: of the model, or its configuration: its targets are in the training batches; None: no targets.
 
@@ -175,6 +176,11 @@ class SegmentationDataModule(StoreDataModule):
                 )
                 raise ConfigError(msg)
             parts.append(balancing_weights([row["group"] for row in rows]))
+        if self.sampler == "source_balanced":
+            if not all(row.get("source") for row in rows):
+                msg = "data.sampler=source_balanced needs several roots, or the column source in tiles.csv."
+                raise ConfigError(msg)
+            parts.append(balancing_weights([row["source"] for row in rows]))
         if not parts:
             return None
         return np.mean([np.asarray(part) / sum(part) for part in parts], axis=0).tolist()

@@ -116,6 +116,14 @@ def read_table(
     return table
 
 
+def columns_of(path: Path) -> list[str]:
+    """Return the columns of a table next to images, without ``name``; empty if there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        return [column for column in next(csv.reader(stream), []) if column != "name"]
+
+
 def _match(said: str, names: Collection[str] | None) -> str | None:
     """Return the name of the image that a row means, or None if there is none."""
     plain = said.replace("\\", "/").removeprefix("./")
