@@ -109,8 +109,8 @@ SEGMENTER = {
 GRADIENTS = """
 import json, sys
 import torch
-from lightning.pytorch import Callback, Trainer
-from ihc2he.models.translation.cyclegan.module import CycleGAN
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from ihc2he.datainfo import DataInfo
 from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter
 
 strategy, settings, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
@@ -134,7 +134,13 @@ trainer = Trainer(
     use_distributed_sampler=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
 )
 trainer.callbacks.append(Keep())
-trainer.fit(module, torch.utils.data.DataLoader(Own(), batch_size=None))
+
+class Halves(LightningDataModule):
+    info = DataInfo(mpp=0.25, classes=settings["classes"])
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(Own(), batch_size=None)
+
+trainer.fit(module, datamodule=Halves())
 """
 
 
