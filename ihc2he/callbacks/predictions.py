@@ -8,34 +8,25 @@ import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
-from numpy.typing import NDArray
 
+from ihc2he.callbacks.imagefiles import KINDS, ImageFiles, read_json, withdraw, write_json
 from ihc2he.errors import ConfigError, DataError, did_you_mean
-from ihc2he.files import complete, write_csv
-from ihc2he.images.writing import write_instances, write_png
-from ihc2he.nuclei.counts import THRESHOLDS, Counts, check_thresholds, count_by_class, pooled
-from ihc2he.nuclei.drawing import overlay
-from ihc2he.nuclei.geojson import write_geojson
-from ihc2he.nuclei.table import IHC_STAINS, nuclei_table, write_table
+from ihc2he.files import exclusive, write_csv
+from ihc2he.nuclei.counts import THRESHOLDS, Counts, check_thresholds, pooled
 from ihc2he.ranks import from_all_ranks
 
 if TYPE_CHECKING:
-    from ihc2he.models.pipeline.evaluation import Prediction
+    from ihc2he.models.pipeline.prediction import Prediction
 
 log = logging.getLogger(__name__)
 
-KINDS = ("he", "instances", "geojson", "nuclei", "overlay")
-OVERLAY_PX = (400, 4096)  # smallest and largest size of an overlay's longer side
-INK_TO_SAY = 0.01  # share of an image from which ink is worth a line in the log
-MAX_PENDING_PX = 1 << 25  # of images that wait to be written; more would use too much memory
+MAX_PENDING_PX = 1 << 24  # of images that wait to be written; more would use too much memory
 
 
 class PredictionWriter(Callback):
@@ -64,10 +55,11 @@ class PredictionWriter(Callback):
         self.out = Path(out).expanduser()
         self.thresholds = list(thresholds)
         self.write = list(write)
-        self._lock = FileLock(self.out / ".lock")
+        self._lock = ExitStack()
         self._settings: dict[str, Any] = {}
         self._pool: ThreadPoolExecutor | None = None
-        self._pending: deque[tuple[Future[None], int]] = deque()
+        self._pending: deque[tuple[Future[ImageFiles], int]] = deque()
+        self._begun: dict[str, Future[ImageFiles]] = {}  # images of which strips are to come, with their last job
         self._written = 0
         self._failed: list[dict[str, str]] = []
 
@@ -91,15 +83,15 @@ class PredictionWriter(Callback):
 
     def _claim(self) -> str | None:
         """Take the lock; return why the folder must not be used, or None."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        busy = f"out={self.out}: another run is writing there. Wait until it ends, or choose another folder."
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            return f"out={self.out}: another run is writing there. Wait until it ends, or choose another folder."
+            self._lock.enter_context(exclusive(self.out / ".lock", busy))
+        except ConfigError as error:
+            return str(error)
         path = self.out / "settings.json"
         if not path.is_file():
             return None
-        before = _read_json(path)
+        before = read_json(path)
         different = [
             f"{key}: {before.get(key)!r} before, {self._settings.get(key)!r} now"
             for key in sorted({*before, *self._settings})
@@ -115,7 +107,7 @@ class PredictionWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the settings, before the first image."""
         if trainer.is_global_zero:
-            _write_json(self.out / "settings.json", self._settings)
+            write_json(self.out / "settings.json", self._settings)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
@@ -123,21 +115,38 @@ class PredictionWriter(Callback):
         """Write the results of the batch, in threads."""
         predictions: Iterable[Prediction] = outputs
         for prediction in predictions:
-            error = self._too_long(prediction.name)
-            if error is None and prediction.error is not None:
-                error = prediction.error
-                withdraw(self.out, prediction.name)
+            name = prediction.name
+            before = self._begun.pop(name, None)
+            error = prediction.error or (None if before else self._too_long(name))
             if error is not None:
-                self._failed.append({"name": prediction.name, "path": prediction.path, "error": error})
+                if before is not None:
+                    before.result().abandon()
+                if prediction.error is not None:
+                    withdraw(self.out, name)
+                self._failed.append({"name": name, "path": prediction.path, "error": error})
                 continue
             assert prediction.image is not None
             assert self._pool is not None
             self._wait(MAX_PENDING_PX)
-            job = self._pool.submit(
-                write_prediction, self.out, prediction, self.write, self.thresholds, _fingerprint(self._settings)
-            )
+            job = self._pool.submit(self._add, before, prediction)
             self._pending.append((job, prediction.image.shape[0] * prediction.image.shape[1]))
-            self._written += 1
+            if prediction.last:
+                self._written += 1
+            else:
+                self._begun[name] = job
+
+    def _add(self, before: Future[ImageFiles] | None, strip: Prediction) -> ImageFiles:
+        """Write a strip behind those before it."""
+        if before is None:
+            files = ImageFiles(self.out, strip, self.write, self.thresholds, _fingerprint(self._settings))
+        else:
+            files = before.result()
+        try:
+            files.add(strip)
+        except BaseException:
+            files.abandon()
+            raise
+        return files
 
     def _too_long(self, name: str) -> str | None:
         """Return why no files can have the name of an image, or None."""
@@ -175,7 +184,7 @@ class PredictionWriter(Callback):
             write_csv(self.out / "failed.csv", failed)
         else:
             (self.out / "failed.csv").unlink(missing_ok=True)
-        self._lock.release()
+        self._lock.close()
         log.info("Predictions: %s", self.out)
         if failed:
             total = len(failed) + sum(written for written, _ in parts)
@@ -186,100 +195,16 @@ class PredictionWriter(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Finish the images that are being written, and unlock the folder."""
         self._close()
-        self._lock.release()
+        self._lock.close()
 
     def _close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
-
-
-def write_prediction(
-    out: Path, prediction: Prediction, write: Sequence[str], thresholds: Sequence[float], fingerprint: str
-) -> None:
-    """Write the files of an image; the one that marks it as complete is written last.
-
-    Args:
-        out: the folder of the run.
-        prediction: of an image that could be read.
-        write: which of `KINDS`.
-        thresholds: of the mean DAB optical density, for weak, moderate, strong.
-        fingerprint: of the settings of the run.
-    """
-    image, nuclei, name = prediction.image, prediction.nuclei, prediction.name
-    assert image is not None
-    assert nuclei is not None
-    _refuse_other_source(out, prediction)
-    withdraw(out, name)
-    table = nuclei_table(
-        nuclei.inst_hw, nuclei.types_n, nuclei.shares_n,
-        mpp=prediction.mpp, image=image, stains=IHC_STAINS, white=prediction.white,
-    )  # fmt: skip
-    extra: dict[str, NDArray] = {"score": nuclei.scores_n}
-    if nuclei.agreement_n is not None:
-        extra["agreement"] = nuclei.agreement_n
-    extra["positive"] = (table.stain_od["dab"] >= thresholds[0]).astype(np.int64)
-    table = replace(table, extra=extra)
-
-    files = []
-    if "he" in write and prediction.he is not None:
-        files.append(f"he/{name}.png")
-        write_png(out / files[-1], prediction.he)
-    if "instances" in write:
-        files.append(f"instances/{name}.{'png' if len(table) < 1 << 16 else 'tif'}")
-        write_instances(out / files[-1], nuclei.inst_hw)
-    if "geojson" in write:
-        files.append(f"geojson/{name}.geojson")
-        write_geojson(out / files[-1], table, prediction.classes)
-    if "nuclei" in write:
-        files.append(f"nuclei/{name}.csv")
-        write_table(out / files[-1], table, prediction.classes)
-    if "overlay" in write:
-        files.append(f"overlay/{name}.png")
-        picture = overlay(image, nuclei.inst_hw, nuclei.types_n, prediction.classes, OVERLAY_PX)
-        write_png(out / files[-1], picture)
-    if prediction.ink_share >= INK_TO_SAY:
-        log.warning(
-            "%s: ink covers %.0f %% of the image; nuclei under it are not counted, nor is its area.",
-            prediction.path, 100 * prediction.ink_share,
-        )  # fmt: skip
-    stat = Path(prediction.path).stat()
-    counts = count_by_class(table, prediction.classes, thresholds)
-    record = {
-        "source": str(Path(prediction.path).absolute()),
-        "mpp": prediction.mpp,
-        "size": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-        "settings": fingerprint,
-        "files": files,
-        "white": list(prediction.white),
-        "ink_share": prediction.ink_share,
-        "area_mm2": image.shape[0] * image.shape[1] * prediction.mpp**2 / 1e6,
-        "counts": {kind: own._asdict() for kind, own in counts.items()},
-    }
-    _write_json(_done(out, name), record)
-
-
-def _refuse_other_source(out: Path, prediction: Prediction) -> None:
-    """Raise a ConfigError where an image of this name has results that are of another file."""
-    done = _done(out, prediction.name)
-    source = Path(_read_json(done)["source"]) if done.is_file() else Path(prediction.path)
-    if source.exists() and source.resolve() != Path(prediction.path).resolve():
-        msg = (
-            f"out={out} has the results of another image called {prediction.name}: {source}. Those of "
-            f"{prediction.path} would take their place. Choose another out=, one for each folder of images."
-        )
-        raise ConfigError(msg)
-
-
-def withdraw(out: Path, name: str) -> None:
-    """Delete the results of an earlier version of an image, so that they are not taken for those of this one."""
-    done = _done(out, name)
-    if done.is_file():
-        files = _read_json(done)["files"]
-        done.unlink()
-        for file in files:
-            (out / file).unlink(missing_ok=True)
+        for job in self._begun.values():
+            if not job.cancelled() and job.exception() is None:
+                job.result().abandon()
+        self._begun.clear()
 
 
 SUMMARY = (
@@ -298,7 +223,7 @@ def summary(out: Path) -> list[dict[str, Any]]:
     """
     rows, images, areas, inks = [], [], [], []
     for path in sorted(out.glob("done/**/*.json")):
-        record = _read_json(path)
+        record = read_json(path)
         counts = {kind: Counts(**own) for kind, own in record["counts"].items()}
         name = path.relative_to(out / "done").as_posix().removesuffix(".json")
         ink = record.get("ink_share", 0.0)  # version 0.1.0 did not look for any
@@ -328,22 +253,5 @@ def _rows(name: str, counts: Mapping[str, Counts], area_mm2: float, ink_share: f
     ]
 
 
-def _done(out: Path, name: str) -> Path:
-    return out / "done" / f"{name}.json"  # not with_suffix: names may have dots
-
-
 def _fingerprint(settings: Mapping[str, Any]) -> str:
     return blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with complete(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        msg = f"{path} cannot be read ({error}). Delete it and repeat the command."
-        raise DataError(msg) from error

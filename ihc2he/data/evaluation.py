@@ -66,11 +66,19 @@ class WholeTilesDataModule(LightningDataModule):
 
     def _loader(self, tiles: Sequence[T], read: Callable[[T], dict[str, Any]]) -> TileLoader:
         """Return batches of this process's share of the tiles."""
-        shard = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self._own_loader(self._own(tiles), read)
+
+    def _own(self, tiles: Sequence[T]) -> Sequence[T]:
+        """Return this process's share of the tiles."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return [tiles[index] for index in ShardSampler(len(tiles), rank, world_size)]
+
+    def _own_loader(self, own: Sequence[T], read: Callable[[T], dict[str, Any]]) -> TileLoader:
+        """Return batches of all given tiles, in their order."""
         return TileLoader(
-            Tiles(tiles, read),
+            Tiles(own, read),
             batch_size=self.batch_size,
-            sampler=ShardSampler(len(tiles), *shard),
+            sampler=ShardSampler(len(own)),  # Lightning leaves it alone
             num_workers=self.num_workers,
             collate_fn=list,
         )

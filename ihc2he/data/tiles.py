@@ -1,4 +1,4 @@
-"""Images to find nuclei in, with their names and pixel sizes, in batches of lists."""
+"""Images to find nuclei in, with their names and pixel sizes, in batches of lists; large ones block by block."""
 
 import logging
 from collections.abc import Iterable
@@ -17,10 +17,12 @@ from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import SUFFIXES, endings, find_images, regular_files, walk
 from ihc2he.images.pixelsize import compare_with_files
-from ihc2he.images.source import ImageSource
+from ihc2he.images.source import ArraySource, FileSource, ImageSource
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
+
+LARGE = 2**23  # bytes of a file from which it is worth a look whether it is divided into blocks
 
 
 class Tile(NamedTuple):
@@ -37,11 +39,31 @@ class Tile(NamedTuple):
     mpp: float
 
 
+class Piece(NamedTuple):
+    """What is read at once: an image, or a block of a large one.
+
+    Attributes:
+        tile: the image.
+        number: of the block; None: the image is read as a whole.
+        rows: of the block.
+        columns: of the block.
+    """
+
+    tile: Tile
+    number: int | None = None
+    rows: slice = slice(None)
+    columns: slice = slice(None)
+
+
 class TilesDataModule(WholeTilesDataModule):
     """Images of any size to find nuclei in.
 
     A batch has the keys ``name``, ``image`` (HxWx3 uint8 RGB), ``mpp``, ``path`` and ``error``, each a list. An image
     that cannot be read is None and has a text under ``error``, which is None for the others.
+
+    A file from 8 MB on comes block by block, in their order, if the model divides images of its size. Then ``block`` is
+    the block's number, ``image`` its pixels, or None where the file cannot be read by region, and the first block has
+    under ``open`` a function that returns the `ImageSource`; both are None for all others.
 
     Args:
         path: a file, a folder (searched with its sub-folders) or a glob.
@@ -111,7 +133,21 @@ class TilesDataModule(WholeTilesDataModule):
             log.info("No image is left to do.")
 
     def predict_dataloader(self) -> TileLoader:
-        return self._loader(self.tiles, partial(_read, source=self.source))
+        pieces = [piece for tile in self._own(self.tiles) for piece in self._pieces(tile)]
+        return self._own_loader(pieces, _Reader(self.source))
+
+    def _pieces(self, tile: Tile) -> list[Piece]:
+        """Return the blocks of a large image, or the whole of a small one."""
+        if self.trainer is None or tile.path.stat().st_size < LARGE:
+            return [Piece(tile)]
+        try:
+            source = _opened(self.source, tile)
+        except DataError:
+            return [Piece(tile)]  # reading it shows what is wrong
+        blocks = self.trainer.lightning_module.divide(*source.shape, tile.mpp)  # type: ignore[operator]  # of Task
+        if len(blocks) <= 1:
+            return [Piece(tile)]
+        return [Piece(tile, k, block.rows, block.columns) for k, block in enumerate(blocks)]
 
 
 def find_files(path: str) -> tuple[Path, list[Path]]:
@@ -164,15 +200,48 @@ def _without_results(base: Path, files: list[Path], results: Path) -> list[Path]
     return [file for file in files if not file.resolve().is_relative_to(results.resolve())]
 
 
-def _read(tile: Tile, source: dict[str, Any] | None) -> dict[str, Any]:
-    image, error = None, None
-    try:
-        if source is None:
-            image = read_image(tile.path)
-        else:
-            image = build(source, ImageSource, path=str(tile.path), mpp=tile.mpp).whole()  # type: ignore[type-abstract]
-    except DataError as problem:
-        error = str(problem)
-    except MemoryError:
-        error = f"{tile.path}: needs more memory than is free. Cut it into tiles."
-    return {"name": tile.name, "image": image, "mpp": tile.mpp, "path": str(tile.path), "error": error}
+class _Reader:
+    """Reads pieces, and keeps the file of the last one open.
+
+    Args:
+        source: as `TilesDataModule` has it.
+    """
+
+    def __init__(self, source: dict[str, Any] | None) -> None:
+        self._source = source
+        self._last: tuple[Tile, ImageSource] | None = None
+
+    def __call__(self, piece: Piece) -> dict[str, Any]:
+        tile = piece.tile
+        entry: dict[str, Any] = {
+            "name": tile.name, "image": None, "mpp": tile.mpp, "path": str(tile.path), "error": None,
+            "block": piece.number, "open": None,
+        }  # fmt: skip
+        try:
+            entry |= self._pixels(piece)
+        except DataError as problem:
+            entry["error"] = str(problem)
+        except MemoryError:
+            entry["error"] = f"{tile.path}: needs more memory than is free. Cut it into tiles."
+        return entry
+
+    def _pixels(self, piece: Piece) -> dict[str, Any]:
+        """Return what is to be known of a piece."""
+        if piece.number is None:
+            whole = read_image(piece.tile.path) if self._source is None else _opened(self._source, piece.tile).whole()
+            return {"image": whole}
+        if self._last is None or self._last[0] != piece.tile:
+            self._last = (piece.tile, _opened(self._source, piece.tile))
+        source = self._last[1]
+        if source.by_region:
+            opened = partial(_opened, self._source, piece.tile) if piece.number == 0 else None
+            return {"image": source.read(piece.rows, piece.columns), "open": opened}
+        if piece.number:
+            return {}
+        return {"open": partial(ArraySource, source.whole(), piece.tile.mpp, str(piece.tile.path))}
+
+
+def _opened(node: dict[str, Any] | None, tile: Tile) -> ImageSource:
+    if node is None:
+        return FileSource(tile.path, tile.mpp)
+    return build(node, ImageSource, path=str(tile.path), mpp=tile.mpp)  # type: ignore[type-abstract]

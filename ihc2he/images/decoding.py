@@ -7,6 +7,8 @@ Of a JPEG with several pictures the first one is read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +52,40 @@ def read_samples(path: Path, raw: bool = False) -> Samples:
     Raises:
         DataError: if it cannot be read, is empty, truncated, corrupt, not PNG, JPEG or TIFF, or has several pages.
     """
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(8)
-        if head[:4] in tiff.SIGNATURES:
+    with _named_errors(path):
+        if is_tiff(path):
             with tiff.opened(path) as page:
                 return tiff.samples(page)
         return samples_of(path.read_bytes(), raw)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return height and width of an image file in px, as `read_image` returns them, without decoding it.
+
+    Raises:
+        DataError: if it cannot be read, is empty, truncated, corrupt, not PNG, JPEG or TIFF, or has several pages.
+    """
+    with _named_errors(path):
+        if is_tiff(path):
+            with tiff.opened(path) as page:
+                height, width, turned = page.imagelength, page.imagewidth, tiff.orientation(page)
+        else:
+            known = header(path.read_bytes())
+            height, width, turned = known.height, known.width, known.orientation
+    return (width, height) if turned >= 5 else (height, width)
+
+
+def is_tiff(path: Path) -> bool:
+    """Return whether a file begins as a TIFF does."""
+    with path.open("rb") as stream:
+        return stream.read(4) in tiff.SIGNATURES
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file into a DataError that names it."""
+    try:
+        yield
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror or error}). Check the path and its permissions."
         raise DataError(msg) from error

@@ -1,6 +1,6 @@
 """Ink of pens, which hides tissue on a slide.
 
-Shape suffixes: h, w = height, width; c = colour (3).
+Shape suffixes: h, w = height, width; c = colour (3); n2 = points as (x, y).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ihc2he.images.source import ArraySource, ImageSource
 from ihc2he.stain.deconvolution import optical_density
 from ihc2he.stain.white import FULL, relative_to_white
 from ihc2he.tiling.resampling import resample
@@ -23,7 +24,42 @@ _GREEN_RADIUS = 1.5  # um; no stain is green, so less of it is enough
 _EDGE = 1.0  # um; width of a stroke's pale border
 
 
-def ink_mask(image: NDArray[np.uint8], mpp: float, white: Sequence[float] = FULL) -> NDArray[np.bool_]:
+_WHOLE_PX = 2**24  # pixels of an image that is searched as it is; of a larger one a thumbnail is
+
+
+class Ink:
+    """Where ink covers an image of any size.
+
+    Args:
+        found_hw: the map of ink, about 1 um/px.
+        shape: height and width of the image, px.
+    """
+
+    def __init__(self, found_hw: NDArray[np.bool_], shape: tuple[int, int]) -> None:
+        self._found_hw = found_hw
+        # For each row and column of the image, the one of the map.
+        self._rows, self._columns = (
+            np.arange(size) * small // size for size, small in zip(shape, found_hw.shape, strict=True)
+        )
+
+    @property
+    def share(self) -> float:
+        """Share of the image that ink covers."""
+        height, width = (np.bincount(of) for of in (self._rows, self._columns))
+        return float(height @ self._found_hw @ width) / (len(self._rows) * len(self._columns))
+
+    def region(self, rows: slice, columns: slice) -> NDArray[np.bool_]:
+        """Return where ink covers a region, one value for each of its pixels."""
+        return self._found_hw[self._rows[rows][:, None], self._columns[columns]]
+
+    def at(self, points_n2: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Return whether ink covers points, in px of the image."""
+        x_n, y_n = np.rint(points_n2).astype(np.intp).T
+        rows_n, columns_n = (np.clip(at, 0, len(of) - 1) for at, of in ((y_n, self._rows), (x_n, self._columns)))
+        return self._found_hw[self._rows[rows_n], self._columns[columns_n]]
+
+
+def find_ink(image: ImageSource, white: Sequence[float] | None = None) -> Ink:
     """Return where ink of a black, blue, red or green pen covers an image.
 
     Green is a colour that no mixture of hematoxylin, eosin and DAB has. Blue, black and red also occur in nuclei and
@@ -31,6 +67,29 @@ def ink_mask(image: NDArray[np.uint8], mpp: float, white: Sequence[float] = FULL
 
     Limits: strokes thinner than 10 um are found only if they are green, and pale or purple ink is not found. Pools
     of blood as red as ink count as ink. Folds of the tissue are not searched: on tiles they look like dense tissue.
+
+    Args:
+        image: of a known pixel size.
+        white: its white point, see `ihc2he.stain.white.white_point`; None: it is estimated.
+
+    Raises:
+        ValueError: the pixel size is not known.
+    """
+    mpp = image.mpp
+    if mpp is None:
+        msg = f"{image.name}: the search for ink needs the pixel size."
+        raise ValueError(msg)
+    if image.shape[0] * image.shape[1] <= _WHOLE_PX:
+        seen = image.whole() if mpp >= _MPP else resample(image.whole(), mpp, _MPP)
+    else:
+        seen = image.thumbnail(max(1, round(max(image.shape) * min(mpp / _MPP, 1))))
+    white = image.white if white is None else white
+    found_hw = _ink(optical_density(relative_to_white(seen, white)), max(mpp, _MPP))
+    return Ink(found_hw.view(bool), image.shape)
+
+
+def ink_mask(image: NDArray[np.uint8], mpp: float, white: Sequence[float] = FULL) -> NDArray[np.bool_]:
+    """Return where ink covers an image, HxW; see `find_ink`.
 
     Args:
         image: HxWx3 uint8 RGB.
@@ -42,11 +101,8 @@ def ink_mask(image: NDArray[np.uint8], mpp: float, white: Sequence[float] = FULL
     >>> ink_mask(image, 0.5)[32, [0, 35]].tolist()
     [False, True]
     """
-    seen = resample(image, mpp, _MPP) if mpp < _MPP else image
-    found_hw = _ink(optical_density(relative_to_white(seen, white)), max(mpp, _MPP))
-    if not found_hw.any():
-        return np.zeros(image.shape[:2], bool)
-    return cv2.resize(found_hw, image.shape[1::-1], interpolation=cv2.INTER_NEAREST).view(bool)
+    height, width = image.shape[:2]
+    return find_ink(ArraySource(image, mpp), white).region(slice(0, height), slice(0, width))
 
 
 def _ink(od_hwc: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ihc2he.errors import DataError
 from ihc2he.images import tiff
-from ihc2he.images.decoding import read_image
+from ihc2he.images.decoding import image_size, is_tiff, read_image
 from ihc2he.stain.white import White, white_point
 from ihc2he.tiling.resampling import resize
 
@@ -32,12 +32,14 @@ class ImageSource(ABC):
         shape: height and width in px, at full resolution.
         mpp: um/px at full resolution; None if it is not known.
         levels: factor by which each level is smaller than full resolution, starting with 1.0.
+        by_region: whether a region is read without reading the whole.
     """
 
     name: str
     shape: tuple[int, int]
     mpp: float | None
     levels: tuple[float, ...] = (1.0,)
+    by_region: bool = True
 
     @abstractmethod
     def read(self, rows: slice, columns: slice, level: int = 0) -> NDArray[np.uint8]:
@@ -103,8 +105,8 @@ class ArraySource(ImageSource):
 class FileSource(ImageSource):
     """A PNG, JPEG or TIFF file.
 
-    Only those tiles or strips of a TIFF are decoded that a region touches; any other file is decoded once and kept. The
-    file is opened again in each process that the object is sent to.
+    Only those tiles or strips of a TIFF are decoded that a region touches; any other file is decoded when the first
+    region is read, and kept. The file is opened again in each process that the object is sent to.
 
     Args:
         path: of the file.
@@ -118,35 +120,29 @@ class FileSource(ImageSource):
         self.path = Path(path)
         self.name, self.mpp = str(path), mpp
         self._open()
-        self.shape = self._size()
+        self.shape = image_size(self.path)
 
     def _open(self) -> None:
         self._files = ExitStack()
         self._page: tifffile.TiffPage | None = None
-        self._image: NDArray[np.uint8] | None = None
         try:
-            with self.path.open("rb") as stream:
-                is_tiff = stream.read(4) in tiff.SIGNATURES
-            if is_tiff:
+            if is_tiff(self.path):
                 page = self._files.enter_context(tiff.opened(self.path))
                 self._page = page if tiff.by_region(page) else None
         except (OSError, ValueError):
             self._page = None  # reading the whole image shows what is wrong
         if self._page is None:
             self._files.close()
-            self._image = read_image(self.path)
+        self.by_region = self._page is not None
 
-    def _size(self) -> tuple[int, int]:
-        if self._image is not None:
-            return self._image.shape[:2]  # type: ignore[return-value]
-        assert self._page is not None
-        return self._page.imagelength, self._page.imagewidth
+    @cached_property
+    def _image(self) -> NDArray[np.uint8]:
+        return read_image(self.path)
 
     def read(self, rows: slice, columns: slice, level: int = 0) -> NDArray[np.uint8]:
         """Return a region."""
-        if self._image is not None:
+        if self._page is None:
             return self._image[rows, columns]
-        assert self._page is not None
         try:
             return tiff.samples(self._page, rows, columns).rgb8()
         except ValueError as error:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from ihc2he.datainfo import DataInfo, info_of
 from ihc2he.errors import ConfigError
 from ihc2he.metrics.fidelity import Card
+from ihc2he.tiling.windows import Block, divide
 
 
 class Scores(TypedDict, total=False):
@@ -92,6 +93,16 @@ class Task(LightningModule):
         None: the first of the cards that has one.
         """
         return None
+
+    def divide(self, height: int, width: int, mpp: float) -> Sequence[Block]:
+        """Return the blocks in which an image is predicted, row by row; by default it is one block.
+
+        Args:
+            height: of the image, px.
+            width: of the image, px.
+            mpp: um/px.
+        """
+        return divide(height, width, max(height, width), 0)
 
     def exports(self) -> Mapping[str, Export]:
         """Return the networks to save as bundles at the end of training, by the name of the bundle."""

@@ -33,13 +33,9 @@ def fitted(image: NDArray[np.uint8], least: int, most: int) -> tuple[NDArray[np.
     >>> picture.shape, factor
     ((200, 400, 3), 2.0)
     """
-    side = max(image.shape[:2])
-    factor = min(max(side, least), most) / side
-    if factor == 1:
-        return image.copy(), 1.0
+    factor = _fit(image.shape, least, most)
     height, width = (max(round(length * factor), 1) for length in image.shape[:2])
-    kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    return cv2.resize(image, (width, height), interpolation=kind), factor  # type: ignore[return-value]
+    return (image.copy() if factor == 1 else _resized(image, height, width, factor)), factor
 
 
 def overlay(
@@ -64,15 +60,72 @@ def overlay(
     Raises:
         ValueError: image, map and types do not fit together.
     """
-    pixels = foreground(inst_hw)
-    n = len(pixels.ids_n)
-    if image.shape[:2] != inst_hw.shape or len(types_n) != n:
-        msg = f"Image {image.shape}, map {inst_hw.shape} of {n} nuclei and {len(types_n)} types do not fit."
-        raise ValueError(msg)
-    picture = image.copy() if sides is None else fitted(image, *sides)[0]
-    _draw_rims(picture, inst_hw, pixels, types_n)
-    counts = np.bincount(types_n, minlength=len(classes) + 1).tolist()
-    return np.concatenate([picture, legend(picture.shape[1], classes, counts=counts)])
+    drawn = Overlay(image.shape[:2], sides)  # type: ignore[arg-type]
+    drawn.add(0, image, inst_hw, types_n)
+    return drawn.picture(classes, types_n)
+
+
+class Overlay:
+    """The picture that `overlay` returns, drawn strip by strip.
+
+    Args:
+        shape: height and width of the image, px.
+        sides: least and most px of the longer side of the picture; None: as the image.
+    """
+
+    def __init__(self, shape: tuple[int, int], sides: tuple[int, int] | None = None) -> None:
+        self._factor = 1.0 if sides is None else _fit(shape, *sides)
+        self._height = shape[0]
+        height, width = (max(round(length * self._factor), 1) for length in shape)
+        self._picture = np.empty((height, width, 3), np.uint8)
+
+    def add(
+        self, top: int, image: NDArray[np.uint8], inst_hw: NDArray[np.integer], types_n: NDArray[np.integer]
+    ) -> None:
+        """Draw a strip.
+
+        Args:
+            top: its first row in the image.
+            image: hxWx3 uint8 RGB.
+            inst_hw: its instance map, 0 = background.
+            types_n: type of each nucleus in it in ascending order of the ids, 0 = unknown.
+
+        Raises:
+            ValueError: image, map and types do not fit together.
+        """
+        pixels = foreground(inst_hw)
+        n = len(pixels.ids_n)
+        if image.shape[:2] != inst_hw.shape or len(types_n) != n:
+            msg = f"Image {image.shape}, map {inst_hw.shape} of {n} nuclei and {len(types_n)} types do not fit."
+            raise ValueError(msg)
+        end = top + len(image)
+        rows = slice(round(top * self._factor), round(end * self._factor) if end < self._height else None)
+        strip = self._picture[rows]
+        if len(strip):
+            strip[:] = _resized(image, len(strip), strip.shape[1], self._factor)
+            _draw_rims(strip, inst_hw, pixels, types_n)
+
+    def picture(self, classes: Sequence[str], types_n: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Return the picture with its legend.
+
+        Args:
+            classes: names of the types from 1 upwards.
+            types_n: of all nuclei, for their counts.
+        """
+        counts = np.bincount(types_n, minlength=len(classes) + 1).tolist()
+        return np.concatenate([self._picture, legend(self._picture.shape[1], classes, counts=counts)])
+
+
+def _fit(shape: tuple[int, ...], least: int, most: int) -> float:
+    side = max(shape[:2])
+    return min(max(side, least), most) / side
+
+
+def _resized(image: NDArray[np.uint8], height: int, width: int, factor: float) -> NDArray[np.uint8]:
+    if image.shape[:2] == (height, width):
+        return image
+    kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), interpolation=kind)  # type: ignore[return-value]
 
 
 def draw_outlines(picture: NDArray[np.uint8], inst_hw: NDArray[np.integer], types_n: NDArray[np.integer]) -> None:

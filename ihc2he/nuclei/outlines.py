@@ -13,7 +13,8 @@ n = nuclei; 2 = (x, y).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -62,6 +63,14 @@ class Outlines:
             found[-1].append(self.corners_e2[self.starts_r[ring] : self.starts_r[ring + 1]])
         return found
 
+    def moved(self, corner: tuple[int, int]) -> Outlines:
+        """Return the outlines in a larger image.
+
+        Args:
+            corner: x and y there of the corner of the first pixel, px.
+        """
+        return self if corner == (0, 0) else replace(self, corners_e2=self.corners_e2 + np.array(corner, np.int32))
+
     def boxes(self) -> NDArray[np.int64]:
         """Return left, top, right and bottom of each nucleus, (N, 4)."""
         starts_n = self.starts_r[np.searchsorted(self.nucleus_r, np.arange(len(self.ids_n)))]
@@ -86,6 +95,24 @@ class Outlines:
             for at_e, length_e in ((x_e, down_e), (y_e, left_e))
         ]
         return areas_n.astype(np.int64), np.stack(sums, 1) / areas_n[:, None]
+
+
+def joined(parts: Sequence[Outlines]) -> Outlines:
+    """Return the outlines of all parts, one part after the other; ids have to ascend over all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    starts, before = [], 0
+    for part in parts:
+        starts.append(part.starts_r[:-1] + before)
+        before += len(part.corners_e2)
+    counts = np.cumsum([0, *(len(part.ids_n) for part in parts)])
+    return Outlines(
+        np.concatenate([part.ids_n for part in parts]),
+        np.concatenate([part.corners_e2 for part in parts]),
+        np.concatenate([*starts, [before]]),
+        np.concatenate([part.nucleus_r + first for part, first in zip(parts, counts, strict=False)]),
+        np.concatenate([part.is_hole_r for part in parts]),
+    )
 
 
 def outlines(inst_hw: NDArray[np.integer]) -> Outlines:

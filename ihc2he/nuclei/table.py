@@ -19,6 +19,7 @@ from ihc2he.files import write_csv
 from ihc2he.nuclei.colours import name_of
 from ihc2he.nuclei.instances import foreground
 from ihc2he.nuclei.outlines import Outlines, outlines
+from ihc2he.nuclei.outlines import joined as joined_outlines
 from ihc2he.stain.deconvolution import DAB, EOSIN, HEMATOXYLIN, separate
 from ihc2he.stain.white import FULL, relative_to_white
 
@@ -71,6 +72,7 @@ def nuclei_table(
     image: NDArray[np.uint8] | None = None,
     stains: Stains = HE_STAINS,
     white: Sequence[float] = FULL,
+    corner: tuple[int, int] = (0, 0),
 ) -> NucleiTable:
     """Return the table of an instance map.
 
@@ -82,6 +84,7 @@ def nuclei_table(
         image: HxWx3 uint8 RGB to measure stains in.
         stains: two or three optical-density vectors by name, used where there is an image.
         white: white point of the image, from which densities count; see `ihc2he.stain.white.white_point`.
+        corner: x and y of the map's first pixel in the image that coordinates count from, px.
 
     Raises:
         ConfigError: mpp is not positive.
@@ -94,7 +97,7 @@ def nuclei_table(
     if mpp <= 0:
         msg = f"mpp is a pixel size in um and must be positive, found {mpp}."
         raise ConfigError(msg)
-    traced = outlines(inst_hw)
+    traced = outlines(inst_hw).moved(corner)
     n = len(traced.ids_n)
     types_n = np.zeros(n, np.int64) if types_n is None else types_n
     shares_n = np.zeros(n, np.float32) if shares_n is None else shares_n
@@ -119,6 +122,33 @@ def nuclei_table(
         shares_n,
         stain_od,
         mpp,
+    )
+
+
+def joined(tables: Sequence[NucleiTable]) -> NucleiTable:
+    """Return the nuclei of all strips of an image in one table.
+
+    Args:
+        tables: of the strips from top to bottom, with ids that ascend over all of them.
+    """
+    first = tables[0]
+    if len(tables) == 1:
+        return first
+
+    def column(name: str) -> NDArray:
+        return np.concatenate([getattr(table, name) for table in tables])
+
+    return NucleiTable(
+        column("ids_n"),
+        column("centroids_n2"),
+        column("boxes_n4"),
+        column("areas_n"),
+        joined_outlines([table.outlines for table in tables]),
+        column("types_n"),
+        column("shares_n"),
+        {name: np.concatenate([table.stain_od[name] for table in tables]) for name in first.stain_od},
+        first.mpp,
+        {name: np.concatenate([table.extra[name] for table in tables]) for name in first.extra},
     )
 
 

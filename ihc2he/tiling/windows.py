@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,43 @@ def owned(points_n2: NDArray, core_x: tuple[int, int], core_y: tuple[int, int]) 
     """
     low, high = np.array([core_x, core_y]).T
     return ((points_n2 >= low) & (points_n2 < high)).all(1)
+
+
+class Block(NamedTuple):
+    """A part of an image that is predicted at once.
+
+    Attributes:
+        rows: of the image.
+        columns: of the image.
+        core_y: rows whose nuclei this block keeps, from and to.
+        core_x: likewise for columns.
+    """
+
+    rows: slice
+    columns: slice
+    core_y: tuple[int, int]
+    core_x: tuple[int, int]
+
+
+def divide(height: int, width: int, side: int, overlap: int) -> list[Block]:
+    """Return the blocks that cover an image, row by row; a single one if it is not larger than a block.
+
+    Args:
+        height: of the image, px.
+        width: of the image, px.
+        side: of a block, px.
+        overlap: least overlap of blocks, px; must exceed the largest nucleus.
+
+    >>> [(block.rows.start, block.core_y) for block in divide(100, 50, 64, 16)]
+    [(0, (0, 50)), (36, (50, 100))]
+    """
+
+    def axis(length: int) -> Iterator[tuple[slice, tuple[int, int]]]:
+        starts = window_starts(length, side, overlap)
+        for start, core in zip(starts, cores(starts, side, length), strict=True):
+            yield slice(start, min(start + side, length)), core
+
+    return [Block(rows, cols, y, x) for rows, y in axis(height) for cols, x in axis(width)]
 
 
 def hann_weight(window: int) -> NDArray[np.float32]:

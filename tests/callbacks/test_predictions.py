@@ -12,10 +12,13 @@ from filelock import FileLock
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 
-from ihc2he.callbacks import predictions
-from ihc2he.callbacks.predictions import OVERLAY_PX, PredictionWriter
+from ihc2he.callbacks import imagefiles, predictions
+from ihc2he.callbacks.imagefiles import OVERLAY_PX, ImageFiles
+from ihc2he.callbacks.predictions import PredictionWriter
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.writing import write_instances
+from ihc2he.models.pipeline.assembly import TileNuclei
+from ihc2he.models.pipeline.prediction import Prediction
 
 CLASSES = ["epithelium", "stroma"]
 
@@ -24,7 +27,7 @@ def tile_nuclei(side):
     """Return three nuclei: a brown one, a blue one and one of unknown type."""
     inst_hw = np.zeros((side, side), np.int32)
     inst_hw[2:8, 2:8], inst_hw[2:8, 12:18], inst_hw[12:18, 2:8] = 1, 2, 3
-    return SimpleNamespace(
+    return TileNuclei(
         inst_hw=inst_hw,
         types_n=np.array([1, 2, 0]),
         shares_n=np.array([0.75, 1, 0], np.float32),
@@ -41,7 +44,7 @@ def predicted(name, path, side=20, **changes):
         "name": name, "path": str(path), "error": None, "image": image, "he": 255 - image,
         "nuclei": tile_nuclei(side), "mpp": 0.5, "classes": CLASSES, "white": (255.0, 255.0, 255.0), "ink_share": 0.0,
     }  # fmt: skip
-    return SimpleNamespace(**(whole | changes))
+    return Prediction(**(whole | changes))
 
 
 class Finder(LightningModule):
@@ -56,7 +59,7 @@ class Finder(LightningModule):
     def predict_step(self, batch, batch_idx):
         path = batch[0]
         if path.read_bytes() == b"broken":
-            now = [SimpleNamespace(name=path.stem, path=str(path), error=f"{path}: cannot be read", image=None)]
+            now = [predicted(path.stem, path, error=f"{path}: cannot be read", image=None, nuclei=None)]
         else:
             now = [predicted(path.stem, path)]
         ready, self.late = self.late, now
@@ -91,6 +94,10 @@ def run(tmp_path, trainer):
         trainer(writer).predict(module or Finder(), Files(source, out), return_predictions=False)
 
     return go
+
+
+def write(out, prediction, *settings):
+    ImageFiles(out, prediction, *settings).add(prediction)
 
 
 def read(path):
@@ -232,14 +239,14 @@ def test_results_know_their_source_and_those_of_another_file_are_never_overwritt
         (tmp_path / folder / "a.png").write_bytes(folder.encode())
     first, second = (predicted("a", tmp_path / folder / "a.png") for folder in ("one", "two"))
     settings = ["nuclei"], (0.2, 0.4, 0.6), ""
-    predictions.write_prediction(tmp_path / "out", first, *settings)
+    write(tmp_path / "out", first, *settings)
     before = (tmp_path / "out/done/a.json").read_text()
     assert json.loads(before)["mpp"] == 0.5
     with pytest.raises(ConfigError, match=r"another image called a: .*one/a\.png.*two/a\.png.*another out="):
-        predictions.write_prediction(tmp_path / "out", second, *settings)
+        write(tmp_path / "out", second, *settings)
     assert (tmp_path / "out/done/a.json").read_text() == before
     (tmp_path / "one/a.png").rename(tmp_path / "moved.png")  # the same image elsewhere
-    predictions.write_prediction(tmp_path / "out", predicted("a", tmp_path / "moved.png"), *settings)
+    write(tmp_path / "out", predicted("a", tmp_path / "moved.png"), *settings)
 
 
 def test_two_runs_do_not_share_a_folder(run, tmp_path):
@@ -260,7 +267,7 @@ def test_only_what_is_asked_for_is_written(run, tmp_path):
 def test_without_a_translation_there_is_no_virtual_h_and_e(tmp_path):
     (tmp_path / "a.png").write_bytes(b"1")
     prediction = predicted("sub/a", tmp_path / "a.png", he=None)
-    predictions.write_prediction(tmp_path / "out", prediction, ["he", "nuclei"], (0.2, 0.4, 0.6), "")
+    write(tmp_path / "out", prediction, ["he", "nuclei"], (0.2, 0.4, 0.6), "")
     assert files_below(tmp_path / "out") == ["done/sub/a.json", "nuclei/sub/a.csv"]
     assert {row["image"] for row in predictions.summary(tmp_path / "out")} == {"sub/a", "all images"}
 
@@ -269,7 +276,7 @@ def test_what_cannot_be_written_ends_the_run(run, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(predictions, "write_geojson", full)
+    monkeypatch.setattr(imagefiles, "write_geojson", full)
     with pytest.raises(OSError, match="No space left"):
         run({"a": b"1"})
     assert not (tmp_path / "out/done").exists()
@@ -285,12 +292,13 @@ def test_more_nuclei_than_16_bits_count_are_written_with_32(tmp_path):
     assert tifffile.imread(tmp_path / "a.tif").dtype == np.uint32
     (tmp_path / "b.png").write_bytes(b"1")
     n = 69_999
-    nuclei = SimpleNamespace(
+    nuclei = TileNuclei(
         inst_hw=inst_hw, types_n=np.zeros(n, int), shares_n=np.zeros(n, np.float32), scores_n=np.ones(n, np.float32),
         agreement_n=None,
+        centres_n2=np.zeros((n, 2)),
     )  # fmt: skip
     prediction = predicted("b", tmp_path / "b.png", image=np.zeros((200, 350, 3), np.uint8), nuclei=nuclei)
-    predictions.write_prediction(tmp_path / "out", prediction, ["instances"], (0.2, 0.4, 0.6), "")
+    write(tmp_path / "out", prediction, ["instances"], (0.2, 0.4, 0.6), "")
     assert files_below(tmp_path / "out") == ["done/b.json", "instances/b.tif"]
 
 
@@ -309,11 +317,12 @@ def test_other_stages_leave_the_folder_alone(toy, tiles, trainer, tmp_path):
 TWO_RANKS = """
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 from ihc2he.callbacks.predictions import PredictionWriter
+from ihc2he.models.pipeline.assembly import TileNuclei
+from ihc2he.models.pipeline.prediction import Prediction
 
 class Finder(LightningModule):
     fingerprint = {}
@@ -321,15 +330,13 @@ class Finder(LightningModule):
     def predict_step(self, batch, batch_idx):
         name = f"tile{batch[0]}"
         if batch[0] == int(sys.argv[2]):
-            return [SimpleNamespace(name=name, path=name, error="broken")]
-        nuclei = SimpleNamespace(
+            return [Prediction(name, name, "broken", None, None, None, 0.5, [])]
+        nuclei = TileNuclei(
             inst_hw=np.ones((9, 9), np.int32), types_n=np.ones(1, int), shares_n=np.ones(1), scores_n=np.ones(1),
-            agreement_n=None,
+            agreement_n=None, centres_n2=np.full((1, 2), 4.0),
         )
         image = np.zeros((9, 9, 3), np.uint8)
-        return [SimpleNamespace(
-            name=name, path=__file__, error=None, image=image, he=None, nuclei=nuclei, mpp=0.5, classes=["a"]
-        )]
+        return [Prediction(name, __file__, None, image, None, nuclei, 0.5, ["a"])]
 
 trainer = Trainer(
     accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False, enable_checkpointing=False,
@@ -370,7 +377,7 @@ def test_what_ink_covers_is_no_area_of_the_nuclei_and_counts_as_ink(tmp_path):
     for name, share in (("a", 0.0), ("half", 0.5), ("whole", 1.0)):
         (tmp_path / f"{name}.png").write_bytes(b"1")
         prediction = predicted(name, tmp_path / f"{name}.png", ink_share=share)
-        predictions.write_prediction(tmp_path / "out", prediction, [], (0.2, 0.4, 0.6), "")
+        write(tmp_path / "out", prediction, [], (0.2, 0.4, 0.6), "")
     rows = {row["image"]: row for row in predictions.summary(tmp_path / "out") if row["class"] == "all"}
     found = {name: (row["area_mm2"], row["nuclei_per_mm2"], row["percent_ink"]) for name, row in rows.items()}
     assert found == {  # of 20 x 20 px at 0.5 um/px with three nuclei each

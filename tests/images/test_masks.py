@@ -5,8 +5,10 @@ import cv2
 import numpy as np
 import pytest
 
+from ihc2he.images import masks
 from ihc2he.images.decoding import read_image
-from ihc2he.images.masks import ink_mask
+from ihc2he.images.masks import find_ink, ink_mask
+from ihc2he.images.source import ArraySource
 from ihc2he.stain.white import white_point
 
 REALDATA = os.environ.get("IHC2HE_REALDATA")
@@ -47,6 +49,19 @@ def test_a_finer_scan_of_the_same_field_gives_the_same_mask():
     drawn, _ = stroke(tissue(), PENS["blue"], 40)
     fine = cv2.resize(drawn, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     assert (ink_mask(fine, 0.25)[::2, ::2] != ink_mask(drawn, 0.5)).mean() < 0.01
+
+
+def test_regions_points_and_share_are_those_of_the_whole_mask(monkeypatch):
+    drawn = cv2.resize(stroke(tissue(), PENS["blue"], 40)[0], (301, 511), interpolation=cv2.INTER_NEAREST)
+    mask = ink_mask(drawn, 0.3, (238, 238, 238))
+    ink = find_ink(ArraySource(drawn, 0.3), (238, 238, 238))
+    assert np.array_equal(ink.region(slice(100, 311), slice(7, 290)), mask[100:311, 7:290])
+    assert ink.share == pytest.approx(mask.mean())
+    points_n2 = np.array([[0, 0], [300, 510], [150, 250], [300.4, 510.4], [33.3, 77.7]])
+    assert ink.at(points_n2).tolist() == [mask[y, x] for x, y in [(0, 0), (300, 510), (150, 250), (300, 510), (33, 78)]]
+    monkeypatch.setattr(masks, "_WHOLE_PX", 1000)  # as of a large image: from a thumbnail
+    large = find_ink(ArraySource(drawn, 0.3), (238, 238, 238)).region(slice(None), slice(None))
+    assert (large != mask).mean() < 0.01
 
 
 def test_wide_brown_is_tissue():

@@ -57,6 +57,8 @@ def test_other_files_are_decoded_once(name, tmp_path, write_image, monkeypatch):
     monkeypatch.setattr(module, "read_image", lambda path: (seen.append(path), read(path))[1])
     source = FileSource(tmp_path / name)
     assert source.shape == (150, 130)
+    assert not source.by_region
+    assert not seen
     assert np.array_equal(source.read(slice(9, 20), slice(30, 40)), IMAGE[9:20, 30:40])
     assert np.array_equal(source.whole(), IMAGE)
     assert len(seen) == 1

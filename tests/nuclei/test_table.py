@@ -6,7 +6,7 @@ import pytest
 
 from ihc2he.errors import ConfigError
 from ihc2he.nuclei.raster import fill
-from ihc2he.nuclei.table import IHC_STAINS, nuclei_table, write_table
+from ihc2he.nuclei.table import IHC_STAINS, joined, nuclei_table, write_table
 from ihc2he.stain.deconvolution import DAB, HEMATOXYLIN
 
 
@@ -107,3 +107,26 @@ def test_mistakes_are_named():
         nuclei_table(inst_hw, np.array([1]), mpp=1)
     with pytest.raises(ValueError, match=r"image \(2, 2, 3\)"):
         nuclei_table(inst_hw, mpp=1, image=np.zeros((2, 2, 3), np.uint8))
+
+
+def test_strips_of_a_map_give_the_rows_of_the_whole(ellipses):
+    inst_hw = ellipses(160, 25, 4)
+    image = np.random.default_rng(0).integers(60, 250, (160, 160, 3), np.uint8)
+    whole = nuclei_table(inst_hw, mpp=0.5, image=image)
+    ids = np.argsort(np.argsort(whole.boxes_n4[:, 1], kind="stable")) + 1  # from top to bottom
+    inst_hw = np.concatenate([[0], ids])[np.searchsorted(whole.ids_n, inst_hw, side="right") * (inst_hw > 0)]
+    whole = nuclei_table(inst_hw, mpp=0.5, image=image)
+    parts = []
+    for first, last in ((1, 9), (10, 10), (11, len(ids))):
+        own_hw = np.where((inst_hw >= first) & (inst_hw <= last), inst_hw, 0)
+        rows = np.flatnonzero(own_hw.any(1))
+        place = slice(rows[0], rows[-1] + 1)
+        parts.append(nuclei_table(own_hw[place], mpp=0.5, image=image[place], corner=(0, rows[0])))
+    empty = nuclei_table(np.zeros((4, 160), int), mpp=0.5, image=image[:4])
+    table = joined([parts[0], empty, *parts[1:]])
+    for name in ("ids_n", "centroids_n2", "boxes_n4", "areas_n", "types_n", "shares_n"):
+        assert np.array_equal(getattr(table, name), getattr(whole, name)), name
+    for name, od_n in whole.stain_od.items():
+        assert np.array_equal(table.stain_od[name], od_n)
+    for name in ("ids_n", "corners_e2", "starts_r", "nucleus_r", "is_hole_r"):
+        assert np.array_equal(getattr(table.outlines, name), getattr(whole.outlines, name)), name

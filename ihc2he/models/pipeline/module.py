@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -19,40 +18,26 @@ from torch import Tensor, nn
 
 from ihc2he import __version__
 from ihc2he.build import build
-from ihc2he.errors import ConfigError, did_you_mean
-from ihc2he.images.masks import ink_mask
-from ihc2he.images.source import ArraySource
+from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.metrics.fidelity import Card
-from ihc2he.models.handover import Handover, Job
-from ihc2he.models.pipeline.evaluation import MethodComparison, Prediction, summary, type_map
-from ihc2he.models.pipeline.inference import Block, Part, TileNuclei, Whole, assemble, divide, predict, submit
+from ihc2he.models.handover import Handover
+from ihc2he.models.pipeline.assembly import Strip, joined
+from ihc2he.models.pipeline.blocks import OpenImage, Piece, alike, pieces_of
+from ihc2he.models.pipeline.evaluation import MethodComparison, summary
+from ihc2he.models.pipeline.inference import predict, submit
 from ihc2he.models.pipeline.method import Method
+from ihc2he.models.pipeline.prediction import Prediction
 from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
+from ihc2he.models.pipeline.types import type_map
 from ihc2he.models.task import Ranking, Task
 from ihc2he.stain.white import White
 from ihc2he.tiling.augmentation import VIEWS
+from ihc2he.tiling.windows import Block, divide
 
 log = logging.getLogger(__name__)
 
 OVERLAP_UM = 32.0  # of the blocks of a large tile; wider than any nucleus
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """A tile whose nuclei are still being separated."""
-
-    tile: Mapping[str, Any]
-    blocks: Sequence[Block]
-    parts: Mapping[str, Sequence[Part]]  # by method, one for each block
-    whole: Whole
-
-    def jobs(self) -> list[Job]:
-        return [part.job for parts in self.parts.values() for part in parts]
-
-    def results(self) -> dict[str, tuple[NDArray[np.uint8], TileNuclei]]:
-        shape = self.tile["image"].shape[:2]
-        return {method: assemble(shape, self.blocks, parts, self.whole.ink_hw) for method, parts in self.parts.items()}
 
 
 class Pipeline(Task):
@@ -60,7 +45,8 @@ class Pipeline(Task):
 
     Batches are dicts of lists with an entry per tile, which may differ in size and pixel size: `name`, `image` (HxWx3
     uint8 RGB), `mpp`; for a test `group`, `points` (x, y, class), `readers`, and where the truth is known `inst`,
-    `type` and `he`; for a prediction `path` and `error`.
+    `type` and `he`; for a prediction `path` and `error`, and for a large image `block` and `open`, see
+    `ihc2he.data.tiles`.
 
     Args:
         translators: node of each `Translator` by name; only those in use are built.
@@ -130,7 +116,9 @@ class Pipeline(Task):
             "translators": {name: _described(translators[name], own) for name, own in self.translators.items()},
             "segmenters": {name: _described(segmenters[name], own) for name, own in self.segmenters.items()},
         }
-        self.handover: Handover[_Pending] = Handover(workers)
+        self.handover: Handover[Piece] = Handover(workers)
+        self._large: dict[str, OpenImage] = {}
+        self._failed: set[str] = set()
 
     @property
     def pairs(self) -> list[Method]:
@@ -198,70 +186,116 @@ class Pipeline(Task):
 
     def _evaluate(self, batch: dict[str, Any], last: bool) -> dict[str, Any]:
         assert self.evaluation is not None
-        scored = [self.evaluation.update(done.tile, done.results()) for done in self._found(batch, last)]
+        scored = []
+        pieces = [piece for tile in _tiles(batch) for piece in pieces_of(self._opened(tile))]
+        for piece in self._found(pieces, batch, last):
+            image = piece.image
+            image.strips += [image.add(piece)]
+            if piece.is_last:
+                results = {method: joined([one[method] for one in image.strips if one]) for method in self.methods}
+                scored.append(self.evaluation.update(image.tile, results))
         return {"rows": [row for tile in scored for row in self.evaluation.rows(tile)], "scored": scored}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Prediction]:
-        """Return the predictions that are ready, at the end all; for files that could not be read, the error."""
-        last = batch_idx + 1 == self.trainer.num_predict_batches[0]
-        failed = [
-            Prediction(name, path, error, None, None, None, 0.0, [])
-            for name, path, error in zip(batch["name"], batch["path"], batch["error"], strict=True)
-            if error is not None
-        ]
-        return failed + [self._prediction(done) for done in self._found(batch, last)]
+        """Return the predictions that are ready, at the end all; for files that could not be read, the error.
 
-    def _prediction(self, done: _Pending) -> Prediction:
-        ((he, nuclei),) = done.results().values()
+        A large image comes block by block, its number under `block`, and its predictions are strips of it.
+        """
+        last = batch_idx + 1 == self.trainer.num_predict_batches[0]
+        pieces: list[Piece] = []
+        failed: list[Prediction] = []
+        for tile in _tiles(batch):
+            if tile["name"] in self._failed:
+                continue
+            error = tile["error"]
+            if error is None:
+                try:
+                    pieces += self._pieces(tile)
+                except DataError as problem:
+                    error = str(problem)
+            if error is not None:
+                failed.append(self._failure(tile, error))
+        (pair,) = self.pairs
+        blend = self.translators[pair.translator].role != "none"
+        return failed + [
+            self._prediction(piece.image, strip)
+            for piece in self._found(pieces, batch, last)
+            if not piece.image.failed
+            for strip in piece.image.add(piece, blend).values()
+        ]
+
+    def _pieces(self, tile: Mapping[str, Any]) -> list[Piece]:
+        """Return the blocks in an entry of a batch: all of a small image, or one of a large image."""
+        number = tile.get("block")
+        if number is None:
+            return pieces_of(self._opened(tile))
+        if number == 0:
+            self._large[tile["name"]] = self._opened(tile)
+        pieces = pieces_of(self._large[tile["name"]], number, tile["image"])
+        if pieces[0].is_last:
+            del self._large[tile["name"]]
+        return pieces
+
+    def _opened(self, tile: Mapping[str, Any]) -> OpenImage:
+        return OpenImage(tile, self.divide, dict(self.translators.items()), self.white)  # type: ignore[arg-type]
+
+    def _failure(self, tile: Mapping[str, Any], error: str) -> Prediction:
+        """Return the error of an image, of which nothing more is to be predicted."""
+        self._failed.add(tile["name"])
+        if tile["name"] in self._large:
+            self._large.pop(tile["name"]).failed = True
+        return Prediction(tile["name"], tile["path"], error, None, None, None, 0.0, [])
+
+    def _prediction(self, image: OpenImage, strip: Strip) -> Prediction:
         (pair,) = self.pairs
         classes: Sequence[str] = self.segmenters[pair.segmenter].classes  # type: ignore[assignment]
         types = type_map(pair.segmenter, classes, self.class_map)
-        tile = done.tile
-        made = None if self.translators[pair.translator].role == "none" else he
-        own, mpp = types.apply(nuclei), float(tile["mpp"])
-        white, ink_hw = done.whole
-        share = float(ink_hw.mean())
         return Prediction(
-            tile["name"], tile["path"], None, tile["image"], made, own, mpp, types.classes, white, share
-        )  # fmt: skip
+            image.tile["name"],
+            image.tile["path"],
+            None,
+            image.rows(),
+            strip.he,
+            types.apply(strip.nuclei),
+            image.mpp,
+            types.classes,
+            image.source.white,
+            image.ink.share,
+            image.source.shape,
+            strip.top,
+            strip.inst_hw,
+        )
 
-    def _found(self, batch: dict[str, Any], last: bool) -> Iterator[_Pending]:
-        """Hand the maps of a batch to the workers; yield tiles that are ready, in their order, or all at the end."""
-        for group in _alike(batch):
-            for pending in self._submitted(group):
-                self.handover.add(pending, pending.jobs())
+    def divide(self, height: int, width: int, mpp: float) -> list[Block]:
+        """Return the blocks of an image, which overlap by more than a nucleus."""
+        overlap = round(OVERLAP_UM / mpp)
+        return divide(height, width, max(self.block, 2 * overlap), overlap)
+
+    def _found(self, pieces: Sequence[Piece], batch: Mapping[str, Any], last: bool) -> Iterator[Piece]:
+        """Hand the maps of blocks to the workers; yield blocks that are ready, in their order, or all at the end."""
+        groups = list(alike(pieces, len(batch["name"])))
+        for i, group in enumerate(groups):
+            self._submit(group)
+            for piece in group:
+                self.handover.add(piece, piece.jobs())
+            if i + 1 < len(groups):
+                yield from self.handover.ready()
         yield from self.handover.ready(last)
 
-    def _submitted(self, tiles: Sequence[Mapping[str, Any]]) -> list[_Pending]:
-        """Return tiles of the same size with the promises of their nuclei."""
-        height, width = tiles[0]["image"].shape[:2]
-        mpp = float(tiles[0]["mpp"])
-        blocks = divide(height, width, max(self.block, 2 * round(OVERLAP_UM / mpp)), round(OVERLAP_UM / mpp))
-        parts: list[dict[str, list[Part]]] = [{method: [] for method in self.methods} for _ in tiles]
-        images = {name: [_source(tile, name, own) for tile in tiles] for name, own in self.translators.items()}  # type: ignore[arg-type]
-        ihc = [ArraySource(tile["image"], mpp, white=self.white) for tile in tiles]
-        wholes = [Whole(source.white, ink_mask(source.image, mpp, source.white)) for source in ihc]
-        # A translator that starts from the IHC shares its source, whose white point is estimated once.
-        sources = {
-            name: ihc
-            if not self.translators[name].needs_he
-            else [ArraySource(image, mpp, white=self.white) for image in own]
-            for name, own in images.items()
-        }
-        states = {name: [own.prepare(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator, union-attr]
-        whites = {name: [own.white_of(source) for source in sources[name]] for name, own in self.translators.items()}  # type: ignore[operator, union-attr]
-        for block in blocks:
-            for name, translator in self.translators.items():
-                self.handover.wait()
-                x_bchw = self._images([image[block.rows, block.columns] for image in images[name]])
-                segmenters = dict(self.segmenters.items())
-                maps = predict(translator, segmenters, x_bchw, mpp, self.views, states[name])  # type: ignore[arg-type]
-                inks = [whole.ink_hw[block.rows, block.columns] for whole in wholes]
-                for segmenter, found in maps.items():
-                    submitted = submit(self.handover, self.segmenters[segmenter], found, whites[name], inks)  # type: ignore[arg-type]
-                    for own, part in zip(parts, submitted, strict=True):
-                        own[str(Method(name, segmenter))].append(part)
-        return [_Pending(*entry) for entry in zip(tiles, [blocks] * len(tiles), parts, wholes, strict=True)]
+    def _submit(self, pieces: Sequence[Piece]) -> None:
+        """Give blocks of the same size the promises of their nuclei."""
+        segmenters: dict[str, Any] = dict(self.segmenters.items())
+        inks = [piece.image.ink.region(piece.block.rows, piece.block.columns) for piece in pieces]
+        for name, translator in self.translators.items():
+            self.handover.wait()
+            x_bchw = self._images([piece.input_of(name) for piece in pieces])
+            states = [piece.image.states[name] for piece in pieces]
+            whites = [piece.image.whites[name] for piece in pieces]
+            maps = predict(translator, segmenters, x_bchw, pieces[0].image.mpp, self.views, states)  # type: ignore[arg-type]
+            for segmenter, found in maps.items():
+                parts = submit(self.handover, segmenters[segmenter], found, whites, inks)
+                for piece, part in zip(pieces, parts, strict=True):
+                    piece.parts[str(Method(name, segmenter))] = part
 
     def _images(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         x_bhwc = torch.from_numpy(np.stack(images)).to(self.device)
@@ -347,24 +381,6 @@ def _digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _alike(batch: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """Return the readable tiles of a batch, grouped by size and pixel size."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for i, image in enumerate(batch["image"]):
-        if image is not None:
-            tile = {key: column[i] for key, column in batch.items()}
-            groups.setdefault((image.shape, float(tile["mpp"])), []).append(tile)
-    return list(groups.values())
-
-
-def _source(tile: Mapping[str, Any], name: str, translator: Translator) -> NDArray[np.uint8]:
-    """Return the input of a translator: the IHC, or the true H&E for the upper limit."""
-    if not translator.needs_he:
-        return tile["image"]
-    if tile.get("he") is None:
-        msg = (
-            f"{tile['name']}: has no aligned H&E, which the translator '{name}' needs; only simulated tissue has. "
-            "Leave it out of model.use.translators."
-        )
-        raise ConfigError(msg)
-    return tile["he"]
+def _tiles(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of a batch of lists."""
+    return [dict(zip(batch, entry, strict=True)) for entry in zip(*batch.values(), strict=True)]

@@ -17,7 +17,7 @@ from ihc2he.metrics.fidelity import Card
 from ihc2he.metrics.panoptic import aji, panoptic_stats
 from ihc2he.metrics.stain import CARDS as STAIN_CARDS
 from ihc2he.metrics.stain import stain_change
-from ihc2he.models.pipeline.inference import TileNuclei
+from ihc2he.models.pipeline.assembly import TileNuclei
 from ihc2he.nuclei.instances import centroids, instance_types, overlaps
 from ihc2he.stain.deconvolution import HE, IHC, separate
 

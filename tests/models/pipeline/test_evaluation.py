@@ -11,9 +11,10 @@ from ihc2he.errors import ConfigError
 from ihc2he.metrics.average_precision import average_precisions
 from ihc2he.metrics.bootstrap import differences, draw, intervals
 from ihc2he.metrics.keypoints import score_tile, scores, tabulate
-from ihc2he.models.pipeline.evaluation import MethodComparison, summary, type_map
-from ihc2he.models.pipeline.inference import TileNuclei
+from ihc2he.models.pipeline.assembly import TileNuclei
+from ihc2he.models.pipeline.evaluation import MethodComparison, summary
 from ihc2he.models.pipeline.method import Method
+from ihc2he.models.pipeline.types import type_map
 
 CLASSES = ["stroma", "epithelium", "other"]
 TYPES = ["round", "long"]

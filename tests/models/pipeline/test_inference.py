@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from ihc2he.images.masks import ink_mask
+from ihc2he.images.masks import find_ink
+from ihc2he.images.source import ArraySource
 from ihc2he.models.handover import Handover
-from ihc2he.models.pipeline.inference import assemble, divide, predict, submit
+from ihc2he.models.pipeline.assembly import Assembly, assemble
+from ihc2he.models.pipeline.inference import predict, submit
 from ihc2he.models.pipeline.segmenters import Classical, Segmenter
 from ihc2he.models.pipeline.translators import Identity, Translator
 from ihc2he.nuclei.classical import detect_nuclei, segment_nuclei
 from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.nuclei.targets import hv_maps
-from ihc2he.stain.white import white_point
+from ihc2he.stain.white import FULL, white_point
+from ihc2he.tiling.windows import divide
 
 
 class Shift(Translator):
@@ -140,14 +143,43 @@ def test_nuclei_under_ink_are_dropped_and_do_not_move_the_threshold():
     image, centres = discs(120, 160)
     tile = 240 - image[..., :1] // 2 * np.ones((1, 1, 3), np.uint8)
     tile[40:90] = (30, 50, 150)
-    ink_hw = ink_mask(tile, 0.5)
+    ink = find_ink(ArraySource(tile, 0.5), FULL)
+    ink_hw = ink.region(slice(None), slice(None))
     blocks = divide(*tile.shape[:2], 10_000, 0)
     with closing(Handover(0)) as pool:
         maps = predict(Identity(), {"s": Classical()}, tensor(tile), 0.5)["s"]
         parts = submit(pool, Classical(), maps, [white_point(tile)], [ink_hw])
-        _, nuclei = assemble(tile.shape[:2], blocks, parts, ink_hw)
+        _, nuclei = assemble(tile.shape[:2], blocks, parts, ink)
     outside = [(x, y) for x, y in centres if not 30 <= y <= 100]
     assert len(outside) > 2
     for x, y in outside:
         assert nuclei.inst_hw[round(y), round(x)] > 0
     assert not ink_hw[tuple(np.rint(nuclei.centres_n2).astype(int).T[::-1])].any()
+
+
+def test_strips_are_the_whole_and_final_when_they_leave():
+    image, _ = discs(330, 250)
+    blocks = divide(330, 250, 100, 24)
+    with closing(Handover(0)) as pool:
+        parts = []
+        for b in blocks:
+            maps = predict(Identity(), {"s": FromColour()}, tensor(image[b.rows, b.columns]), 0.25)["s"]
+            parts += submit(pool, FromColour(), maps)
+        he, nuclei = assemble(image.shape[:2], blocks, parts)
+        assembly = Assembly((330, 250), blocks)
+        strips = [(number, strip) for number, part in enumerate(parts) if (strip := assembly.add(part)) is not None]
+    columns = sum(block.rows == blocks[0].rows for block in blocks)
+    assert [number + 1 for number, _ in strips] == [columns * row for row in range(1, len(blocks) // columns + 1)]
+    top = count = 0
+    for _, strip in strips:
+        assert strip.top == top
+        top += len(strip.inst_hw)
+        assert np.array_equal(he[strip.top : top], strip.he)
+        assert np.array_equal(nuclei.inst_hw[strip.top : top], strip.inst_hw)
+        own = np.unique(strip.nuclei.inst_hw)[1:]
+        assert own.tolist() == list(range(count + 1, count + 1 + len(strip.nuclei.types_n)))
+        reach = strip.nuclei.inst_hw
+        there = nuclei.inst_hw[strip.top : strip.top + len(reach)]
+        assert np.array_equal(np.where(np.isin(there, own), there, 0), reach)  # with all of their pixels
+        count += len(own)
+    assert (top, count) == (330, len(nuclei.types_n))

@@ -5,7 +5,7 @@ import pytest
 
 from ihc2he.metrics.detection import confusion, detection_scores
 from ihc2he.metrics.panoptic import aji, panoptic_quality, panoptic_stats
-from ihc2he.models.pipeline.inference import TileNuclei
+from ihc2he.models.pipeline.assembly import TileNuclei
 from ihc2he.models.pipeline.truth import compare_with_truth, stain_counts, truth_cards, truth_scores
 from ihc2he.nuclei.instances import centroids, overlaps
 

@@ -1,0 +1,175 @@
+"""Images that are predicted block by block, and what is known of a whole image meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihc2he.errors import ConfigError
+from ihc2he.images.masks import Ink, find_ink
+from ihc2he.images.source import ArraySource, ImageSource
+from ihc2he.models.handover import Job
+from ihc2he.models.pipeline.assembly import Assembly, Strip
+from ihc2he.models.pipeline.inference import Part
+from ihc2he.models.pipeline.translators import Translator
+from ihc2he.stain.white import White
+from ihc2he.tiling.windows import Block
+
+
+class OpenImage:
+    """An image of which blocks are under way.
+
+    Args:
+        tile: the image as the data gives it: `name`, `mpp` and `image`, or `open`, which returns its source.
+        divide: from height, width and um/px to the blocks of an image.
+        translators: by name.
+        white: white point of the image; None: it is estimated.
+
+    Attributes:
+        source: the IHC.
+        inputs: what each translator starts from: the IHC, or the true H&E.
+        states: what each translator has prepared from its whole input.
+        whites: white point of the H&E of each translator.
+        strips: what methods have made so far, for whoever needs the whole.
+        failed: whether a part of the file could not be read, so that the rest is void.
+
+    Raises:
+        ConfigError: for a translator that needs aligned H&E where there is none.
+        DataError: if the image cannot be read.
+    """
+
+    def __init__(
+        self,
+        tile: Mapping[str, Any],
+        divide: Callable[[int, int, float], Sequence[Block]],
+        translators: Mapping[str, Translator],
+        white: White | None,
+    ) -> None:
+        self.tile = tile
+        self.mpp = float(tile["mpp"])
+        opened = tile.get("open")
+        self.source: ImageSource = opened() if opened else ArraySource(tile["image"], self.mpp, tile["name"])
+        self.inputs = {
+            name: ArraySource(_he(tile, name), self.mpp, tile["name"]) if own.needs_he else self.source
+            for name, own in translators.items()
+        }
+        if white is not None:
+            for source in (self.source, *self.inputs.values()):
+                source.white = white
+        height, width = self.source.shape
+        self.blocks = divide(height, width, self.mpp)
+        self.ink: Ink = find_ink(self.source)
+        self.states = {name: own.prepare(self.inputs[name]) for name, own in translators.items()}
+        self.whites = {name: own.white_of(self.inputs[name]) for name, own in translators.items()}
+        self.strips: list[dict[str, Strip]] = []
+        self.failed = False
+        self._assemblies: dict[str, Assembly] = {}
+        self._row: list[Piece] = []
+
+    def add(self, piece: Piece, blend: bool = True) -> dict[str, Strip]:
+        """Add the next block with its results; return what each method has made, if a row of blocks is complete.
+
+        Args:
+            piece: its jobs are waited for.
+            blend: whether the H&E is needed.
+        """
+        self._row = [*self._row, piece] if self._row and self._row[0].block.rows == piece.block.rows else [piece]
+        strips = {}
+        for method, part in piece.parts.items():
+            if method not in self._assemblies:
+                self._assemblies[method] = Assembly(self.source.shape, self.blocks, self.ink, blend)
+            strip = self._assemblies[method].add(part)
+            if strip is not None:
+                strips[method] = strip
+        return strips
+
+    def rows(self) -> NDArray[np.uint8]:
+        """Return the IHC of the last complete row of blocks, hxWx3."""
+        rows = self._row[0].block.rows
+        if isinstance(self.source, ArraySource):
+            return self.source.image[rows]
+        made = np.empty((rows.stop - rows.start, self.source.shape[1], 3), np.uint8)
+        for piece in self._row:
+            made[:, piece.block.columns] = piece.pixels
+        return made
+
+
+def _he(tile: Mapping[str, Any], translator: str) -> NDArray[np.uint8]:
+    """Return the true H&E of a tile."""
+    if tile.get("he") is None:
+        msg = (
+            f"{tile['name']}: has no aligned H&E, which the translator '{translator}' needs; only simulated tissue "
+            "has. Leave it out of model.use.translators."
+        )
+        raise ConfigError(msg)
+    return tile["he"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A block of an image, and the results that are promised for it.
+
+    Attributes:
+        image: that it is a part of.
+        number: which of its blocks.
+        pixels: the IHC, hxwx3 uint8.
+        parts: by method.
+    """
+
+    image: OpenImage
+    number: int
+    pixels: NDArray[np.uint8]
+    parts: dict[str, Part] = field(default_factory=dict)
+
+    @property
+    def block(self) -> Block:
+        """Where it lies."""
+        return self.image.blocks[self.number]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the image is complete with it."""
+        return self.number + 1 == len(self.image.blocks)
+
+    def jobs(self) -> list[Job]:
+        """Return what has to be done before the results are there."""
+        return [part.job for part in self.parts.values()]
+
+    def input_of(self, translator: str) -> NDArray[np.uint8]:
+        """Return what a translator starts from, hxwx3 uint8."""
+        source = self.image.inputs[translator]
+        return self.pixels if source is self.image.source else source.read(self.block.rows, self.block.columns)
+
+
+def pieces_of(image: OpenImage, number: int | None = None, pixels: NDArray[np.uint8] | None = None) -> list[Piece]:
+    """Return the blocks of an image.
+
+    Args:
+        image: the image.
+        number: only this block; None: all.
+        pixels: its IHC; None: it is read from the image.
+    """
+    numbers = range(len(image.blocks)) if number is None else [number]
+    return [
+        Piece(image, k, image.source.read(image.blocks[k].rows, image.blocks[k].columns) if pixels is None else pixels)
+        for k in numbers
+    ]
+
+
+def alike(pieces: Iterable[Piece], most: int) -> Iterator[list[Piece]]:
+    """Yield blocks that a network can take together: of one size and pixel size.
+
+    Args:
+        pieces: the blocks; those of an image stay in their order.
+        most: largest number of blocks at a time.
+    """
+    groups: dict[tuple[Any, ...], list[Piece]] = {}
+    for piece in pieces:
+        groups.setdefault((piece.pixels.shape, piece.image.mpp), []).append(piece)
+    for group in groups.values():
+        for start in range(0, len(group), most):
+            yield group[start : start + most]

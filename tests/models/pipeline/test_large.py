@@ -1,0 +1,171 @@
+"""Large images come and go block by block, with the files that the same blocks of a whole array give."""
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from ihc2he.callbacks.imagefiles import ImageFiles
+from ihc2he.callbacks.predictions import PredictionWriter
+from ihc2he.data import tiles as tiles_module
+from ihc2he.data.tiles import TilesDataModule
+from ihc2he.errors import DataError
+from ihc2he.images import masks
+from ihc2he.images import source as source_module
+from ihc2he.images.decoding import read_image
+from ihc2he.images.source import ArraySource
+from ihc2he.models.pipeline.module import Pipeline
+from ihc2he.models.pipeline.segmenters import Classical
+from ihc2he.models.pipeline.translators import Identity, Recolour
+
+KINDS = ("he", "instances", "geojson", "nuclei", "overlay")
+
+
+def tissue(height=700, width=430, seed=0):
+    """Return nuclei of two stains on glass at 0.5 um/px, and a green pen stroke."""
+    rng = np.random.default_rng(seed)
+    image = np.full((height, width, 3), (235, 228, 236), np.uint8)
+    for x, y in rng.uniform(0, (width, height), (500, 2)).astype(int).tolist():
+        colour = [(110, 105, 170), (120, 75, 45)][rng.integers(2)]
+        cv2.ellipse(image, (x, y), (9, 6), rng.integers(180), 0, 360, colour, -1)
+    image[:, 200:215] = (40, 140, 60)
+    return np.clip(image + rng.integers(-3, 4, image.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def predict(trainer, tmp_path):
+    """Return `predict(path, out)`, which predicts with blocks of 128 px and writes all files."""
+
+    def go(path, out, translator="recolour", **data):
+        translators = {"recolour": Recolour(1.7, 0.2, 0.22, 1.0), "none": Identity()}
+        use = {"translators": [translator], "segmenters": ["classical"]}
+        module = Pipeline(translators, {"classical": Classical()}, use, workers=0, block=128)
+        own = TilesDataModule(path=str(path), mpp=0.5, done=str(out / "done"), **({"num_workers": 0} | data))
+        trainer(callbacks=[PredictionWriter(str(out))]).predict(module, own, return_predictions=False)
+        return out
+
+    return go
+
+
+def saved(path, image):
+    if path.suffix == ".png":
+        cv2.imwrite(str(path), image[..., ::-1])
+    else:
+        tifffile.imwrite(path, image, photometric="rgb", tile=(64, 64), compression="zlib")
+    return path
+
+
+def contents(out):
+    return {path.relative_to(out).as_posix(): path.read_bytes() for kind in KINDS for path in (out / kind).glob("*")}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_block_by_block_gives_the_files_of_the_whole(suffix, workers, predict, tmp_path, monkeypatch):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for seed in range(3):
+        saved(folder / f"{seed}{suffix}", tissue(seed=seed))
+    expected = contents(predict(folder, tmp_path / "whole", num_workers=workers))
+    monkeypatch.setattr(tiles_module, "LARGE", 0)
+    found = contents(predict(folder, tmp_path / "blocks", num_workers=workers, batch_size=3))
+    assert len(expected) == 3 * len(KINDS)
+    assert found == expected
+
+
+def test_results_are_those_of_one_map(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles_module, "LARGE", 0)
+    image = tissue()
+    out = predict(saved(tmp_path / "a.tif", image), tmp_path / "out", "none")
+    inst_hw = cv2.imread(str(out / "instances/a.png"), cv2.IMREAD_UNCHANGED).astype(np.int32)
+    assert inst_hw.shape == image.shape[:2]
+    with (out / "nuclei/a.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["id"]) for row in rows] == list(range(1, inst_hw.max() + 1))
+    assert len(rows) > 200
+    for row in rows:
+        y, x = np.nonzero(inst_hw == int(row["id"]))
+        box = [int(row[f"{side}_px"]) for side in ("left", "top", "right", "bottom")]
+        assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        assert (float(row["x_px"]), float(row["y_px"])) == pytest.approx((x.mean(), y.mean()), abs=1e-3)
+        assert int(row["area_px2"]) == len(x)
+    features = json.loads((out / "geojson/a.geojson").read_text())["features"]
+    assert [feature["properties"]["name"] for feature in features] == [row["id"] for row in rows]
+    assert not (out / "he").exists()
+    assert 0.02 < json.loads((out / "done/a.json").read_text())["ink_share"] < 0.06
+
+
+def test_a_large_tiff_is_never_read_whole(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles_module, "LARGE", 0)
+    monkeypatch.setattr(masks, "_WHOLE_PX", 0)
+    monkeypatch.setattr(source_module, "_ROWS", 32)
+    path = saved(tmp_path / "a.tif", tissue())
+    seen = []
+    samples = source_module.tiff.samples
+
+    def counted(page, rows, columns):
+        seen.append((rows.stop - rows.start) * (columns.stop - columns.start))
+        return samples(page, rows, columns)
+
+    monkeypatch.setattr(source_module.tiff, "samples", counted)
+    monkeypatch.setattr(source_module, "read_image", None)
+    monkeypatch.setattr(source_module, "_WHITE_PX", 256)
+    predict(path, tmp_path / "out")
+    assert max(seen) <= 128 * 430
+
+
+@pytest.mark.parametrize("kind", ["region", "whole"])
+def test_an_image_with_a_damaged_part_leaves_nothing_and_the_others_go_on(kind, predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles_module, "LARGE", 0)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in "abc":
+        saved(folder / f"{name}.tif", tissue())
+    if kind == "region":  # the last tile but ten does not decode, in blocks other than the first
+        with tifffile.TiffFile(folder / "b.tif") as file:
+            offset, count = file.pages[0].dataoffsets[-10], file.pages[0].databytecounts[-10]
+        content = bytearray((folder / "b.tif").read_bytes())
+        content[offset : offset + count] = bytes(count)
+        (folder / "b.tif").write_bytes(content)
+    else:
+        (folder / "b.tif").write_bytes((folder / "b.tif").read_bytes()[:-50_000])
+    with pytest.raises(DataError, match=r"1 of 3 images could not be read: .*b\.tif"):
+        predict(folder, tmp_path / "out")
+    out = tmp_path / "out"
+    assert sorted(path.stem for path in out.glob("done/*.json")) == ["a", "c"]
+    assert sorted(path.stem for path in out.glob("he/*")) == ["a", "c"]
+    assert not list(out.rglob(".*part*"))
+
+
+def test_what_stops_midway_leaves_no_half_image(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles_module, "LARGE", 0)
+    add = ImageFiles.add
+
+    def full(self, strip):
+        if strip.top:
+            raise OSError(28, "No space left on device")
+        add(self, strip)
+
+    monkeypatch.setattr(ImageFiles, "add", full)
+    path = saved(tmp_path / "a.tif", tissue())
+    with pytest.raises(OSError, match="No space left"):
+        predict(path, tmp_path / "out")
+    files = {file.name for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert files == {".lock", "settings.json"}
+    monkeypatch.undo()
+    assert len(contents(predict(path, tmp_path / "out"))) == len(KINDS)
+
+
+def test_a_png_is_decoded_once_in_its_loading_process(tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(source_module, "read_image", lambda path: (decoded.append(path), read_image(path))[1])
+    tile = tiles_module.Tile("a", saved(tmp_path / "a.png", tissue(64, 64)), 0.5)
+    read = tiles_module._Reader(None)
+    first, second = (read(tiles_module.Piece(tile, k, slice(0, 32), slice(0, 32))) for k in (0, 1))
+    assert isinstance(first["open"](), ArraySource)
+    assert np.array_equal(first["open"]().whole(), tissue(64, 64))
+    assert (first["image"], second["image"], second["open"]) == (None, None, None)
+    assert len(decoded) == 1
