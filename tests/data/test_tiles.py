@@ -98,7 +98,7 @@ def test_nothing_found_is_an_error(folder, path):
 
 def test_two_files_of_one_name_are_both_named(folder, write_image, make_tile):
     write_image(folder / "a.tif", make_tile(9))
-    with pytest.raises(DataError, match=r"a\.tif: a\.png beside it has the same name"):
+    with pytest.raises(DataError, match=r"a\.tif: a\.png has the same name apart from the extension"):
         ready(folder)
 
 
