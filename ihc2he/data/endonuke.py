@@ -11,34 +11,29 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
 from ihc2he.data.download import download, unpack
+from ihc2he.data.endonuke_layout import CLASSES, Label, find_files, find_home, listed_labels, master_files, read_label
 from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
-from ihc2he.data.points import POLICIES, Faults, Point, PointTile, image_size, keep_good, read_point_tile
+from ihc2he.data.points import POLICIES, Faults, PointTile, image_size, keep_good, read_point_tile
 from ihc2he.data.stored import require
-from ihc2he.data.tables import by_name
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.files import exclusive
-from ihc2he.images.finding import find_images, regular_files
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
 
-CLASSES = ("stroma", "epithelium", "other")
 SIDE_UM = 100.0
 PUBLISHED_MPP = (0.5, 0.25)
 BLOCK_GAP = 50  # the largest gap found within a run of numbers is 22, the smallest between two runs 212
 TRUTH = {"inst": "instances", "type": "types", "he": "he"}  # folders of simulated tissue, by key of the batch
 URL = "https://www.ispras.ru/conf/endonuke/data.zip"
 LICENCE = "EndoNuke is licensed CC BY 4.0: cite Naumov et al., Data 2022, 7(6):75."
-
-_POINT = re.compile(r"\s*(-?\d{1,18})\s+(-?\d{1,18})\s+(-?\d{1,18})\s*", re.ASCII)  # int() also takes 1_000
 
 HOW_TO_GET = """\
 EndoNuke was not found under {root} ({found}).
@@ -50,14 +45,6 @@ Expected this tree, below {root} or a folder data in it:
   dataset/files_lists and master_ymls (optional): which tiles belong to unique, bulk, agreement and so on
 If it lies elsewhere, pass data.root=/path/to/endonuke.
 To try the program without it, pass data=endonuke_sim: simulated tissue in the same layout."""
-
-
-class Label(NamedTuple):
-    """The annotation and the tile of a label file; lists use the same names."""
-
-    split: str
-    annotator: str
-    number: int
 
 
 class EndoNukeDataModule(WholeTilesDataModule):
@@ -150,11 +137,11 @@ class EndoNukeDataModule(WholeTilesDataModule):
             found = ", ".join(sorted(p.name for p in self.root.iterdir())[:8]) if self.root.is_dir() else "no folder"
             raise DataError(HOW_TO_GET.format(root=self.root, found=f"found: {found or 'nothing'}", url=URL))
         faults = Faults(self.bad_labels, "Correct it, or pass data.bad_labels=skip to leave out and count such items.")
-        images, labels = _find(home, faults)
+        images, labels = find_files(home, faults)
         side_um, groups, self.truth_classes = _what_is_known(home, images)
         labels = self._of_annotators(labels)
         chosen = {label for label in self._chosen(home, labels, faults) if label.number in images}
-        annotations = _by_tile(labels, chosen, _listed(home, "unique") or set())
+        annotations = _by_tile(labels, chosen, listed_labels(home, "unique") or set())
 
         def tile(number: int) -> PointTile:
             image = images[number]
@@ -166,7 +153,7 @@ class EndoNukeDataModule(WholeTilesDataModule):
                 if name in readers:
                     name = f"{label.annotator} ({label.split})"
                     again.append(name)
-                readers[name] = keep_good(_read_points(labels[label], faults), size, labels[label], faults)
+                readers[name] = keep_good(read_label(labels[label], faults), size, labels[label], faults)
             reference_n3 = next(iter(readers.values()))
             mpp = self.mpp or _pixel_size(image, size, side_um)
             truth = {key: home / "truth" / folder / image.relative_to(home) for key, folder in TRUTH.items()}
@@ -197,14 +184,14 @@ class EndoNukeDataModule(WholeTilesDataModule):
 
     def _chosen(self, home: Path, labels: dict[Label, Path], faults: Faults) -> set[Label]:
         """Return the labels of the subset."""
-        listed = _listed(home, self.subset)
-        if listed is not None:
-            for split, annotator, number in sorted(listed - labels.keys()):
+        named = listed_labels(home, self.subset)
+        if named is not None:
+            for split, annotator, number in sorted(named - labels.keys()):
                 if self.annotators is None or annotator in self.annotators:
                     what = f"{home}: the list {self.subset} names {split}/{annotator}/{number}.txt, which is missing."
                     faults.add("listed labels without a file", what)
-            return listed & labels.keys()
-        lists = {path.stem for path in _master_files(home)}
+            return named & labels.keys()
+        lists = {path.stem for path in master_files(home)}
         if not lists and self.subset in ("unique", "everything"):
             return set(labels)
         splits = {label.split for label in labels}
@@ -231,14 +218,6 @@ class EndoNukeDataModule(WholeTilesDataModule):
             )
             raise ConfigError(msg)
         return {"test": test, "val": val}
-
-
-def find_home(root: Path) -> Path | None:
-    """Return the folder that has ``dataset/images`` and ``dataset/labels``: the root or its folder data; else None."""
-    for home in (root, root / "data"):
-        if all((home / "dataset" / name).is_dir() for name in ("images", "labels")):
-            return home
-    return None
 
 
 def fetch(root: Path) -> None:
@@ -315,27 +294,6 @@ def _what_is_known(home: Path, numbers: Iterable[int]) -> tuple[float, dict[int,
     return MPP * size, {number: f"case {number % CASES}" for number in numbers}, list(TYPES)
 
 
-def _find(home: Path, faults: Faults) -> tuple[dict[int, Path], dict[Label, Path]]:
-    """Return the images by number, and the label files, after reporting those without a partner."""
-    folder = home / "dataset" / "images"
-    images = {_number(path): path for path in by_name(folder, (folder / name for name in find_images(folder))).values()}
-    files = regular_files(sorted((home / "dataset" / "labels").glob("*/*/[!.]*.txt")))
-    labels = {Label(path.parts[-3], path.parts[-2], _number(path)): path for path in files}
-    for label, path in labels.items():
-        if label.number not in images:
-            faults.add("labels without an image", f"{path}: there is no image of tile {label.number}.")
-    for number in sorted(images.keys() - {label.number for label in labels}):
-        faults.add("images without a label", f"{images[number]}: there is no label file of tile {number}.")
-    return images, labels
-
-
-def _number(path: Path) -> int:
-    if not path.stem.isdecimal():
-        msg = f"{path}: expected the number of a tile as its name, such as 321{path.suffix}. Rename or remove it."
-        raise DataError(msg)
-    return int(path.stem)
-
-
 def _by_tile(labels: Iterable[Label], chosen: set[Label], first: set[Label]) -> dict[int, list[Label]]:
     """Return the labels of each tile, the reference first."""
 
@@ -347,63 +305,6 @@ def _by_tile(labels: Iterable[Label], chosen: set[Label], first: set[Label]) -> 
     for label in sorted(labels, key=rank):
         tiles.setdefault(label.number, []).append(label)
     return tiles
-
-
-def _master_files(home: Path) -> list[Path]:
-    return sorted((home / "master_ymls").glob("[!.]*.y*ml"))
-
-
-def _listed(home: Path, subset: str) -> set[Label] | None:
-    """Return the labels in a master file; None if there is no such file."""
-    master = next((path for path in _master_files(home) if path.stem == subset), None)
-    if master is None:
-        return None
-    try:
-        lists = OmegaConf.to_object(OmegaConf.load(master))["labels_lists"]  # type: ignore[index, call-overload]
-    except Exception as error:  # of several libraries
-        msg = f"{master}: no list labels_lists can be read ({error}). Download it again."
-        raise DataError(msg) from error
-    if not isinstance(lists, list) or not all(isinstance(name, str) for name in lists):
-        msg = f"{master}: labels_lists is {lists!r}, expected a list of files. Download it again."
-        raise DataError(msg)
-    return {label for name in lists for label in _read_list(master, home, name)}
-
-
-def _read_list(master: Path, home: Path, name: str) -> list[Label]:
-    """Return the labels in a list; its path may start at any folder above it."""
-    parts = Path(name).parts
-    places = (base / Path(*parts[k:]) for k in range(len(parts)) for base in (home, home / "dataset"))
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        msg = f"{master}: its list {name} is not below {home}. Complete the download, or choose a split as data.subset."
-        raise DataError(msg)
-    labels = []
-    for line in path.read_text(encoding="utf-8-sig", errors="replace").split():
-        file = Path(line)
-        if len(file.parts) < 3 or not file.stem.isdecimal():
-            msg = f"{path}: found {line!r}, expected label files such as dataset/labels/bulk/ptg1/321.txt."
-            raise DataError(msg)
-        labels.append(Label(file.parts[-3], file.parts[-2], int(file.stem)))
-    return labels
-
-
-def _read_points(path: Path, faults: Faults) -> list[Point]:
-    """Return the points of a label file."""
-    points = []
-    for i, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        if match := _POINT.fullmatch(line):
-            x, y, kind = map(int, match.groups())
-        else:
-            faults.add("lines that are no point", f"{path}, line {i}: {line[:40]!r}, expected whole numbers x y class.")
-            continue
-        if 0 <= kind < len(CLASSES):
-            points.append(Point(i, x, y, kind))
-        else:
-            known = ", ".join(f"{k} {name}" for k, name in enumerate(CLASSES))
-            faults.add("points of an unknown class", f"{path}, line {i}: class {kind}, expected {known}.")
-    return points
 
 
 def _pixel_size(image: Path, size: tuple[int, int], side_um: float) -> float:
