@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ihc2he.nuclei.decoders.base import find_and_vote
-from ihc2he.nuclei.decoders.centres import CentresDecoder, heat, maxima
+from ihc2he.nuclei.decoders.centres import CentresDecoder, heat
 from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.nuclei.instances import centroids
 from ihc2he.tiling.augmentation import VIEWS, turned
@@ -150,10 +150,25 @@ def test_the_heat_is_a_gaussian_of_one_micron(mpp):
     assert np.array_equal(centroids(inst), [[40, 40]])
 
 
-def test_of_maxima_that_are_too_close_the_greater_counts_and_a_plateau_is_one():
-    map_hw = np.zeros((40, 40), np.float32)
-    map_hw[10, 10], map_hw[10, 14], map_hw[30, 10] = 0.8, 0.9, 0.5
-    map_hw[30:32, 30:32] = 0.7
-    assert maxima(map_hw, 6, 0.3).tolist() == [[14, 10], [10, 30], [30, 30]]
-    assert maxima(map_hw, 3, 0.6).tolist() == [[10, 10], [14, 10], [30, 30]]
-    assert maxima(np.zeros((4, 4), np.float32), 6, 0.3).shape == (0, 2)
+def test_a_large_nucleus_with_several_uncertain_centres_is_one():
+    inst = np.zeros((120, 120), np.int32)
+    inst[20:80, 20:90] = 1
+    raw = raw_of(CentresDecoder(), inst)
+    several = np.zeros_like(inst)
+    for i, (y, x) in enumerate(((40, 38), (52, 56), (44, 74)), 1):
+        several[y, x] = i
+    heat_hw = 0.55 * heat(several, 0.25 / 6)  # wide, so that the heat between them stays high
+    raw["centre"] = torch.from_numpy(heat_hw).clamp(1e-6, 1 - 1e-6).logit()[None, None]
+    found = CentresDecoder().find(CentresDecoder().join(raw)[0].numpy(), 0.25)
+    assert np.array_equal(found.nuclei.inst_hw > 0, inst > 0)
+    assert len(found.centres_n2) == 1
+    assert found.scores_n[0] == pytest.approx(0.55, abs=0.03)
+
+
+def test_a_large_nucleus_may_have_a_faint_centre_and_a_small_one_may_not():
+    inst = np.zeros((60, 90), np.int32)
+    inst[10:30, 10:30], inst[30:36, 55:61] = 1, 2  # 25 and 2 um2
+    raw = raw_of(CentresDecoder(), inst)
+    raw["centre"] = torch.from_numpy(0.3 * heat(inst, 0.25)).clamp(1e-6, 1 - 1e-6).logit()[None, None]
+    found = CentresDecoder().find(CentresDecoder().join(raw)[0].numpy(), 0.25)
+    assert np.array_equal(found.nuclei.inst_hw > 0, inst == 1)
