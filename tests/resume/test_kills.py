@@ -11,8 +11,12 @@ import time
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 import torch
+
+from ihc2he.images.writing import write_png
+from ihc2he.stain.painting import paint
 
 KILLING = Path(__file__).with_name("killing.py")
 MODELS = ["cyclegan_bci", "hovernet_pannuke"]
@@ -65,10 +69,25 @@ def log(folder):
     return (folder / "killing.log").read_text()
 
 
-@pytest.mark.parametrize(("model", "step"), [("cyclegan_bci", 10), ("hovernet_pannuke", 12)])
-def test_a_kill_within_an_epoch_changes_no_bit(model, step, tmp_path):
-    run([], model, tmp_path / "whole")
-    assert [line["status"] for line in run([f"step:{step}"], model, tmp_path / "killed")] == [-9, 0]
+@pytest.fixture
+def painted(tmp_path):
+    """Options for crops that are painted like a tile."""
+    pink, nuclei = np.full((64, 64, 3), (220, 160, 200), np.uint8), np.zeros((64, 64), np.int32)
+    nuclei[20:40, 20:40] = 1
+    write_png(tmp_path / "ihc" / "tile.png", paint(pink, nuclei, 0.25, np.random.default_rng(0)))
+    return [f"data.augmentation.paint.{option}" for option in
+            ("share=0.6", f"reference={tmp_path / 'ihc'}", "reference_mpp=0.25")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "step", "paints"),
+    [("cyclegan_bci", 10, False), ("hovernet_pannuke", 12, False), ("hovernet_pannuke", 12, True)],
+)
+def test_a_kill_within_an_epoch_changes_no_bit(model, step, paints, painted, tmp_path):
+    more = painted if paints else []
+    run([], model, tmp_path / "whole", *more)
+    assert [line["status"] for line in run([f"step:{step}"], model, tmp_path / "killed", *more)] == [-9, 0]
+    assert (tmp_path / "killed" / "run" / "painted.png").is_file() == paints
     assert log(tmp_path / "killed").count("Continuing") == 1
     logged = [rows(tmp_path / folder) for folder in ("whole", "killed")]
     assert logged[0] == logged[1]
