@@ -293,6 +293,7 @@ def _scanned(look: Look, od_hws: Map, noise_m: Map, mpp: float) -> NDArray[np.ui
         shifted = [noise_m[k : k + size].reshape(image.shape[:2]) for k in (0, _SHIFT, 2 * _SHIFT)]
         image = cv2.add(image, np.float32(look.noise) * cv2.merge(shifted), dtype=cv2.CV_8U)
     if look.jpeg:
-        _, file = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, look.jpeg])
-        image = np.ascontiguousarray(cv2.imdecode(file, cv2.IMREAD_COLOR)[..., ::-1])  # type: ignore[index]
+        bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        _, file = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, look.jpeg])
+        image = cv2.cvtColor(cv2.imdecode(file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)  # type: ignore[arg-type]
     return image
