@@ -23,7 +23,7 @@ from ihc2he.stain.measuring import StainStatistics, measure
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the measurement; another version measures again
+VERSION = 2  # of the measurement; another version measures again
 FIELD = 128.0  # um, about the side of the parts into which an image is cut
 _KEY = "data.augmentation.paint"
 

@@ -19,9 +19,10 @@ Range = tuple[float, float]
 SITES: tuple[Site, ...] = ("nucleus", "membrane", "cytoplasm")
 _VECTORS = ("hematoxylin", "dab")
 _MEMBRANOUS, _COMPACT = 0.6, 0.8  # of `StainStatistics.solid`: below the one membranes, above the other none
-_DIFFUSE = 0.4  # of the background as a share of the strength: above it the marker is not confined
+_AROUND = 0.03  # of `StainStatistics.enclosed`: above it the marker is around nuclei
 # What has to be painted for a unit to be measured: dense DAB scatters, and nuclei have pale outlines.
 _AS_MEASURED = {"strength": 0.9, "counterstain": 1.15}
+_THIN = 1.4  # of what is painted around nuclei, as it is thin or uneven
 _JITTER = 0.15  # of the logarithm of a measured amount
 
 
@@ -139,7 +140,7 @@ class Ranges:
     completeness: Range = (0.2, 1.2)
     background: Range = (0.0, 0.3)
     unevenness: Range = (0.0, 0.4)
-    grain: Range = (0.0, 0.5)
+    grain: Range = (0.0, 0.3)
     stroma: Range = (0.02, 0.12)
     warmth: Range = (0.2, 0.8)
     scatter: Range = (0.2, 1.0)
@@ -222,15 +223,17 @@ def look_like(tile: StainStatistics, ranges: Ranges, rng: np.random.Generator) -
     for name in ("counterstain", "strength", "spread", "background"):
         if (amount := getattr(tile, name)) is not None:
             own[name] = amount * _AS_MEASURED.get(name, 1.0) * float(np.exp(rng.normal(0, _JITTER)))
-    if tile.strength is None or tile.solid is None:
+    if tile.strength is None or tile.solid is None or tile.enclosed is None:
         return replace(drawn, **own, positive=0.0)
-    if tile.background > _DIFFUSE * tile.strength:  # the marker is in most of the tissue
-        own |= {"background": 0.0, "leak": tile.background / tile.strength}
-        own["site"] = "membrane" if rng.random() < 0.5 else "cytoplasm"
-    elif tile.solid < _MEMBRANOUS:
+    if tile.solid < _MEMBRANOUS:
         own["site"] = "membrane"
+    elif tile.enclosed > _AROUND:
+        own["site"] = "membrane" if rng.random() < 0.5 else "cytoplasm"
     elif tile.solid > _COMPACT:
         own |= {"site": "nucleus", "positive": float(np.clip(tile.positive + rng.normal(0, 0.1), 0, 1))}
+    if own.get("site") in ("membrane", "cytoplasm"):  # what is between is in the cells
+        own |= {"background": own["background"] * rng.random(), "leak": tile.background / tile.strength}
+        own["strength"] *= _THIN
     return replace(drawn, **own)
 
 

@@ -23,7 +23,8 @@ _LEAST = 0.005  # share of the tissue that shows a stain's own colour
 _BLUE_NUCLEUS = 0.1  # hematoxylin of a nucleus
 _POSITIVE = 0.15  # DAB of a positive pixel
 _FINE = 0.9  # um, radius of an opening that membranes do not survive and nuclei do
-_SMOOTH = 0.3  # um
+_SMOOTH, _GAP = 0.3, 0.75  # um; gaps in membranes up to twice as wide are closed
+_NUCLEUS = (6.0, 200.0)  # um^2, area of what may be a nucleus
 _LEAST_TISSUE = 0.02  # share of a tile
 
 
@@ -41,6 +42,7 @@ class StainStatistics:
         spread: standard deviation of the logarithm of DAB there; None where there are none.
         background: median DAB of the tissue that is neither.
         solid: share of the brown pixels in pieces wider than membranes; None where there are none.
+        enclosed: area of blue pieces as large as nuclei within brown, relative to the brown; None where there is none.
     """
 
     glass: Vector
@@ -52,6 +54,7 @@ class StainStatistics:
     spread: float | None
     background: float
     solid: float | None
+    enclosed: float | None
 
 
 def measure(image: NDArray[np.uint8], mpp: float) -> StainStatistics | None:
@@ -87,6 +90,7 @@ def measure(image: NDArray[np.uint8], mpp: float) -> StainStatistics | None:
         spread=float(np.log(amount_n).std()) if some_brown else None,
         background=max(float(np.median(dab_hw[pale_hw])), 0.0) if pale_hw.any() else 0.0,
         solid=_solid_share(brown_hw, mpp) if some_brown else None,
+        enclosed=_enclosed_share(brown_hw, h_hw, dab_hw, mpp) if some_brown else None,
     )
 
 
@@ -115,10 +119,28 @@ def _otsu(values_n: NDArray[np.float32]) -> float:
 
 
 def _solid_share(brown_hw: NDArray[np.bool_], mpp: float) -> float:
-    side = 2 * max(1, round(_FINE / mpp)) + 1
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-    opened_hw = cv2.morphologyEx(brown_hw.astype(np.uint8), cv2.MORPH_OPEN, disc)
+    opened_hw = cv2.morphologyEx(brown_hw.astype(np.uint8), cv2.MORPH_OPEN, _disc(_FINE / mpp))
     return float(opened_hw.sum() / brown_hw.sum())
+
+
+def _enclosed_share(brown_hw: NDArray[np.bool_], h_hw: Map, dab_hw: Map, mpp: float) -> float:
+    """Return the area of blue holes in the brown: nuclei within membranes or cytoplasm have it, brown nuclei do not."""
+    closed_hw = cv2.morphologyEx(brown_hw.astype(np.uint8), cv2.MORPH_CLOSE, _disc(_GAP / mpp))
+    count, piece_hw, box_n5, _ = cv2.connectedComponentsWithStats(1 - closed_hw, connectivity=4)
+    left_n, top_n, width_n, height_n, area_n = box_n5.T
+    height, width = brown_hw.shape
+    inner_n = (left_n > 0) & (top_n > 0) & (left_n + width_n < width) & (top_n + height_n < height)
+    blue_n, h_n = (
+        np.bincount(piece_hw.ravel(), values_hw.ravel(), count) / area_n for values_hw in (h_hw > 0.5 * dab_hw, h_hw)
+    )
+    least, most = (area / mpp**2 for area in _NUCLEUS)
+    hole_n = inner_n & (area_n > least) & (area_n < most) & (blue_n > 0.5) & (h_n > 0.5 * _BLUE_NUCLEUS)
+    return float(area_n[hole_n].sum() / brown_hw.sum())
+
+
+def _disc(radius: float) -> NDArray[np.uint8]:
+    side = 2 * max(1, round(radius)) + 1
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)).astype(np.uint8)
 
 
 def most_similar(of: StainStatistics, among: Sequence[StainStatistics], count: int) -> list[int]:
@@ -139,5 +161,5 @@ def most_similar(of: StainStatistics, among: Sequence[StainStatistics], count: i
 
 def _numbers(one: StainStatistics) -> NDArray[np.float64]:
     nothing = (np.nan,) * 3
-    single = (one.counterstain, one.positive, one.strength, one.background, one.solid)
+    single = (one.counterstain, one.positive, one.strength, one.background, one.solid, one.enclosed)
     return np.array([*one.glass, *(one.hematoxylin or nothing), *(one.dab or nothing), *single], np.float64)

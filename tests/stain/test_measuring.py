@@ -56,6 +56,14 @@ def test_membranes_are_told_from_nuclei():
     assert membranous < 0.5 < 0.8 < nuclear
 
 
+def test_nuclei_within_complete_membranes_are_told_from_brown_nuclei():
+    around = [
+        measure(simulated(seed, marker=Marker("membrane", 3), tissue=BREAST)[1], 0.5).enclosed for seed in range(3)
+    ]
+    assert np.median(around) > 0.1
+    assert max(measure(simulated(seed)[1], 0.5).enclosed for seed in range(3)) < 0.03
+
+
 def test_of_an_empty_tile_nothing_is_measured():
     assert measure(np.full((64, 64, 3), 240, np.uint8), 0.5) is None
 
@@ -70,7 +78,7 @@ def test_without_brown_there_is_no_dab():
 
 TILE = StainStatistics(
     glass=(0.9, 0.91, 0.92), hematoxylin=(0.8, 0.5, 0.33), dab=(0.3, 0.55, 0.78), counterstain=0.25, positive=0.7,
-    strength=0.8, spread=0.3, background=0.05, solid=0.95,
+    strength=0.8, spread=0.3, background=0.05, solid=0.95, enclosed=0.0,
 )  # fmt: skip
 
 
@@ -88,7 +96,7 @@ def test_a_look_like_a_tile_has_its_stains():
 
 
 @pytest.mark.parametrize(
-    ("measured", "sites"), [({"solid": 0.3}, {"membrane"}), ({"background": 0.5}, {"membrane", "cytoplasm"})]
+    ("measured", "sites"), [({"solid": 0.3}, {"membrane"}), ({"enclosed": 0.2}, {"membrane", "cytoplasm"})]
 )
 def test_a_look_like_a_tile_has_its_marker_where_the_tile_has(measured, sites):
     tile = replace(TILE, **measured)
