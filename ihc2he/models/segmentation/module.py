@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -291,7 +292,7 @@ class NucleiSegmenter(Task):
         if locate(self.scheduler_node["_target_"]) is not OneCycleLR:
             return [optimizer], [build(self.scheduler_node, LRScheduler, optimizer=optimizer)]
         peaks = [group["lr"] for group in optimizer.param_groups]
-        steps = int(self.trainer.estimated_stepping_batches) - self.trainer.global_step
+        steps, _ = self._steps_left()
         cycle = build(self.scheduler_node, OneCycleLR, optimizer=optimizer, max_lr=peaks, total_steps=steps)
         return [optimizer], [{"scheduler": cycle, "interval": "step"}]
 
@@ -301,16 +302,28 @@ class NucleiSegmenter(Task):
         Raises:
             ConfigError: if it would end earlier, because a continued run was made longer.
         """
-        wanted = int(self.trainer.estimated_stepping_batches) - self.trainer.global_step
-        for config in self.trainer.lr_scheduler_configs:
-            cycle = config.scheduler
-            if isinstance(cycle, OneCycleLR) and wanted > cycle.total_steps - cycle.last_epoch:
+        cycles = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        for cycle in [cycle for cycle in cycles if isinstance(cycle, OneCycleLR)]:
+            wanted, per_epoch = self._steps_left()
+            left = cycle.total_steps - cycle.last_epoch
+            if wanted - left >= per_epoch:  # less is the part of an epoch before the checkpoint
                 msg = (
-                    f"model.scheduler: the cycle of the continued run has {cycle.total_steps - cycle.last_epoch} steps "
-                    f"left, and trainer.max_epochs={self.trainer.max_epochs} makes {wanted}. Continue with the "
-                    "former number of epochs, or begin another run."
+                    f"model.scheduler: the cycle of the continued run has {left} steps left, and "
+                    f"trainer.max_epochs={self.trainer.max_epochs} makes {wanted}. Continue with the former number of "
+                    "epochs, or begin another run."
                 )
                 raise ConfigError(msg)
+
+    def _steps_left(self) -> tuple[int, int]:
+        """Return the steps from the start of this epoch to the end of the training, and those of an epoch.
+
+        They are counted by epochs where there is a number of them, because two phases may have other batches.
+        """
+        steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or -1
+        if epochs < 1:
+            return steps - self.trainer.global_step, 1
+        per_epoch = math.ceil(steps / epochs)
+        return min(steps, per_epoch * (epochs - self.trainer.current_epoch)), per_epoch
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of crops.

@@ -1,11 +1,14 @@
 """The light U-Net as a segmenter: decoders, schedule, averaged weights, and continuing exactly."""
 
+import contextlib
+
 import pytest
 import torch
 from lightning.pytorch import Callback
 
 from ihc2he.callbacks.averaging import AveragedWeights
 from ihc2he.callbacks.checkpoint import LastCheckpoint
+from ihc2he.callbacks.finetuning import TwoPhases
 from ihc2he.errors import ConfigError
 from ihc2he.models.segmentation.loading import load_segmenter
 from ihc2he.models.segmentation.unet.module import UNetSegmenter
@@ -68,6 +71,24 @@ def test_one_cycle_reaches_both_learning_rates_and_ends_near_0(fit, data):
     assert max(rates.rates) == pytest.approx([3e-3, 1e-3])
     assert rates.rates[5] == max(rates.rates)
     assert rates.rates[-1][0] < 3e-4
+
+
+def test_the_second_phase_has_a_cycle_of_its_own_that_ends_with_the_training(fit, data, tmp_path):
+    phases, rates = TwoPhases(2, batch_size=1), Rates()
+    fit(segmenter(), data(), phases, rates, LastCheckpoint(str(tmp_path)), max_epochs=4)
+    first, second = rates.rates[:4], rates.rates[4:]
+    assert len(second) == 8  # batches of half the size
+    assert first[-1][0] > 1e-3
+    assert max(second) == pytest.approx([3e-3, 1e-3])
+    assert second[-1][0] < 6e-4
+    again = Rates()
+    (tmp_path / "stopped").mkdir()
+    stopped = LastCheckpoint(str(tmp_path / "stopped"))
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        fit(segmenter(), data(), TwoPhases(2, batch_size=1), Rates(8), stopped, max_epochs=4)
+    ckpt = str(tmp_path / "stopped" / "last.ckpt")
+    fit(segmenter(), data(), TwoPhases(2, batch_size=1), again, max_epochs=4, ckpt_path=ckpt)
+    assert again.rates == second[4:]
 
 
 @pytest.mark.parametrize("stop", [4, 8])
