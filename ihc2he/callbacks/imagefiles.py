@@ -54,6 +54,7 @@ class ImageFiles:
         withdraw(out, first.name)
         self._out, self._name, self._shape = out, first.name, first.whole_shape
         self._write, self._thresholds, self._fingerprint = write, thresholds, fingerprint
+        self._stat = Path(first.path).stat()  # before the last strip, so that a later change is seen next time
         self._open = ExitStack()
         self._he: PngRows | None = None
         if "he" in write and first.he is not None:
@@ -124,13 +125,12 @@ class ImageFiles:
                 "%s: ink covers %.0f %% of the image; nuclei under it are not counted, nor is its area.",
                 last.path, 100 * last.ink_share,
             )  # fmt: skip
-        stat = Path(last.path).stat()
         counts = count_by_class(table, last.classes, self._thresholds)
         record = {
             "source": str(Path(last.path).absolute()),
             "mpp": last.mpp,
-            "size": stat.st_size,
-            "mtime_ns": stat.st_mtime_ns,
+            "size": self._stat.st_size,
+            "mtime_ns": self._stat.st_mtime_ns,
             "settings": self._fingerprint,
             "files": [file.relative_to(self._out).as_posix() for file in files],
             "white": list(last.white),
@@ -165,6 +165,13 @@ def withdraw(out: Path, name: str) -> None:
         done.unlink()
         for file in files:
             (out / file).unlink(missing_ok=True)
+
+
+def sweep(out: Path) -> None:
+    """Delete the half-written files that a killed run has left; no other run may be writing."""
+    for kind in (*KINDS, "done"):
+        for file in (out / kind).glob("**/.*.[0-9]*.part.*"):
+            file.unlink()
 
 
 def done_file(out: Path, name: str) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ihc2he.callbacks.imagefiles import KINDS, ImageFiles, read_json, withdraw, write_json
+from ihc2he.callbacks.imagefiles import KINDS, ImageFiles, read_json, sweep, withdraw, write_json
 from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.files import exclusive, write_csv
 from ihc2he.nuclei.counts import THRESHOLDS, Counts, check_thresholds, pooled
@@ -61,7 +61,7 @@ class PredictionWriter(Callback):
         self._pending: deque[tuple[Future[ImageFiles], int]] = deque()
         self._begun: dict[str, Future[ImageFiles]] = {}  # images of which strips are to come, with their last job
         self._written = 0
-        self._failed: list[dict[str, str]] = []
+        self._failed: dict[str, dict[str, str]] = {}  # by name
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Lock the folder, on the first rank.
@@ -75,7 +75,7 @@ class PredictionWriter(Callback):
         self._settings = json.loads(json.dumps(settings))  # as it will be when read from the file
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
         self._pending.clear()
-        self._written, self._failed = 0, []
+        self._written, self._failed = 0, {}
         problem = self._claim() if trainer.is_global_zero else None
         problem = trainer.strategy.broadcast(problem)  # so that no rank waits for one that has stopped
         if problem:
@@ -98,6 +98,7 @@ class PredictionWriter(Callback):
             if before.get(key) != self._settings.get(key)
         ]
         if not different:
+            sweep(self.out)
             return None
         return (
             f"out={self.out} was begun with other settings: {'; '.join(different)}. Images of both would not be "
@@ -116,6 +117,8 @@ class PredictionWriter(Callback):
         predictions: Iterable[Prediction] = outputs
         for prediction in predictions:
             name = prediction.name
+            if name in self._failed:
+                continue
             before = self._begun.pop(name, None)
             error = prediction.error or (None if before else self._too_long(name))
             if error is not None:
@@ -123,7 +126,7 @@ class PredictionWriter(Callback):
                     before.result().abandon()
                 if prediction.error is not None:
                     withdraw(self.out, name)
-                self._failed.append({"name": name, "path": prediction.path, "error": error})
+                self._failed[name] = {"name": name, "path": prediction.path, "error": error}
                 continue
             assert prediction.image is not None
             assert self._pool is not None
@@ -175,7 +178,7 @@ class PredictionWriter(Callback):
             return
         self._wait(0)
         self._close()
-        parts = from_all_ranks((self._written, self._failed))
+        parts = from_all_ranks((self._written, list(self._failed.values())))
         if not trainer.is_global_zero:
             return
         write_csv(self.out / "summary.csv", summary(self.out), SUMMARY)
@@ -199,10 +202,10 @@ class PredictionWriter(Callback):
 
     def _close(self) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown()
             self._pool = None
         for job in self._begun.values():
-            if not job.cancelled() and job.exception() is None:
+            if job.exception() is None:
                 job.result().abandon()
         self._begun.clear()
 

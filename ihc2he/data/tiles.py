@@ -32,11 +32,13 @@ class Tile(NamedTuple):
         name: its path in the given folder, without extension.
         path: of the file.
         mpp: um/px.
+        version: size in bytes and time of the last change of the file that its blocks are of; None: of any.
     """
 
     name: str
     path: Path
     mpp: float
+    version: tuple[int, int] | None = None
 
 
 class Piece(NamedTuple):
@@ -61,9 +63,10 @@ class TilesDataModule(WholeTilesDataModule):
     A batch has the keys ``name``, ``image`` (HxWx3 uint8 RGB), ``mpp``, ``path`` and ``error``, each a list. An image
     that cannot be read is None and has a text under ``error``, which is None for the others.
 
-    A file from 8 MB on comes block by block, in their order, if the model divides images of its size. Then ``block`` is
-    the block's number, ``image`` its pixels, or None where the file cannot be read by region, and the first block has
-    under ``open`` a function that returns the `ImageSource`; both are None for all others.
+    A file from 8 MB on, or of any size with an own ``source``, comes block by block, in their order, if the model
+    divides images of its size. Then ``block`` is the block's number, ``image`` its pixels, or None where the file
+    cannot be read by region, and the first block has under ``open`` a function that returns the `ImageSource`; both
+    are None for all others. A file that is changed after it was divided is an error.
 
     Args:
         path: a file, a folder (searched with its sub-folders) or a glob.
@@ -138,12 +141,16 @@ class TilesDataModule(WholeTilesDataModule):
 
     def _pieces(self, tile: Tile) -> list[Piece]:
         """Return the blocks of a large image, or the whole of a small one."""
-        if self.trainer is None or tile.path.stat().st_size < LARGE:
+        if self.trainer is None:
             return [Piece(tile)]
         try:
+            size, changed = _version(tile.path)
+            if size < LARGE and self.source is None:
+                return [Piece(tile)]
+            tile = tile._replace(version=(size, changed))
             source = _opened(self.source, tile)
-        except DataError:
-            return [Piece(tile)]  # reading it shows what is wrong
+        except (DataError, OSError):
+            return [Piece(tile._replace(version=None))]  # reading it shows what is wrong
         blocks = self.trainer.lightning_module.divide(*source.shape, tile.mpp)  # type: ignore[operator]  # of Task
         if len(blocks) <= 1:
             return [Piece(tile)]
@@ -241,7 +248,15 @@ class _Reader:
         return {"open": partial(ArraySource, source.whole(), piece.tile.mpp, str(piece.tile.path))}
 
 
+def _version(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
 def _opened(node: dict[str, Any] | None, tile: Tile) -> ImageSource:
+    if tile.version is not None and tile.path.exists() and _version(tile.path) != tile.version:
+        msg = f"{tile.path}: was changed while it was being read. Repeat the command when it is complete."
+        raise DataError(msg)
     if node is None:
         return FileSource(tile.path, tile.mpp)
     return build(node, ImageSource, path=str(tile.path), mpp=tile.mpp)  # type: ignore[type-abstract]

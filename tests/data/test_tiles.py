@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,8 @@ from ihc2he.data import tiles as module
 from ihc2he.data.evaluation import TileLoader, Tiles
 from ihc2he.data.tiles import TilesDataModule, find_files
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.source import ImageSource
+from ihc2he.tiling.windows import divide
 
 
 @pytest.fixture
@@ -294,3 +297,23 @@ def test_an_error_of_a_loading_process_comes_as_it_is(num_workers):
 
 def test_files_come_below_the_fixed_part_of_a_glob(folder):
     assert find_files(str(folder / "d*" / "*.jpg")) == (folder, [folder / "deep" / "b.jpg"])
+
+
+class Listed(ImageSource):
+    """An image of which the file says only the size."""
+
+    def __init__(self, path, mpp):
+        self.name, self.mpp, self.shape = path, mpp, tuple(map(int, Path(path).read_text().split()))
+
+    def read(self, rows, columns, level=0):
+        return np.zeros((rows.stop - rows.start, columns.stop - columns.start, 3), np.uint8)
+
+
+def test_an_own_source_comes_block_by_block_however_small_its_file(tmp_path):
+    (tmp_path / "a.txt").write_text("100 50")
+    data = ready(tmp_path / "a.txt", source={"_target_": f"{__name__}.Listed"})
+    model = SimpleNamespace(divide=lambda height, width, mpp: divide(height, width, 64, 16))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, lightning_module=model)
+    batches = list(data.predict_dataloader())
+    assert [batch["block"] for batch in batches] == [[0], [1]]
+    assert [batch["image"][0].shape for batch in batches] == [(64, 50, 3)] * 2

@@ -118,7 +118,6 @@ class Pipeline(Task):
         }
         self.handover: Handover[Piece] = Handover(workers)
         self._large: dict[str, OpenImage] = {}
-        self._failed: set[str] = set()
 
     @property
     def pairs(self) -> list[Method]:
@@ -205,8 +204,8 @@ class Pipeline(Task):
         pieces: list[Piece] = []
         failed: list[Prediction] = []
         for tile in _tiles(batch):
-            if tile["name"] in self._failed:
-                continue
+            if tile.get("block") and tile["name"] not in self._large:
+                continue  # of an image that failed before
             error = tile["error"]
             if error is None:
                 try:
@@ -241,9 +240,9 @@ class Pipeline(Task):
 
     def _failure(self, tile: Mapping[str, Any], error: str) -> Prediction:
         """Return the error of an image, of which nothing more is to be predicted."""
-        self._failed.add(tile["name"])
-        if tile["name"] in self._large:
-            self._large.pop(tile["name"]).failed = True
+        opened = self._large.pop(tile["name"], None)
+        if opened is not None:
+            opened.failed = True
         return Prediction(tile["name"], tile["path"], error, None, None, None, 0.0, [])
 
     def _prediction(self, image: OpenImage, strip: Strip) -> Prediction:

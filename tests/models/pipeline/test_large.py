@@ -2,11 +2,15 @@
 
 import csv
 import json
+import os
+import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import tifffile
+from lightning.pytorch import Callback
 
 from ihc2he.callbacks.imagefiles import ImageFiles
 from ihc2he.callbacks.predictions import PredictionWriter
@@ -39,12 +43,12 @@ def tissue(height=700, width=430, seed=0):
 def predict(trainer, tmp_path):
     """Return `predict(path, out)`, which predicts with blocks of 128 px and writes all files."""
 
-    def go(path, out, translator="recolour", **data):
+    def go(path, out, translator="recolour", module=None, callbacks=(), **data):
         translators = {"recolour": Recolour(1.7, 0.2, 0.22, 1.0), "none": Identity()}
         use = {"translators": [translator], "segmenters": ["classical"]}
-        module = Pipeline(translators, {"classical": Classical()}, use, workers=0, block=128)
+        module = module or Pipeline(translators, {"classical": Classical()}, use, workers=0, block=128)
         own = TilesDataModule(path=str(path), mpp=0.5, done=str(out / "done"), **({"num_workers": 0} | data))
-        trainer(callbacks=[PredictionWriter(str(out))]).predict(module, own, return_predictions=False)
+        trainer(callbacks=[*callbacks, PredictionWriter(str(out))]).predict(module, own, return_predictions=False)
         return out
 
     return go
@@ -157,6 +161,97 @@ def test_what_stops_midway_leaves_no_half_image(predict, tmp_path, monkeypatch):
     assert files == {".lock", "settings.json"}
     monkeypatch.undo()
     assert len(contents(predict(path, tmp_path / "out"))) == len(KINDS)
+
+
+class Stop(Callback):
+    """Stops a run after some batches, while their files are being written."""
+
+    def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx, *args):
+        if batch_idx == 9:
+            raise RuntimeError("stopped")
+
+
+def test_what_stops_while_strips_wait_leaves_no_half_image(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles_module, "LARGE", 0)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    add = ImageFiles.add
+    monkeypatch.setattr(ImageFiles, "add", lambda self, strip: (time.sleep(0.5), add(self, strip)))
+    with pytest.raises(RuntimeError, match="stopped"):
+        predict(saved(tmp_path / "a.tif", tissue(2000, 130)), tmp_path / "out", callbacks=[Stop()])
+    assert not [file for kind in (*KINDS, "done") for file in (tmp_path / "out").glob(f"{kind}/*")]
+
+
+def test_what_a_killed_run_left_is_deleted_by_the_next(predict, tmp_path):
+    path = saved(tmp_path / "a.tif", tissue(64, 64))
+    out = predict(path, tmp_path / "out")
+    left = out / "he" / ".b.12345.part.png"
+    left.touch()
+    predict(path, out)
+    assert not left.exists()
+    assert len(contents(out)) == len(KINDS)
+
+
+def test_an_image_that_changes_under_way_is_predicted_again(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles_module, "LARGE", 0)
+    path = saved(tmp_path / "a.tif", tissue())
+    finish = ImageFiles._finish
+    later = path.stat().st_mtime_ns + 10**9
+
+    def changed(self, strip):
+        os.utime(path, ns=(later, later))
+        finish(self, strip)
+
+    monkeypatch.setattr(ImageFiles, "_finish", changed)
+    done = predict(path, tmp_path / "out") / "done/a.json"
+    assert json.loads(done.read_text())["mtime_ns"] == later - 10**9
+    predict(path, tmp_path / "out")
+    assert json.loads(done.read_text())["mtime_ns"] == later
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "error"),
+    [
+        ("predict_dataloader", lambda path: saved(path, tissue(300, 300)), "was changed"),
+        ("predict_dataloader", Path.unlink, "cannot be read"),
+        ("setup", Path.unlink, "cannot be read"),
+    ],
+)
+def test_an_image_that_another_replaces_or_that_vanishes_is_named(step, change, error, predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles_module, "LARGE", 0)
+    for name in "ab":
+        saved(tmp_path / f"{name}.tif", tissue())
+    whole = getattr(TilesDataModule, step)
+
+    def then_changed(self, **given):
+        result = whole(self, **given)
+        change(tmp_path / "b.tif")
+        return result
+
+    monkeypatch.setattr(TilesDataModule, step, then_changed)
+    with pytest.raises(DataError, match=r"1 of 2 images could not be read: .*b\.tif"):
+        predict(tmp_path / "*.tif", tmp_path / "out")
+    with (tmp_path / "out/failed.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert error in row["error"]
+    assert [path.stem for path in tmp_path.glob("out/done/*")] == ["a"]
+
+
+def test_a_name_too_long_counts_once(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles_module, "LARGE", 0)
+    with pytest.raises(DataError, match="1 of 1 images"):
+        predict(saved(tmp_path / f"{'a' * 245}.tif", tissue()), tmp_path / "out")
+
+
+def test_a_mended_image_is_predicted_by_the_same_module(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles_module, "LARGE", 0)
+    use = {"translators": ["none"], "segmenters": ["classical"]}
+    module = Pipeline({"none": Identity()}, {"classical": Classical()}, use, workers=0, block=128)
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="1 of 1 images"):
+        predict(path, tmp_path / "out", module=module)
+    saved(path, tissue())
+    assert (predict(path, tmp_path / "out", module=module) / "nuclei/a.csv").is_file()
 
 
 def test_a_png_is_decoded_once_in_its_loading_process(tmp_path, monkeypatch):
