@@ -1,4 +1,5 @@
 import csv
+import errno
 
 import pytest
 
@@ -56,3 +57,9 @@ def test_a_text_is_utf_8_and_replaces_the_former_one(tmp_path):
         write_text(tmp_path / "a.txt", text)
     assert (tmp_path / "a.txt").read_bytes() == "0.5 µm\n".encode()
     assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.png'"), complete(tmp_path / "a.png"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())

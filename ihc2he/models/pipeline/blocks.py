@@ -68,7 +68,7 @@ class OpenImage:
         self.strips: list[dict[str, Strip]] = []
         self.failed = False
         self._assemblies: dict[str, Assembly] = {}
-        self._row: list[Piece] = []
+        self._row: list[tuple[Block, NDArray[np.uint8]]] = []  # no pieces: a cycle would keep the image in memory
 
     def add(self, piece: Piece, blend: bool = True) -> dict[str, Strip]:
         """Add the next block with its results; return what each method has made, if a row of blocks is complete.
@@ -77,7 +77,9 @@ class OpenImage:
             piece: its jobs are waited for.
             blend: whether the H&E is needed.
         """
-        self._row = [*self._row, piece] if self._row and self._row[0].block.rows == piece.block.rows else [piece]
+        if self._row and self._row[0][0].rows != piece.block.rows:
+            self._row = []
+        self._row.append((piece.block, piece.pixels))
         strips = {}
         for method, part in piece.parts.items():
             if method not in self._assemblies:
@@ -89,12 +91,12 @@ class OpenImage:
 
     def rows(self) -> NDArray[np.uint8]:
         """Return the IHC of the last complete row of blocks, hxWx3."""
-        rows = self._row[0].block.rows
+        rows = self._row[0][0].rows
         if isinstance(self.source, ArraySource):
             return self.source.image[rows]
         made = np.empty((rows.stop - rows.start, self.source.shape[1], 3), np.uint8)
-        for piece in self._row:
-            made[:, piece.block.columns] = piece.pixels
+        for block, pixels in self._row:
+            made[:, block.columns] = pixels
         return made
 
 

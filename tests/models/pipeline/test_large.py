@@ -1,9 +1,11 @@
 """Large images come and go block by block, with the files that the same blocks of a whole array give."""
 
 import csv
+import gc
 import json
 import os
 import time
+import weakref
 from pathlib import Path
 
 import cv2
@@ -21,6 +23,7 @@ from ihc2he.images import masks
 from ihc2he.images import source as source_module
 from ihc2he.images.decoding import read_image
 from ihc2he.images.source import ArraySource
+from ihc2he.models.pipeline.blocks import OpenImage
 from ihc2he.models.pipeline.module import Pipeline
 from ihc2he.models.pipeline.segmenters import Classical
 from ihc2he.models.pipeline.translators import Identity, Recolour
@@ -252,6 +255,22 @@ def test_a_mended_image_is_predicted_by_the_same_module(predict, tmp_path, monke
         predict(path, tmp_path / "out", module=module)
     saved(path, tissue())
     assert (predict(path, tmp_path / "out", module=module) / "nuclei/a.csv").is_file()
+
+
+def test_images_leave_the_memory_when_they_are_complete(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles_module, "LARGE", 0)
+    for name in "abcd":
+        saved(tmp_path / f"{name}.tif", tissue(300, 300))
+    alive = weakref.WeakSet()
+    create = OpenImage.__init__
+    monkeypatch.setattr(OpenImage, "__init__", lambda self, *given: (alive.add(self), create(self, *given))[1])
+    gc.collect()
+    gc.disable()
+    try:
+        predict(tmp_path / "*.tif", tmp_path / "out")
+        assert len(alive) <= 1
+    finally:
+        gc.enable()
 
 
 def test_a_png_is_decoded_once_in_its_loading_process(tmp_path, monkeypatch):
