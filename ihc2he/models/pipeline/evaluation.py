@@ -19,14 +19,18 @@ from ihc2he.metrics.average_precision import average_precisions
 from ihc2he.metrics.bootstrap import Counts, Interval, Resampling, differences, draw, intervals
 from ihc2he.metrics.fidelity import Card
 from ihc2he.metrics.keypoints import TileScore, cards, score_tile, scores, tabulate
+from ihc2he.metrics.pale import dab_around, pale_card, pale_counts, pale_limit, pale_scores
 from ihc2he.models.pipeline.assembly import TileNuclei
 from ihc2he.models.pipeline.method import Method, Role
 from ihc2he.models.pipeline.truth import compare_with_truth, stain_counts, truth_cards, truth_scores
 from ihc2he.models.pipeline.types import type_map
 from ihc2he.ranks import from_all_ranks
+from ihc2he.stain.white import FULL, White
 
 _NO_INTERVAL = Interval(np.nan, np.nan, np.nan)
-COMPARED = ("f1", "precision", "recall", "f1_inside", "f1_macro", "count_mae", "pq", "aji")  # with the baseline
+COMPARED = (  # with the baseline
+    "f1", "precision", "recall", "recall_pale", "f1_inside", "f1_macro", "count_mae", "pq", "aji",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,14 @@ class ScoredTile:
 
 
 class _Scores(NamedTuple):
-    """What is kept of a tile: by method its score and what was counted against the truth, and how its readers agree."""
+    """What is kept of a tile: the DAB at its keypoints, how its readers agree, and what was counted of each method.
+
+    That is its score and what was counted against the truth.
+    """
 
     name: str
     block: str
+    dab_n: NDArray[np.float64]
     methods: dict[str, tuple[TileScore, dict[str, NDArray]]]
     readers: ReaderCounts
 
@@ -117,14 +125,18 @@ class MethodComparison:
     def cards(self) -> dict[str, Card]:
         """The name cards of the metrics."""
         ours = cards(self.classes, self.ap_classes, self.radius_um, self.radii_um)
-        return ours | truth_cards(self.truth_classes)
+        pale = pale_card(self.radius_um)
+        return ours | {pale.name: pale} | truth_cards(self.truth_classes)
 
-    def update(self, tile: Mapping[str, Any], found: Mapping[str, tuple[NDArray[np.uint8], TileNuclei]]) -> ScoredTile:
+    def update(
+        self, tile: Mapping[str, Any], found: Mapping[str, tuple[NDArray[np.uint8], TileNuclei]], white: White = FULL
+    ) -> ScoredTile:
         """Return a tile with the scores of each method, and keep them.
 
         Args:
             tile: an entry of an evaluation batch.
             found: the H&E and the nuclei of each method, of its segmenter's types.
+            white: white point of the tile.
         """
         results = {method: self._score(tile, method, *entry) for method, entry in found.items()}
         mpp = float(tile["mpp"])
@@ -132,7 +144,8 @@ class MethodComparison:
         readers = {name: points for name, points in tile["readers"].items() if name not in again}
         agreed = score_readers(readers, mpp=mpp, n_classes=len(self.ap_of), radius_um=self.radius_um)
         kept = {method: (result.score, result.extra) for method, result in results.items()}
-        self._tiles.append(_Scores(tile["name"], tile["group"], kept, agreed))
+        dab_n = dab_around(tile["image"], tile["points"][:, :2], mpp, white)
+        self._tiles.append(_Scores(tile["name"], tile["group"], dab_n, kept, agreed))
         return ScoredTile(tile["name"], tile["group"], mpp, tile["image"], tile["points"], self.classes, results)
 
     def _score(self, tile: Mapping[str, Any], method: str, he: NDArray[np.uint8], nuclei: TileNuclei) -> MethodResult:
@@ -184,7 +197,8 @@ class MethodComparison:
         if not tiles:
             return {}, {}
         tiles = sorted(tiles, key=lambda tile: tile.name)
-        counts = {method: self._counts(tiles, method) for method in self.maps}
+        limit = pale_limit([tile.dab_n for tile in tiles])
+        counts = {method: self._counts(tiles, method, limit) for method in self.maps}
         over_tiles = draw({tile.name: tile.name for tile in tiles}, self.resamples, self.seed)
         blocks = {tile.name: tile.block or tile.name for tile in tiles}
         over_blocks = draw(blocks, self.resamples, self.seed) if len(set(blocks.values())) < len(blocks) else None
@@ -203,14 +217,19 @@ class MethodComparison:
         }
         return values, tables
 
-    def _counts(self, tiles: Sequence[_Scores], method: str) -> Counts:
+    def _counts(self, tiles: Sequence[_Scores], method: str, limit: float) -> Counts:
         own = tabulate({tile.name: tile.methods[method][0] for tile in tiles})
-        extras = [tile.methods[method][1] for tile in tiles]
+        extras = [
+            extra | pale_counts(tile.dab_n, score.true_m, limit)
+            for tile in tiles
+            for score, extra in [tile.methods[method]]
+        ]
         more = {key: np.stack([extra[key] for extra in extras]) for key in extras[0]}
         return Counts(own.names, {**own.columns, **more})
 
     def _values(self, sums: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        return scores(sums, self.classes, self.radii_um) | truth_scores(sums, self.truth_classes)
+        found = scores(sums, self.classes, self.radii_um)
+        return found | pale_scores(sums) | truth_scores(sums, self.truth_classes)
 
     def _intervals(self, counts: Mapping[str, Counts], drawn: Resampling) -> dict[str, dict[str, Interval]]:
         """Return the metrics of each method, and the share of the gap between none and the true H&E that it closes."""

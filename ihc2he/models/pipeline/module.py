@@ -192,7 +192,7 @@ class Pipeline(Task):
             image.strips += [image.add(piece)]
             if piece.is_last:
                 results = {method: joined([one[method] for one in image.strips if one]) for method in self.methods}
-                scored.append(self.evaluation.update(image.tile, results))
+                scored.append(self.evaluation.update(image.tile, results, image.source.white))
         return {"rows": [row for tile in scored for row in self.evaluation.rows(tile)], "scored": scored}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Prediction]:

@@ -15,6 +15,7 @@ from ihc2he.models.pipeline.assembly import TileNuclei
 from ihc2he.models.pipeline.evaluation import MethodComparison, summary
 from ihc2he.models.pipeline.method import Method
 from ihc2he.models.pipeline.types import type_map
+from ihc2he.stain.deconvolution import DAB
 
 CLASSES = ["stroma", "epithelium", "other"]
 TYPES = ["round", "long"]
@@ -55,6 +56,16 @@ def evaluation(**changes):
 
 
 IMAGE = np.full((SIDE, SIDE, 3), 180, np.uint8)
+
+
+def brown_tile(name, points, dab_n):
+    """Return a tile of glass with a disc of this much DAB around each keypoint."""
+    made = tile(name, points)
+    y_hw, x_hw = np.mgrid[:SIDE, :SIDE]
+    od_hw = sum(dab * (np.hypot(x_hw - x, y_hw - y) <= 5) for (x, y, _), dab in zip(points, dab_n, strict=True))
+    vector_c = np.array(DAB) / np.linalg.norm(DAB)
+    made["image"] = (255 * 10 ** -(od_hw[..., None] * vector_c)).round().astype(np.uint8)
+    return made
 
 
 def random_tiles(n=6, seed=0):
@@ -141,6 +152,7 @@ def test_values_are_those_of_the_metrics_on_the_same_tiles():
         counts[method] = tabulate(own)
         expected = {key: float(value) for key, value in scores(counts[method].total(), CLASSES, RADII).items()}
         expected |= average_precisions([score.ranked for score in own.values()], CLASSES)
+        expected["recall_pale"] = expected["recall"]  # on an even grey all keypoints are equally pale
         got = {key.rpartition("/")[0]: value for key, value in values.items() if key.endswith(method)}
         stains = {"hematoxylin_correlation", "nuclear_correlation", "dab_ratio"}
         assert {k: v for k, v in got.items() if k not in stains} == pytest.approx(expected, nan_ok=True)
@@ -162,6 +174,37 @@ def test_values_are_those_of_the_metrics_on_the_same_tiles():
     assert curve[0]["f1"] < curve[1]["f1"] <= curve[2]["f1"]
     assert [row["name"] for row in judge.rows(scored[0])] == ["t0", "t0"]
     assert judge.compute_and_reset() == ({}, {})
+
+
+def test_pale_nuclei_are_the_third_of_all_keypoints_with_the_least_dab():
+    points = [(x, y, 0) for y in (12, 32, 52) for x in (12, 32, 52)]
+    brown = brown_tile("brown", points, [0.3 + 0.1 * i for i in range(9)])
+    mixed = brown_tile("mixed", points, [0.1, 0.05, 0.15, 0.2, *[1.0] * 5])
+    # Of 18 keypoints six are pale: four of `mixed`, and those of `brown` with a DAB of .3 and .4.
+    some = [(12, 12), (32, 12), (52, 12), (12, 32), (52, 52)]
+    seen = {"none+typed": (IMAGE, found(some, [2] * 5)), "mine+typed": (IMAGE, found(some[1:2], [2]))}
+    _, _, values, tables = judged([(brown, seen), (mixed, seen)])
+    assert values["recall_pale/none+typed"] == pytest.approx(6 / 6)
+    assert values["recall_pale/mine+typed"] == pytest.approx(2 / 6)
+    row = next(r for r in tables["comparison.csv"] if (r["metric"], r["method"]) == ("recall_pale", "mine+typed"))
+    assert (row["low"], row["high"]) == (1 / 4, 1 / 2)  # both tiles are of one kind in some of the resamples
+    assert "third of all keypoints" in row["protocol"]
+    row = next(row for row in tables["differences.csv"] if row["metric"] == "recall_pale")
+    assert row["difference"] == pytest.approx(2 / 6 - 1)
+
+
+def test_of_a_tile_whose_glass_is_not_white_dab_counts_from_its_glass():
+    points = [(12, 12, 0), (32, 12, 0), (52, 12, 0)]
+    tinted = brown_tile("tinted", points, [0.3, 0.3, 0.3])
+    tinted["image"] = (tinted["image"] * [1, 0.9, 0.75]).round().astype(np.uint8)  # as brown as DAB .15
+    clear = brown_tile("clear", points, [0.4, 0.4, 0.4])
+    seen = {"none+typed": (IMAGE, found([(12, 12)], [2])), "mine+typed": (IMAGE, found([], []))}
+    nothing = dict.fromkeys(seen, seen["mine+typed"])
+    judge = evaluation()
+    judge.update(tinted, seen, (255.0, 229.5, 191.25))
+    judge.update(clear, nothing)
+    # The three of `tinted` are less brown than those of `clear` by their own glass only.
+    assert judge.compute_and_reset()[0]["recall_pale/none+typed"] == pytest.approx(1 / 3)
 
 
 def test_the_order_of_tiles_changes_nothing():
