@@ -31,7 +31,11 @@ _OPENING = 5  # px, diameter
 
 
 def segment(
-    prob_hw: NDArray[np.float32], hv_2hw: NDArray[np.float32], mpp: float = _MPP, keep_unmarked: bool = True
+    prob_hw: NDArray[np.float32],
+    hv_2hw: NDArray[np.float32],
+    mpp: float = _MPP,
+    keep_unmarked: bool = True,
+    threshold: float = _THRESHOLD,
 ) -> NDArray[np.int32]:
     """Return the instance map that the maps of a tile describe.
 
@@ -44,6 +48,7 @@ def segment(
         mpp: pixel size, um/px.
         keep_unmarked: a blob without a marker is one nucleus, if it shows 4 um2 or is cut by the border of the tile;
             otherwise it vanishes.
+        threshold: least probability of a nucleus.
 
     Returns:
         HxW int32, contiguous ids, 0 = background.
@@ -66,7 +71,7 @@ def segment(
         raise ConfigError(msg)
     scale = _MPP / mpp
     min_area = math.ceil(_MIN_AREA * scale**2)
-    blobs_hw, boxes = components((prob_hw >= _THRESHOLD).view(np.uint8), min_area)
+    blobs_hw, boxes = components((prob_hw >= threshold).view(np.uint8), min_area)
     centre_hw = _inner_strength(hv_2hw, min(_odd(_SOBEL * scale), _SOBEL_MAX))
     cores_hw = (blobs_hw > 0) & (1 - centre_hw < _EDGE)
     markers_hw, _ = components(_opened(_filled(cores_hw.view(np.uint8)), _odd(_OPENING * scale)), min_area)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ihc2he.nuclei.decoders.base import find_and_vote
+from ihc2he.errors import ConfigError
 from ihc2he.nuclei.decoders.centres import CentresDecoder, heat
 from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.nuclei.instances import centroids
@@ -172,3 +173,34 @@ def test_a_large_nucleus_may_have_a_faint_centre_and_a_small_one_may_not():
     raw["centre"] = torch.from_numpy(0.3 * heat(inst, 0.25)).clamp(1e-6, 1 - 1e-6).logit()[None, None]
     found = CentresDecoder().find(CentresDecoder().join(raw)[0].numpy(), 0.25)
     assert np.array_equal(found.nuclei.inst_hw > 0, inst == 1)
+
+
+def test_the_least_heat_of_centres_is_a_setting_and_a_large_nucleus_needs_half_of_it():
+    inst = np.zeros((60, 90), np.int32)
+    inst[10:30, 10:30], inst[30:36, 55:61] = 1, 2  # 25 and 2 um2
+    raw = raw_of(CentresDecoder(), inst)
+    raw["centre"] = torch.from_numpy(0.3 * heat(inst, 0.25)).clamp(1e-6, 1 - 1e-6).logit()[None, None]
+    maps_khw = CentresDecoder().join(raw)[0].numpy()
+    for least_heat, kept in ((0.2, [1, 2]), (0.5, [1]), (0.7, [])):  # smoothed, the heat is about .28
+        inst_hw = CentresDecoder(least_heat=least_heat).find(maps_khw, 0.25).nuclei.inst_hw
+        assert np.array_equal(inst_hw > 0, np.isin(inst, kept))
+
+
+@pytest.mark.parametrize("kind", [CentresDecoder, HoverDecoder])
+def test_a_lower_threshold_finds_the_less_likely_nuclei_too(kind):
+    inst = np.zeros((60, 60), np.int32)
+    inst[10:26, 10:26], inst[34:50, 34:50] = 1, 2
+    maps_khw = kind().join(raw_of(kind(), inst))[0].numpy()
+    maps_khw[0] *= np.where(inst == 2, 0.4, 1)
+    for threshold, n in ((0.3, 2), (0.5, 1)):
+        decoder = kind(threshold=threshold)
+        inst_hw = decoder.find(maps_khw, 0.25).nuclei.inst_hw
+        assert inst_hw.max() == n
+        assert np.array_equal(decoder.votes(torch.from_numpy(maps_khw)[None])[0] > 0, inst_hw > 0)
+
+
+@pytest.mark.parametrize("kind", [CentresDecoder, HoverDecoder])
+@pytest.mark.parametrize("threshold", [0.0, 1.0, -0.1])
+def test_a_threshold_beyond_all_probabilities_is_refused(kind, threshold):
+    with pytest.raises(ConfigError, match=rf"decoder\.threshold={threshold}: expected above 0 and below 1"):
+        kind(threshold=threshold)

@@ -7,7 +7,7 @@ Shape suffixes: b = batch, c = colour, k = maps, h, w = height, width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,7 @@ class Learned(Segmenter):
         mpp: pixel size, um/px, if the weights do not contain it.
         window: px, the largest sides that are predicted at once.
         overlap: px, least overlap of windows, in which their maps are blended.
+        decoder: settings of the decoder that replace those of the weights; null = as the weights have it.
         name: under which the configuration has it, for messages.
 
     Raises:
@@ -126,6 +127,7 @@ class Learned(Segmenter):
         mpp: float | None = None,
         window: int = 512,
         overlap: int = 64,
+        decoder: Mapping[str, Any] | None = None,
         name: str = "hovernet",
     ) -> None:
         super().__init__()
@@ -137,10 +139,11 @@ class Learned(Segmenter):
             )
             raise ConfigError(msg)
         sources = [weights] if isinstance(weights, str) else list(weights)
-        loaded = [_checked(key, source, load_segmenter(source), mpp) for source in sources]
+        settings = {name: value for name, value in (decoder or {}).items() if value is not None}
+        loaded = [_checked(key, source, load_segmenter(source, settings), mpp) for source in sources]
         first = loaded[0]
         for source, other in zip(sources, loaded, strict=True):
-            if other[1:] != first[1:]:
+            if other[1:4] != first[1:4]:
                 msg = (
                     f"{key}.weights: {sources[0]} ({first.mpp} um/px, {first.classes}) and "
                     f"{source} ({other.mpp} um/px, {other.classes}) cannot be averaged: they differ in pixel size, "
@@ -148,7 +151,7 @@ class Learned(Segmenter):
                 )
                 raise ConfigError(msg)
         self.mpp, self.classes = float(first.mpp), first.classes  # type: ignore[arg-type]  # checked
-        self.decoder = first.decoder
+        self.decoder, self.node = first.decoder, first.node
         self.find = self.decoder.find
         self.networks = nn.ModuleList([entry.network for entry in loaded])
         self.networks.to(memory_format=torch.channels_last)
@@ -167,6 +170,10 @@ class Learned(Segmenter):
         least = network.stride  # the smallest sides that the network accepts
         x_bchw = F.pad(x_bchw, (0, max(0, least - w), 0, max(0, least - h)), mode="replicate")
         return predict_tiled(maps, x_bchw, self.window, self.overlap, network.margin)[..., :h, :w]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what results depend on besides arguments and weights; of the decoder, what it has now."""
+        return super().facts() | {"decoder": self.node}
 
     def turned_back(self, maps_bkhw: Tensor, view: int) -> Tensor:
         """Return the maps of images in another view, turned back to the original images."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ihc2he.build import build, refuse_foreign
-from ihc2he.errors import ConfigError, DataError
+from ihc2he.config import signature
+from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.models.bundle import load_bundle
 from ihc2he.models.checkpoint import read_checkpoint
 from ihc2he.models.former import hover_node
@@ -14,7 +15,6 @@ from ihc2he.models.segmentation.hovernet.networks import HoverNet
 from ihc2he.models.segmentation.hovernet.weights import load_reference
 from ihc2he.models.segmentation.networks import MapNetwork
 from ihc2he.nuclei.decoders.base import Decoder
-from ihc2he.nuclei.decoders.hover import HoverDecoder
 
 PANNUKE = ["neoplastic", "inflammatory", "connective", "dead", "epithelial"]  # types of the published checkpoints
 
@@ -27,37 +27,32 @@ class Loaded(NamedTuple):
         mpp: um/px that it was trained at; None if it is not known.
         classes: names of the types from 1.
         decoder: of its maps.
+        node: that builds this decoder.
     """
 
     network: MapNetwork
     mpp: float | None
     classes: list[str]
     decoder: Decoder
+    node: dict[str, Any]
 
 
-def load_segmenter(source: str) -> Loaded:
+def load_segmenter(source: str, settings: Mapping[str, Any] | None = None) -> Loaded:
     """Return a trained segmenter.
 
     Args:
         source: a model bundle (folder or hub id), a checkpoint of a run (`.ckpt`), or the authors' of HoVer-Net for
             PanNuke (`.tar`).
+        settings: of its decoder, which replace those that it was saved with.
 
     Raises:
-        ConfigError: if it is of another kind.
+        ConfigError: if it is of another kind, or its decoder has no such settings.
         DataError: if it cannot be read, or its parts do not fit together.
     """
     if source.endswith((".tar", ".pth")):
-        return _published(source)
-    if source.endswith(".ckpt"):
-        return _of_run(source)
-    network, info = load_bundle(source)
-    if not isinstance(network, MapNetwork):
-        msg = f"{source}: expected the bundle of a segmenter, found '{info.get('role')}' ({type(network).__name__})."
-        raise ConfigError(msg)
-    return _loaded(source, network, info)
-
-
-def _loaded(source: str, network: MapNetwork, info: Mapping[str, Any]) -> Loaded:
+        network, info = _published(source)
+    else:
+        network, info = _of_run(source) if source.endswith(".ckpt") else _of_bundle(source)
     if not isinstance(info.get("classes"), list):
         msg = f"{source}: config.json has no list of classes, the names of the types; [] where there are none."
         raise DataError(msg)
@@ -66,6 +61,10 @@ def _loaded(source: str, network: MapNetwork, info: Mapping[str, Any]) -> Loaded
     except ConfigError as error:
         msg = f"{source}: its decoder cannot be built ({error})."
         raise DataError(msg) from error
+    node = dict(info["decoder"])
+    if settings:
+        node |= _known(source, decoder, settings)
+        decoder = build(node, Decoder)  # type: ignore[type-abstract]
     classes = info["classes"]
     wanted = decoder.channels(len(classes))
     if dict(network.channels) != wanted:
@@ -74,10 +73,31 @@ def _loaded(source: str, network: MapNetwork, info: Mapping[str, Any]) -> Loaded
             f"the network gives {dict(network.channels)}."
         )
         raise DataError(msg)
-    return Loaded(network.eval(), info.get("mpp"), classes, decoder)
+    return Loaded(network.eval(), info.get("mpp"), classes, decoder, node)
 
 
-def _of_run(path: str) -> Loaded:
+def _known(source: str, decoder: Decoder, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings of a decoder, all of which it has."""
+    known = [name for name in signature(type(decoder)).parameters if name != "self"]
+    for name in settings:
+        if name not in known:
+            msg = (
+                f"decoder.{name}: the {type(decoder).__name__} of {source} has no such setting."
+                f"{did_you_mean(name, known)}"
+            )
+            raise ConfigError(msg)
+    return settings
+
+
+def _of_bundle(source: str) -> tuple[MapNetwork, Mapping[str, Any]]:
+    network, info = load_bundle(source)
+    if not isinstance(network, MapNetwork):
+        msg = f"{source}: expected the bundle of a segmenter, found '{info.get('role')}' ({type(network).__name__})."
+        raise ConfigError(msg)
+    return network, info
+
+
+def _of_run(path: str) -> tuple[MapNetwork, Mapping[str, Any]]:
     content = read_checkpoint(path)
     info = content.get("segmenter") or _former_run(content.get("hyper_parameters"))
     if not isinstance(info, Mapping) or not isinstance(info.get("module"), Mapping):
@@ -92,7 +112,7 @@ def _of_run(path: str) -> Loaded:
         cause = " ".join(str(error).split())[:200]
         msg = f"{path}: its network cannot be built ({cause}). Pass the run's bundle."
         raise DataError(msg) from error
-    return _loaded(path, network, info)
+    return network, info
 
 
 def _former_run(hparams: Any) -> dict[str, Any] | None:
@@ -112,9 +132,9 @@ def _former_run(hparams: Any) -> dict[str, Any] | None:
     }
 
 
-def _published(path: str) -> Loaded:
+def _published(path: str) -> tuple[MapNetwork, Mapping[str, Any]]:
     """Return the network of the official checkpoint for PanNuke, in the form that keeps the size."""
     encoder: Mapping[str, Any] = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet"}
     network = HoverNet(encoder, len(PANNUKE))
     load_reference(network, path)
-    return Loaded(network.eval(), 0.25, PANNUKE, HoverDecoder())
+    return network, {"mpp": 0.25, "classes": PANNUKE, "decoder": hover_node(True)}

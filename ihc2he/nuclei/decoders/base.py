@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ihc2he.errors import require_setting
 from ihc2he.nuclei.instances import instance_types, means
 from ihc2he.tiling.resampling import moved_points, resized_labels
 
@@ -109,6 +110,11 @@ class Decoder(ABC):
             maps_khw: joined and reduced.
             mpp: um/px.
         """
+
+
+def require_share(name: str, value: float) -> None:
+    """Raise a ConfigError unless a setting of a decoder is between 0 and 1."""
+    require_setting("decoder", name, value, 0 < value < 1, "above 0 and below 1")
 
 
 def likeliest(maps_bkhw: Tensor, first: int) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.nuclei.basins import basins
-from ihc2he.nuclei.decoders.base import Decoder, Found, likeliest, typed
+from ihc2he.nuclei.decoders.base import Decoder, Found, likeliest, require_share, typed
 from ihc2he.nuclei.instances import centroids
 from ihc2he.nuclei.postprocess import components
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 SIGMA_UM = 1.0  # of the Gaussian that a centre is
 SMOOTHING_UM = 0.4  # sigma of the blur before maxima of the heat map are searched
 RATIO = 0.85  # two maxima are one nucleus if the heat between them nowhere falls below this share of the lower one
-LEAST_HEAT = 0.4  # of a nucleus
-LARGE_UM2, LEAST_HEAT_LARGE = 10.0, 0.2  # the centre of a large nucleus is less certain
+LARGE_UM2, LARGE_SHARE = 10.0, 0.5  # a large nucleus needs this share of the heat: its centre is less certain
 MIN_AREA_UM2 = 1.0  # of a piece of the foreground
 TYPES = 2  # the first map of types
 
@@ -37,7 +36,20 @@ class CentresDecoder(Decoder):
     A network gives `mask` and `centre` (a logit each) and, with types, `types` (logits). Valleys of the heat divide the
     foreground into nuclei (`ihc2he.nuclei.basins`); the score of each is its highest heat. A part without heat is not a
     nucleus.
+
+    Args:
+        threshold: least probability of the foreground.
+        least_heat: of a nucleus; half of it is enough from 10 um2 on.
+
+    Raises:
+        ConfigError: for a value that is not between 0 and 1.
     """
+
+    def __init__(self, threshold: float = 0.5, least_heat: float = 0.4) -> None:
+        require_share("threshold", threshold)
+        require_share("least_heat", least_heat)
+        self.threshold = threshold
+        self.least_heat = least_heat
 
     def channels(self, n_types: int) -> dict[str, int]:
         return {"mask": 1, "centre": 1} | ({"types": n_types + 1} if n_types else {})
@@ -59,18 +71,18 @@ class CentresDecoder(Decoder):
         return turned_back(maps_bkhw, view, None)
 
     def votes(self, maps_bkhw: Tensor) -> Tensor:
-        return (maps_bkhw[:, 0] >= 0.5).float()
+        return (maps_bkhw[:, 0] >= self.threshold).float()
 
     def reduced(self, maps_bkhw: Tensor) -> Tensor:
         return likeliest(maps_bkhw, TYPES)
 
     def find(self, maps_khw: NDArray[np.float32], mpp: float) -> Found:
-        blobs_hw, _ = components((maps_khw[0] >= 0.5).view(np.uint8), math.ceil(MIN_AREA_UM2 / mpp**2))
+        blobs_hw, _ = components((maps_khw[0] >= self.threshold).view(np.uint8), math.ceil(MIN_AREA_UM2 / mpp**2))
         heat_hw = np.ascontiguousarray(maps_khw[1], np.float32)
         heat_hw = np.asarray(cv2.GaussianBlur(heat_hw, (0, 0), SMOOTHING_UM / mpp), np.float32)
-        places_m, of_m, peaks_n = basins(heat_hw, blobs_hw > 0, RATIO, LEAST_HEAT)
+        places_m, of_m, peaks_n = basins(heat_hw, blobs_hw > 0, RATIO, self.least_heat)
         large_n = np.bincount(of_m, minlength=len(peaks_n)) * mpp**2 >= LARGE_UM2
-        kept_n = peaks_n >= np.where(large_n, LEAST_HEAT_LARGE, LEAST_HEAT)
+        kept_n = peaks_n >= self.least_heat * np.where(large_n, LARGE_SHARE, 1)
         inst_hw = np.zeros(blobs_hw.shape, np.int32)
         inst_hw.ravel()[places_m] = (np.cumsum(kept_n) * kept_n)[of_m]
         return Found(typed(inst_hw, maps_khw, TYPES), centroids(inst_hw), peaks_n[kept_n].clip(0, 1))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.nuclei.decoders.base import Decoder, Found, likeliest, typed
+from ihc2he.nuclei.decoders.base import Decoder, Found, likeliest, require_share, typed
 from ihc2he.nuclei.instances import centroids, means
 from ihc2he.nuclei.postprocess import segment
 from ihc2he.nuclei.targets import hv_maps
@@ -31,10 +31,16 @@ class HoverDecoder(Decoder):
 
     Args:
         keep_unmarked: see `ihc2he.nuclei.postprocess.segment`; the reference does not.
+        threshold: least probability of a nucleus.
+
+    Raises:
+        ConfigError: for a threshold that is not between 0 and 1.
     """
 
-    def __init__(self, keep_unmarked: bool = True) -> None:
+    def __init__(self, keep_unmarked: bool = True, threshold: float = 0.5) -> None:
+        require_share("threshold", threshold)
         self.keep_unmarked = keep_unmarked
+        self.threshold = threshold
 
     def channels(self, n_types: int) -> dict[str, int]:
         return {"np": 2, "hv": 2} | ({"tp": n_types + 1} if n_types else {})
@@ -56,11 +62,11 @@ class HoverDecoder(Decoder):
         return turned_back(maps_bkhw, view, HV)
 
     def votes(self, maps_bkhw: Tensor) -> Tensor:
-        return (maps_bkhw[:, 0] >= 0.5).float()
+        return (maps_bkhw[:, 0] >= self.threshold).float()
 
     def reduced(self, maps_bkhw: Tensor) -> Tensor:
         return likeliest(maps_bkhw, TYPES)
 
     def find(self, maps_khw: NDArray[np.float32], mpp: float) -> Found:
-        inst_hw = segment(maps_khw[0], maps_khw[1:3], mpp, self.keep_unmarked)
+        inst_hw = segment(maps_khw[0], maps_khw[1:3], mpp, self.keep_unmarked, self.threshold)
         return Found(typed(inst_hw, maps_khw, TYPES), centroids(inst_hw), means(maps_khw[0], inst_hw))

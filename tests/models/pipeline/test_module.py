@@ -340,6 +340,7 @@ def test_an_identical_bundle_elsewhere_is_the_same_and_another_version_or_other_
 
     assert fingerprint("here") == fingerprint("elsewhere")
     assert fingerprint("here", ["a", "b"]) != fingerprint("elsewhere", ["a", "c"])
+    assert fingerprint("here") != fingerprint("elsewhere", keep_unmarked=False)  # another decoder
     before = fingerprint()
     monkeypatch.setattr(pipeline_module, "__version__", "0.0.0")
     assert fingerprint() != before

@@ -141,6 +141,32 @@ def test_the_likeliest_type_is_all_that_is_handed_on_of_types(segmenter_bundle, 
     assert reduced_bkhw.shape[1] == (4 if classes else 3)
 
 
+# ------------------------------------------------------------------ settings of the decoder
+
+
+def test_settings_of_the_decoder_replace_those_of_the_weights(segmenter_bundle):
+    bundle = segmenter_bundle(keep_unmarked=False)
+    segmenter = Learned(bundle, decoder={"threshold": 0.3, "keep_unmarked": None})
+    assert segmenter.decoder == HoverDecoder(keep_unmarked=False, threshold=0.3)
+    assert segmenter.find == segmenter.decoder.find
+    assert segmenter.facts()["decoder"]["threshold"] == 0.3
+    assert Learned(bundle).decoder == Learned(bundle, decoder={"threshold": None}).decoder == HoverDecoder(False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"treshold": 0.3}, r"decoder\.treshold: the HoverDecoder of .*segmenter has no .*Did you mean 'threshold'"),
+        ({"_target_": "torch.nn.Linear"}, r"decoder\._target_: .* has no such setting"),
+        ({"threshold": 1.5}, r"decoder\.threshold=1\.5: expected above 0 and below 1"),
+        ({"threshold": "low"}, "threshold='low'; expected a number"),
+    ],
+)
+def test_settings_that_the_decoder_does_not_have_are_refused(segmenter_bundle, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Learned(segmenter_bundle(), decoder=settings)
+
+
 # ------------------------------------------------------------------ ensembles
 
 
