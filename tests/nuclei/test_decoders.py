@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ihc2he.nuclei.decoders.base import find_and_vote
 from ihc2he.errors import ConfigError
+from ihc2he.nuclei.decoders.base import find_and_vote
 from ihc2he.nuclei.decoders.centres import CentresDecoder, heat
 from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.nuclei.instances import centroids
