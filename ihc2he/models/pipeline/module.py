@@ -23,6 +23,7 @@ from ihc2he.metrics.fidelity import Card
 from ihc2he.models.handover import Handover
 from ihc2he.models.pipeline.assembly import Strip, joined
 from ihc2he.models.pipeline.blocks import OpenImage, Piece, alike, pieces_of
+from ihc2he.models.pipeline.choice import Choice, Choose
 from ihc2he.models.pipeline.evaluation import MethodComparison, summary
 from ihc2he.models.pipeline.inference import predict, submit
 from ihc2he.models.pipeline.method import Method
@@ -57,6 +58,8 @@ class Pipeline(Task):
         radius_um: largest distance of a keypoint and the nucleus that it is matched with.
         radii_um: further such distances, for the curve over them.
         ap_map: classes that average precision counts as another.
+        choose: settings of decoders, by segmenter, with values of which a validation chooses those with the highest F1
+            for each translator; the test that follows in the same run uses them.
         tta: average maps over the eight flips and rotations of a tile.
         block: px, larger tiles are divided into overlapping blocks.
         white: colour of empty glass, [R, G, B] up to 255, from which optical densities count; None: it is estimated in
@@ -78,6 +81,7 @@ class Pipeline(Task):
         radius_um: float = 3.0,
         radii_um: Sequence[float] = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6),
         ap_map: Mapping[str, str] | None = None,
+        choose: Choose | None = None,
         tta: bool = False,
         block: int = 1024,
         white: Sequence[float] | None = None,
@@ -99,6 +103,8 @@ class Pipeline(Task):
             raise ConfigError(msg)
         self.translators = nn.ModuleDict(_built("translators", translators, use, Translator))
         self.segmenters = nn.ModuleDict(_built("segmenters", segmenters, use, Segmenter))
+        self._choice = Choice(list(self.translators), dict(self.segmenters.items()), choose or {})  # type: ignore[arg-type]
+        self._in_use = {Method(t, s): own for t in self.translators for s, own in self._choice.segmenters.items()}
         self.class_map = None if class_map is None else dict(class_map)
         self.radius_um, self.radii_um = radius_um, list(radii_um)
         self.ap_map = dict(ap_map or {})
@@ -121,8 +127,8 @@ class Pipeline(Task):
 
     @property
     def pairs(self) -> list[Method]:
-        """All pairs in use, translators first."""
-        return [Method(t, s) for t in self.translators for s in self.segmenters]
+        """All pairs in use, translators first; in a validation also those to choose from."""
+        return list(self._in_use)
 
     @property
     def methods(self) -> list[str]:
@@ -138,7 +144,7 @@ class Pipeline(Task):
         settings = {"views": self.views, "block": self.block, "class_map": self.class_map, "white": self.white}
         return {
             "ihc2he": __version__, "methods": self.methods, **settings, **self._nodes, "weights": _digest(self),
-        }  # fmt: skip
+        } | ({"chosen": self._choice.rows} if self._choice.rows else {})  # fmt: skip
 
     def setup(self, stage: str) -> None:
         """Check that the methods fit the stage and the data.
@@ -147,6 +153,7 @@ class Pipeline(Task):
             ConfigError: if they do not.
         """
         self.to(memory_format=torch.channels_last)
+        self._in_use = self._choice.methods(stage)
         if stage == "predict" and len(self.methods) != 1:
             msg = (
                 f"A prediction takes one translator and one segmenter, found {', '.join(self.methods)}. Pass "
@@ -161,7 +168,7 @@ class Pipeline(Task):
             if classes and self.class_map is None:
                 log.info("model.class_map is not given: keypoints are scored without regard to their class.")
             self.evaluation = MethodComparison(
-                {pair: list(self.segmenters[pair.segmenter].classes) for pair in self.pairs},  # type: ignore[arg-type]
+                {pair: list(segmenter.classes) for pair, segmenter in self._in_use.items()},
                 {name: translator.role for name, translator in self.translators.items()},  # type: ignore[misc]
                 classes,
                 self.class_map,
@@ -283,10 +290,10 @@ class Pipeline(Task):
 
     def _submit(self, pieces: Sequence[Piece]) -> None:
         """Give blocks of the same size the promises of their nuclei."""
-        segmenters: dict[str, Any] = dict(self.segmenters.items())
         inks = [piece.image.ink.region(piece.block.rows, piece.block.columns) for piece in pieces]
         for name, translator in self.translators.items():
             self.handover.wait()
+            segmenters = {pair.segmenter: own for pair, own in self._in_use.items() if pair.translator == name}
             x_bchw = self._images([piece.input_of(name) for piece in pieces])
             states = [piece.image.states[name] for piece in pieces]
             whites = [piece.image.whites[name] for piece in pieces]
@@ -322,6 +329,10 @@ class Pipeline(Task):
         self._finish()
         assert self.evaluation is not None
         values, self._tables = self.evaluation.compute_and_reset()
+        if stage == "val" and values:
+            self._choice.choose(values)
+        if rows := self._choice.rows:
+            self._tables["chosen.csv"] = rows
         self.log_dict({f"{stage}/{key}": value for key, value in values.items()}, rank_zero_only=True)
         if self.trainer.is_global_zero:
             table = summary(self._tables.get("comparison.csv", []))

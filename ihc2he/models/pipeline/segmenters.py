@@ -8,6 +8,7 @@ Shape suffixes: b = batch, c = colour, k = maps, h, w = height, width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ihc2he.errors import ConfigError
 from ihc2he.models.pipeline.finding import find_in_density
-from ihc2he.models.segmentation.loading import Loaded, load_segmenter
+from ihc2he.models.segmentation.loading import Loaded, changed_decoder, load_segmenter
 from ihc2he.nuclei.decoders.base import Found
 from ihc2he.stain.white import White
 from ihc2he.tiling.augmentation import turned_back
@@ -151,13 +152,24 @@ class Learned(Segmenter):
                 )
                 raise ConfigError(msg)
         self.mpp, self.classes = float(first.mpp), first.classes  # type: ignore[arg-type]  # checked
-        self.decoder, self.node = first.decoder, first.node
+        self.source, self.decoder, self.node = sources[0], first.decoder, first.node
         self.find = self.decoder.find
         self.networks = nn.ModuleList([entry.network for entry in loaded])
         self.networks.to(memory_format=torch.channels_last)
         self.members = len(loaded)
         self.window = window
         self.overlap = overlap
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Learned:
+        """Return this segmenter with other settings of its decoder; it shares the networks.
+
+        Raises:
+            ConfigError: if the decoder has no such settings.
+        """
+        other = copy(self)
+        other.decoder, other.node = changed_decoder(self.source, self.decoder, self.node, settings)
+        other.find = other.decoder.find
+        return other
 
     def forward(self, x_bchw: Tensor, member: int = 0) -> Tensor:
         """Return the joined maps, float32."""

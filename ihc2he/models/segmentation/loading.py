@@ -61,10 +61,7 @@ def load_segmenter(source: str, settings: Mapping[str, Any] | None = None) -> Lo
     except ConfigError as error:
         msg = f"{source}: its decoder cannot be built ({error})."
         raise DataError(msg) from error
-    node = dict(info["decoder"])
-    if settings:
-        node |= _known(source, decoder, settings)
-        decoder = build(node, Decoder)  # type: ignore[type-abstract]
+    decoder, node = changed_decoder(source, decoder, info["decoder"], settings or {})
     classes = info["classes"]
     wanted = decoder.channels(len(classes))
     if dict(network.channels) != wanted:
@@ -76,17 +73,30 @@ def load_segmenter(source: str, settings: Mapping[str, Any] | None = None) -> Lo
     return Loaded(network.eval(), info.get("mpp"), classes, decoder, node)
 
 
-def _known(source: str, decoder: Decoder, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return settings of a decoder, all of which it has."""
+def changed_decoder(
+    source: str, decoder: Decoder, node: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[Decoder, dict[str, Any]]:
+    """Return a decoder with other settings, and the node that builds it.
+
+    Args:
+        source: of the decoder, for messages.
+        decoder: with its own settings.
+        node: that builds it.
+        settings: that replace its own.
+
+    Raises:
+        ConfigError: if it has no such settings.
+    """
+    if not settings:
+        return decoder, dict(node)
     known = [name for name in signature(type(decoder)).parameters if name != "self"]
     for name in settings:
         if name not in known:
-            msg = (
-                f"decoder.{name}: the {type(decoder).__name__} of {source} has no such setting."
-                f"{did_you_mean(name, known)}"
-            )
+            kind = type(decoder).__name__
+            msg = f"decoder.{name}: the {kind} of {source} has no such setting.{did_you_mean(name, known)}"
             raise ConfigError(msg)
-    return settings
+    changed = {**node, **settings}
+    return build(changed, Decoder), changed  # type: ignore[type-abstract]
 
 
 def _of_bundle(source: str) -> tuple[MapNetwork, Mapping[str, Any]]:
