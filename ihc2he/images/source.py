@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,6 +134,7 @@ class FileSource(ImageSource):
             self._page = None  # reading the whole image shows what is wrong
         if self._page is None:
             self._files.close()
+        finalize(self, self._files.close)  # at once, though tifffile's objects refer to each other
         self.by_region = self._page is not None
 
     @cached_property

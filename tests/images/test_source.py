@@ -1,5 +1,6 @@
 """Regions of files are those of the whole, however a file is laid out."""
 
+import gc
 import pickle
 
 import numpy as np
@@ -43,6 +44,11 @@ def test_regions_of_a_tiff_are_read_without_the_rest(layout, tmp_path, monkeypat
         assert np.array_equal(source.read(rows, columns), IMAGE[rows, columns])
     again = pickle.loads(pickle.dumps(source))
     assert np.array_equal(again.whole(), IMAGE)
+    file = again._page.parent.filehandle
+    gc.disable()
+    del again
+    gc.enable()
+    assert file.closed
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
