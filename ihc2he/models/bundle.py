@@ -166,7 +166,7 @@ def _fetch(source: str) -> Path:
     if folder.is_dir():
         return folder
     if source.count("/") != 1 or source.startswith((".", "/")):
-        msg = f"{source}: neither a folder nor a hub id (owner/name)."
+        msg = f"{source}: expected the folder of a bundle, or a hub id such as owner/name."
         raise DataError(msg)
     from huggingface_hub import snapshot_download
 

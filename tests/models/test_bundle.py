@@ -195,7 +195,7 @@ def test_a_package_of_the_users_own_can_be_trusted(bundle, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("source", ["nowhere", "./a/b", "/no/such/folder", "a/b/c"])
 def test_neither_a_folder_nor_a_hub_id(source):
-    with pytest.raises(DataError, match=f"{source}: neither a folder nor a hub id"):
+    with pytest.raises(DataError, match=f"{source}: expected the folder of a bundle"):
         load_bundle(source)
 
 
