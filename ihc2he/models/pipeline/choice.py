@@ -69,6 +69,10 @@ class Choice:
                     found[pair] = self.chosen[pair][0].segmenter if pair in self.chosen else own
         return found
 
+    def base_of(self, name: str) -> str:
+        """Return the name of the segmenter whose maps a variant uses; that of any other segmenter is its own."""
+        return next((base for base, own in self.variants.items() if name in own), name)
+
     def choose(self, values: Mapping[str, float]) -> None:
         """Choose, for each translator and segmenter with variants, the first of those with the highest F1.
 
@@ -97,7 +101,7 @@ def _variants(segmenters: Mapping[str, Segmenter], choose: Choose) -> dict[str, 
     found: dict[str, dict[str, Variant]] = {}
     for name, settings in choose.items():
         if name not in segmenters:
-            msg = f"model.choose.{name}: no such segmenter is in use.{did_you_mean(name, segmenters)}"
+            msg = f"model.choose.{name}: there is no such segmenter.{did_you_mean(name, segmenters)}"
             raise ConfigError(msg)
         segmenter = segmenters[name]
         if not isinstance(segmenter, Learned):

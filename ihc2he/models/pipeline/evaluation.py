@@ -83,6 +83,7 @@ class MethodComparison:
         ap_map: classes that average precision counts as another.
         resamples: of the bootstrap.
         seed: of the bootstrap.
+        against: further methods that every other is compared with.
 
     Raises:
         ConfigError: if `class_map` or `ap_map` does not fit the types or classes.
@@ -100,6 +101,7 @@ class MethodComparison:
         ap_map: Mapping[str, str],
         resamples: int,
         seed: int,
+        against: Sequence[str] = (),
     ) -> None:
         self.classes = list(classes)
         class_map = class_map if classes else None
@@ -119,6 +121,7 @@ class MethodComparison:
                 raise ConfigError(msg)
         self.ap_of = [self.ap_classes.index(ap_map.get(name, name)) for name in classes] or [0]
         self.resamples, self.seed = resamples, seed
+        self.against = [method for method in against if method in self.methods]
         self._tiles: list[_Scores] = []
 
     @property
@@ -267,13 +270,10 @@ class MethodComparison:
     def _differences(
         self, counts: Mapping[str, Counts], over_tiles: Resampling, over_blocks: Resampling | None
     ) -> list[dict[str, Any]]:
-        """Return the difference of each method from the one without translation."""
+        """Return the difference of each method from the one without translation, and from those of `against`."""
         rows = []
-        for method, own in counts.items():
-            against = self._with_role("none", method)
-            if against in (None, method):
-                continue
-            assert against is not None
+        for method, against in self._pairs():
+            own = counts[method]
             by_tiles = differences(own, counts[against], self._values, over_tiles)
             by_blocks = {} if over_blocks is None else differences(own, counts[against], self._values, over_blocks)
             for metric in COMPARED:
@@ -287,6 +287,11 @@ class MethodComparison:
                         }
                     )  # fmt: skip
         return rows
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Return the pairs of methods whose difference is of interest."""
+        others = {method: dict.fromkeys([self._with_role("none", method), *self.against]) for method in self.methods}
+        return [(method, other) for method, own in others.items() for other in own if other and other != method]
 
     def _agreement(self, tiles: Sequence[_Scores]) -> list[dict[str, Any]]:
         """Return how well annotators agree, which is the human limit."""

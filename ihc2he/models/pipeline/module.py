@@ -58,6 +58,7 @@ class Pipeline(Task):
         radius_um: largest distance of a keypoint and the nucleus that it is matched with.
         radii_um: further such distances, for the curve over them.
         ap_map: classes that average precision counts as another.
+        against: methods (TRANSLATOR+SEGMENTER) that every other is compared with, besides the one without translation.
         choose: settings of decoders, by segmenter, with values of which a validation chooses those with the highest F1
             for each translator; the test that follows in the same run uses them.
         tta: average maps over the eight flips and rotations of a tile.
@@ -81,6 +82,7 @@ class Pipeline(Task):
         radius_um: float = 3.0,
         radii_um: Sequence[float] = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6),
         ap_map: Mapping[str, str] | None = None,
+        against: Sequence[str] = (),
         choose: Choose | None = None,
         tta: bool = False,
         block: int = 1024,
@@ -103,8 +105,16 @@ class Pipeline(Task):
             raise ConfigError(msg)
         self.translators = nn.ModuleDict(_built("translators", translators, use, Translator))
         self.segmenters = nn.ModuleDict(_built("segmenters", segmenters, use, Segmenter))
-        self._choice = Choice(list(self.translators), dict(self.segmenters.items()), choose or {})  # type: ignore[arg-type]
+        wanted = {
+            name: own for name, own in (choose or {}).items() if name in self.segmenters or name not in segmenters
+        }
+        self._choice = Choice(list(self.translators), dict(self.segmenters.items()), wanted)  # type: ignore[arg-type]
         self._in_use = {Method(t, s): own for t in self.translators for s, own in self._choice.segmenters.items()}
+        self.against = list(against)
+        for method in against:
+            if method not in self.methods:
+                msg = f"model.against: '{method}' is not compared here.{did_you_mean(method, self.methods)}"
+                raise ConfigError(msg)
         self.class_map = None if class_map is None else dict(class_map)
         self.radius_um, self.radii_um = radius_um, list(radii_um)
         self.ap_map = dict(ap_map or {})
@@ -178,6 +188,7 @@ class Pipeline(Task):
                 self.ap_map,
                 self.resamples,
                 self.seed,
+                self.against,
             )
 
     # ------------------------------------------------------------------ stages
@@ -293,15 +304,15 @@ class Pipeline(Task):
         inks = [piece.image.ink.region(piece.block.rows, piece.block.columns) for piece in pieces]
         for name, translator in self.translators.items():
             self.handover.wait()
-            segmenters = {pair.segmenter: own for pair, own in self._in_use.items() if pair.translator == name}
             x_bchw = self._images([piece.input_of(name) for piece in pieces])
             states = [piece.image.states[name] for piece in pieces]
             whites = [piece.image.whites[name] for piece in pieces]
-            maps = predict(translator, segmenters, x_bchw, pieces[0].image.mpp, self.views, states)  # type: ignore[arg-type]
-            for segmenter, found in maps.items():
-                parts = submit(self.handover, segmenters[segmenter], found, whites, inks)
+            maps = predict(translator, self._choice.segmenters, x_bchw, pieces[0].image.mpp, self.views, states)  # type: ignore[arg-type]
+            for pair in (pair for pair in self._in_use if pair.translator == name):
+                found = maps[self._choice.base_of(pair.segmenter)]
+                parts = submit(self.handover, self._in_use[pair], found, whites, inks)
                 for piece, part in zip(pieces, parts, strict=True):
-                    piece.parts[str(Method(name, segmenter))] = part
+                    piece.parts[str(pair)] = part
 
     def _images(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         x_bhwc = torch.from_numpy(np.stack(images)).to(self.device)

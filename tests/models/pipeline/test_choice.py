@@ -113,7 +113,7 @@ def test_a_test_without_a_choice_says_what_is_missing(segmenter_bundle, trainer)
 @pytest.mark.parametrize(
     ("choose", "message"),
     [
-        ({"t": {"threshold": [0.5]}}, r"model\.choose\.t: no such segmenter is in use\. Known: s"),
+        ({"t": {"threshold": [0.5]}}, r"model\.choose\.t: there is no such segmenter\. Known: s"),
         ({"s": {"treshold": [0.5]}}, r"decoder\.treshold: .*Did you mean 'threshold'"),
         ({"s": {"threshold": []}}, r"model\.choose\.s\.threshold=\[\]: expected values"),
         ({"s": {"threshold": 0.5}}, r"model\.choose\.s\.threshold=0\.5: expected values"),

@@ -207,6 +207,17 @@ def test_of_a_tile_whose_glass_is_not_white_dab_counts_from_its_glass():
     assert judge.compute_and_reset()[0]["recall_pale/none+typed"] == pytest.approx(1 / 3)
 
 
+def test_other_methods_can_be_what_all_are_compared_with():
+    entries = random_tiles()
+    _, _, values, tables = judged(entries, against=["mine+typed", "elsewhere+typed"])
+    pairs = {(row["method"], row["against"]): row for row in tables["differences.csv"] if row["metric"] == "f1"}
+    assert set(pairs) == {("none+typed", "mine+typed"), ("mine+typed", "none+typed")}
+    back, forth = pairs.values()
+    assert back["difference"] == values["f1/none+typed"] - values["f1/mine+typed"]
+    assert (back["low"], back["high"]) == (-forth["high"], -forth["low"])
+    assert back["blocks_low"] == -forth["blocks_high"]
+
+
 def test_the_order_of_tiles_changes_nothing():
     entries = random_tiles()
     straight, back = (judged(order)[2:] for order in (entries, entries[::-1]))

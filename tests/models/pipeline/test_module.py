@@ -108,6 +108,7 @@ MIXED = [  # of three sizes and two pixel sizes
         ({"segmenters": []}, r"use\.segmenters=\[\]: expected one or more of classical"),
         ({"radii_um": [3, 0]}, r"radii_um=\[3, 0\].* above 0"),
         ({"workers": -1}, "workers=-1"),
+        ({"against": ["none+clasical"]}, r"against: 'none\+clasical' .*Did you mean 'none\+classical'"),
     ],
 )
 def test_what_cannot_be_is_said_at_once(use, message):
