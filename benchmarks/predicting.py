@@ -19,20 +19,20 @@ from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 
 from ihc2he.build import build
-from ihc2he.callbacks import predictions
+from ihc2he.callbacks import imagefiles, predictions
 from ihc2he.config import config_dir
 from ihc2he.data import tiles
 from ihc2he.images.finding import find_images
 from ihc2he.models.bundle import save_bundle
-from ihc2he.models.pipeline import inference, module, segmenters
+from ihc2he.models.pipeline import assembly, inference, module, segmenters
 from ihc2he.simulate.bci import MPP, write_bci
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
-    "read": [(tiles, "_read")],
+    "read": [(tiles._Reader, "_pixels")],
     "translate": [(inference, "translate")],
     "segment": [(segmenters.Learned, "forward"), (segmenters.Classical, "forward")],
-    "post-process": [(inference, "find_and_vote"), (module, "assemble")],
-    "write": [(predictions, "write_prediction")],
+    "post-process": [(inference, "find_and_vote"), (assembly.Assembly, "add")],
+    "write": [(imagefiles.ImageFiles, "add")],
 }
 _GENERATOR = {"_target_": "ihc2he.models.translation.cyclegan.networks.ResnetGenerator"}
 _ENCODER = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet"}

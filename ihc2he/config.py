@@ -209,7 +209,7 @@ def moved(target: str) -> str:
 def what_now(full_key: str, known: Iterable[str]) -> str:
     """Return what to write instead of an unknown key: its present name, or the nearest of those known.
 
-    >>> what_now("data.mpp_fils", ["mpp"])
+    >>> what_now("data.mp", ["mpp"])
     " Did you mean 'mpp'?"
     """
     return f" {FORMER[full_key]}" if full_key in FORMER else did_you_mean(full_key.rpartition(".")[2], known)
