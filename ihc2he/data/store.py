@@ -133,8 +133,10 @@ def write_store(
     except OSError as error:
         free = shutil.disk_usage(path.parent).free / 1e9
         limit = " Files may not grow so large here: look at ulimit -f." if error.errno == errno.EFBIG else ""
-        msg = f"{path}: the store could not be written ({error.strerror or error}); {free:.1f} GB are free.{limit} Name "
-            "another data.store."
+        msg = (
+            f"{path}: the store could not be written ({error.strerror or error}); {free:.1f} GB are free.{limit} "
+            "Name another data.store."
+        )
         raise DataError(msg) from error
 
 
