@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ihc2he.errors import ConfigError
+from ihc2he.errors import require_setting
 
 
 class AveragedWeights(WeightAveraging):
@@ -24,9 +24,7 @@ class AveragedWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.99) -> None:
-        if not 0 <= decay < 1:
-            msg = f"callbacks.average.decay={decay}: expected from 0 to below 1."
-            raise ConfigError(msg)
+        require_setting("callbacks.average", "decay", decay, 0 <= decay < 1, "from 0 to below 1")
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -77,8 +77,9 @@ class ImageFiles:
         if "instances" in self._write:
             self._instances.append((len(final_hw), zlib.compress(np.ascontiguousarray(final_hw).data, 1)))
         if self._overlay is not None:
-            types_n = self._types_n[foreground(final_hw).ids_n - 1]
-            self._overlay.add(strip.top, strip.image[: len(final_hw)], final_hw, types_n)
+            pixels = foreground(final_hw)
+            types_n = self._types_n[pixels.ids_n - 1]
+            self._overlay.add(strip.top, strip.image[: len(final_hw)], final_hw, pixels, types_n)
         if strip.last:
             self._finish(strip)
 

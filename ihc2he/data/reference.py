@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ihc2he.data.store import map_in_threads
 from ihc2he.data.stored import unless_read_only
 from ihc2he.errors import ConfigError, DataError
-from ihc2he.files import complete, exclusive
+from ihc2he.files import exclusive, write_text
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import find_images
 from ihc2he.images.pixelsize import stated_mpp
@@ -75,8 +75,8 @@ def reference_tiles(folder: Path, mpp: float | None, store: Path) -> list[Refere
         if path.is_file():
             return [_tile(row) for row in json.loads(path.read_text(encoding="utf-8"))]
         tiles = _measured(folder, sizes)
-        with unless_read_only(path), complete(path) as temporary:
-            temporary.write_text(json.dumps([asdict(tile) for tile in tiles]), encoding="utf-8")
+        with unless_read_only(path):
+            write_text(path, json.dumps([asdict(tile) for tile in tiles]))
     return tiles
 
 

@@ -53,7 +53,7 @@ def read_samples(path: Path, raw: bool = False) -> Samples:
         DataError: if it cannot be read, is empty, truncated, corrupt, not PNG, JPEG or TIFF, or has several pages.
     """
     with _named_errors(path):
-        if is_tiff(path):
+        if tiff.is_tiff(path):
             with tiff.opened(path) as page:
                 return tiff.samples(page)
         return samples_of(path.read_bytes(), raw)
@@ -66,19 +66,13 @@ def image_size(path: Path) -> tuple[int, int]:
         DataError: if it cannot be read, is empty, truncated, corrupt, not PNG, JPEG or TIFF, or has several pages.
     """
     with _named_errors(path):
-        if is_tiff(path):
+        if tiff.is_tiff(path):
             with tiff.opened(path) as page:
                 height, width, turned = page.imagelength, page.imagewidth, tiff.orientation(page)
         else:
             known = header(path.read_bytes())
             height, width, turned = known.height, known.width, known.orientation
     return (width, height) if turned >= 5 else (height, width)
-
-
-def is_tiff(path: Path) -> bool:
-    """Return whether a file begins as a TIFF does."""
-    with path.open("rb") as stream:
-        return stream.read(4) in tiff.SIGNATURES
 
 
 @contextmanager

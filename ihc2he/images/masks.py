@@ -24,9 +24,6 @@ _GREEN_RADIUS = 1.5  # um; no stain is green, so less of it is enough
 _EDGE = 1.0  # um; width of a stroke's pale border
 
 
-_WHOLE_PX = 2**24  # pixels of an image that is searched as it is; of a larger one a thumbnail is
-
-
 class Ink:
     """Where ink covers an image of any size.
 
@@ -79,10 +76,9 @@ def find_ink(image: ImageSource, white: Sequence[float] | None = None) -> Ink:
     if mpp is None:
         msg = f"{image.name}: the search for ink needs the pixel size."
         raise ValueError(msg)
-    if image.shape[0] * image.shape[1] <= _WHOLE_PX:
-        seen = image.whole() if mpp >= _MPP else resample(image.whole(), mpp, _MPP)
-    else:
-        seen = image.thumbnail(max(1, round(max(image.shape) * min(mpp / _MPP, 1))))
+    seen = image.overview(max(1, round(max(image.shape) * min(mpp / _MPP, 1))))
+    if seen.shape[:2] == image.shape and mpp < _MPP:
+        seen = resample(seen, mpp, _MPP)
     white = image.white if white is None else white
     found_hw = _ink(optical_density(relative_to_white(seen, white)), max(mpp, _MPP))
     return Ink(found_hw.view(bool), image.shape)

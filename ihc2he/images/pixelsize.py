@@ -96,9 +96,8 @@ def _ratio(stated: Stated, mpp: float) -> float:
 
 def _stated(path: Path) -> Stated | None:
     try:
-        with path.open("rb") as stream:
-            if stream.read(4) not in tiff.SIGNATURES:
-                return None
+        if not tiff.is_tiff(path):
+            return None
         with tiff.opened(path) as page:
             return _of_ome(page.parent) or _of_resolution(page)
     except (OSError, ValueError):  # reading the image tells what is wrong with the file

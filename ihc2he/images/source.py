@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from ihc2he.errors import DataError
 from ihc2he.images import tiff
-from ihc2he.images.decoding import image_size, is_tiff, read_image
+from ihc2he.images.decoding import image_size, read_image
 from ihc2he.stain.white import White, white_point
 from ihc2he.tiling.resampling import resize
 
 if TYPE_CHECKING:
     import tifffile
 
+WHOLE_PX = 2**24  # pixels of an image that is looked at as a whole; of a larger one a thumbnail is
 _WHITE_PX = 2048  # longer side of the thumbnail for estimating the white point
 _ROWS = 1024  # of the strips that a thumbnail is made of
 
@@ -63,6 +64,10 @@ class ImageSource(ABC):
     def whole(self) -> NDArray[np.uint8]:
         """Return the whole image at full resolution, HxWx3 uint8 RGB."""
         return self.read(slice(0, self.shape[0]), slice(0, self.shape[1]))
+
+    def overview(self, most_px: int) -> NDArray[np.uint8]:
+        """Return the whole image if it is small enough to be looked at as it is, otherwise a `thumbnail`."""
+        return self.whole() if self.shape[0] * self.shape[1] <= WHOLE_PX else self.thumbnail(most_px)
 
     def thumbnail(self, most_px: int) -> NDArray[np.uint8]:
         """Return the whole image, its longer side at most this number of px, HxWx3 uint8 RGB; read strip by strip."""
@@ -121,13 +126,14 @@ class FileSource(ImageSource):
         self.path = Path(path)
         self.name, self.mpp = str(path), mpp
         self._open()
-        self.shape = image_size(self.path)
+        page = self._page
+        self.shape = image_size(self.path) if page is None else (page.imagelength, page.imagewidth)
 
     def _open(self) -> None:
         self._files = ExitStack()
         self._page: tifffile.TiffPage | None = None
         try:
-            if is_tiff(self.path):
+            if tiff.is_tiff(self.path):
                 page = self._files.enter_context(tiff.opened(self.path))
                 self._page = page if tiff.by_region(page) else None
         except (OSError, ValueError):

@@ -29,6 +29,12 @@ _STRIP_ROWS = 2048  # a strip with more rows is as good as the whole image
 _FROM_YCBCR = np.array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]])
 
 
+def is_tiff(path: Path) -> bool:
+    """Return whether a file begins as a TIFF does."""
+    with path.open("rb") as stream:
+        return stream.read(4) in SIGNATURES
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[tifffile.TiffPage]:
     """Yield the page of a TIFF that is the image; smaller copies and thumbnails are not counted.

@@ -61,7 +61,7 @@ def overlay(
         ValueError: image, map and types do not fit together.
     """
     drawn = Overlay(image.shape[:2], sides)  # type: ignore[arg-type]
-    drawn.add(0, image, inst_hw, types_n)
+    drawn.add(0, image, inst_hw, foreground(inst_hw), types_n)
     return drawn.picture(classes, types_n)
 
 
@@ -80,7 +80,12 @@ class Overlay:
         self._picture = np.empty((height, width, 3), np.uint8)
 
     def add(
-        self, top: int, image: NDArray[np.uint8], inst_hw: NDArray[np.integer], types_n: NDArray[np.integer]
+        self,
+        top: int,
+        image: NDArray[np.uint8],
+        inst_hw: NDArray[np.integer],
+        pixels: Foreground,
+        types_n: NDArray[np.integer],
     ) -> None:
         """Draw a strip.
 
@@ -88,12 +93,12 @@ class Overlay:
             top: its first row in the image.
             image: hxWx3 uint8 RGB.
             inst_hw: its instance map, 0 = background.
+            pixels: those of the map's nuclei.
             types_n: type of each nucleus in it in ascending order of the ids, 0 = unknown.
 
         Raises:
             ValueError: image, map and types do not fit together.
         """
-        pixels = foreground(inst_hw)
         n = len(pixels.ids_n)
         if image.shape[:2] != inst_hw.shape or len(types_n) != n:
             msg = f"Image {image.shape}, map {inst_hw.shape} of {n} nuclei and {len(types_n)} types do not fit."

@@ -131,10 +131,10 @@ def test_painted_crops_have_the_stains_of_the_reference(reference, tmp_path):
 
 
 def test_a_reference_on_a_disk_that_cannot_be_written_is_measured_all_the_same(reference, tmp_path, monkeypatch):
-    def fail(path):
+    def fail(path, content):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(reference_module, "complete", fail)
+    monkeypatch.setattr(reference_module, "write_text", fail)
     assert len(reference_tiles(reference, 0.5, tmp_path / "store")) == 3
 
 

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ihc2he.images import masks
+from ihc2he.images import source
 from ihc2he.images.decoding import read_image
 from ihc2he.images.masks import find_ink, ink_mask
 from ihc2he.images.source import ArraySource
@@ -59,7 +59,7 @@ def test_regions_points_and_share_are_those_of_the_whole_mask(monkeypatch):
     assert ink.share == pytest.approx(mask.mean())
     points_n2 = np.array([[0, 0], [300, 510], [150, 250], [300.4, 510.4], [33.3, 77.7]])
     assert ink.at(points_n2).tolist() == [mask[y, x] for x, y in [(0, 0), (300, 510), (150, 250), (300, 510), (33, 78)]]
-    monkeypatch.setattr(masks, "_WHOLE_PX", 1000)  # as of a large image: from a thumbnail
+    monkeypatch.setattr(source, "WHOLE_PX", 1000)  # as of a large image: from a thumbnail
     large = find_ink(ArraySource(drawn, 0.3), (238, 238, 238)).region(slice(None), slice(None))
     assert (large != mask).mean() < 0.01
 

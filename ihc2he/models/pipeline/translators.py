@@ -33,7 +33,6 @@ from ihc2he.tiling.windows import predict_tiled
 log = logging.getLogger(__name__)
 
 _LEAST_SIDE = 16  # px, what the generators can translate
-_WHOLE_PX = 2**24  # pixels of an image whose statistics are taken of all of it
 _THUMBNAIL_PX = 4096  # px, longer side of what they are taken of for a larger one
 
 
@@ -160,7 +159,7 @@ class _Normalised(Translator):
 
     def prepare(self, image: ImageSource) -> tuple[Statistics | None, White]:
         """Return the statistics of the image, or None if they are meaningless, and its white point."""
-        pixels = image.whole() if image.shape[0] * image.shape[1] <= _WHOLE_PX else image.thumbnail(_THUMBNAIL_PX)
+        pixels = image.overview(_THUMBNAIL_PX)
         own = statistics(self.method, self._lit(pixels, image.white))
         self.seen += 1
         self.unchanged += own is None

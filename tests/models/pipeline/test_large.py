@@ -19,7 +19,6 @@ from ihc2he.callbacks.predictions import PredictionWriter
 from ihc2he.data import tiles as tiles_module
 from ihc2he.data.tiles import TilesDataModule
 from ihc2he.errors import DataError
-from ihc2he.images import masks
 from ihc2he.images import source as source_module
 from ihc2he.images.decoding import read_image
 from ihc2he.images.source import ArraySource
@@ -107,7 +106,7 @@ def test_results_are_those_of_one_map(predict, tmp_path, monkeypatch):
 
 def test_a_large_tiff_is_never_read_whole(predict, tmp_path, monkeypatch):
     monkeypatch.setattr(tiles_module, "LARGE", 0)
-    monkeypatch.setattr(masks, "_WHOLE_PX", 0)
+    monkeypatch.setattr(source_module, "WHOLE_PX", 0)
     monkeypatch.setattr(source_module, "_ROWS", 32)
     path = saved(tmp_path / "a.tif", tissue())
     seen = []

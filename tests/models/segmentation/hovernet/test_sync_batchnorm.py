@@ -11,24 +11,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ihc2he.build import build
 from ihc2he.callbacks.finetuning import TwoPhases
 from ihc2he.errors import ConfigError
-from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter
-
-SEGMENTER = {
-    "encoder": {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet", "width": 4, "units": [1, 1, 1, 1]},
-    "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1},
-    "classes": ["round", "square"],
-    "width": 32,
-    "workers": 0,
-}
 
 
 def synchronised(module):
     return nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 
-def test_all_of_the_batch_normalisation_is_converted_and_nothing_else_changes():
-    torch.manual_seed(0)
-    module = HoverNetSegmenter(**SEGMENTER)
+def test_all_of_the_batch_normalisation_is_converted_and_nothing_else_changes(segmenter):
+    module = segmenter()
     before, n = list(module.state_dict()), sum(isinstance(layer, _BatchNorm) for layer in module.modules())
     parameters = list(module.parameters())
     x = torch.rand(1, 3, 64, 64)
@@ -45,8 +35,8 @@ def test_all_of_the_batch_normalisation_is_converted_and_nothing_else_changes():
         torch.testing.assert_close(converted.network(x), expected, atol=0, rtol=0)
 
 
-def test_a_frozen_encoder_stands_still_with_converted_layers(tmp_path):
-    module = synchronised(HoverNetSegmenter(**SEGMENTER))
+def test_a_frozen_encoder_stands_still_with_converted_layers(segmenter):
+    module = synchronised(segmenter())
     module.network.encoder.weights = "given.tar"
     module.train()
     phases = TwoPhases(1)
@@ -80,9 +70,9 @@ class ActAfter(nn.BatchNorm2d):
         ("cuda", nn.SyncBatchNorm, None),
     ],
 )
-def test_what_the_conversion_would_break_is_refused(device, layer, message):
-    module = HoverNetSegmenter(**SEGMENTER)
-    module.network.encoder.conv0.bn = layer(4)
+def test_what_the_conversion_would_break_is_refused(segmenter, device, layer, message):
+    module = segmenter()
+    module.network.encoder.conv0.bn = layer(8)
     strategy = SimpleNamespace(_layer_sync=object(), root_device=torch.device(device))
     module._trainer = SimpleNamespace(strategy=strategy)
     if message is None:
