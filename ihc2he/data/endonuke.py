@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from ihc2he.data.download import download, unpack
 from ihc2he.data.endonuke_layout import CLASSES, Label, find_files, find_home, listed_labels, master_files, read_label
 from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
-from ihc2he.data.points import POLICIES, Faults, PointTile, image_size, keep_good, read_point_tile
+from ihc2he.data.points import POLICIES, Faults, PointTile, keep_good, read_point_tile
 from ihc2he.data.stored import require
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.files import exclusive
+from ihc2he.images.decoding import image_size
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)

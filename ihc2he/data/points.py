@@ -5,7 +5,6 @@ Shape suffixes: n = points, 3 = (x, y, class). Coordinates are whole px; (0, 0) 
 
 import logging
 import re
-import struct
 from collections.abc import Iterable, Sequence
 from math import floor, inf, isfinite
 from pathlib import Path
@@ -19,7 +18,7 @@ from ihc2he.data.stored import require
 from ihc2he.data.tables import by_name, pixel_size, read_rows, read_table
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import DataError, did_you_mean
-from ihc2he.images.decoding import read_image
+from ihc2he.images.decoding import image_size, read_image
 from ihc2he.images.finding import find_images, regular_files, walk
 from ihc2he.images.labels import read_labels
 from ihc2he.images.pixelsize import compare_with_files
@@ -143,21 +142,6 @@ def keep_good(points: Iterable[Point], size: tuple[int, int], path: Path, faults
         else:
             lines[x, y, kind] = line
     return np.array(list(lines), np.int64).reshape(-1, 3)
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Return the height and width of an image in px; a PNG is not decoded.
-
-    Raises:
-        DataError: where it cannot be read.
-    """
-    if path.is_file():
-        with path.open("rb") as stream:
-            head = stream.read(24)
-        if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR":
-            width, height = struct.unpack(">II", head[16:])
-            return height, width
-    return read_image(path).shape[:2]
 
 
 class PointsDataModule(WholeTilesDataModule):

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ihc2he.data.points import Faults, Point, PointsDataModule, image_size, keep_good, read_points
+from ihc2he.data.points import Faults, Point, PointsDataModule, keep_good, read_points
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.decoding import image_size
 
 CLASSES = ["stroma", "epithelium"]
 
