@@ -147,12 +147,13 @@ class NucleiDataModule(SegmentationDataModule):
             log.warning("%s is not used: data.classes names no types.", source.folder / "types")
         for role, found in roles.items():
             _require_same_names(source.folder / role, found, images)
-        table = read_table(source.table, COLUMNS, images)
+        chosen = source.chosen(images)
+        table = read_table(source.table, tuple(dict.fromkeys((*COLUMNS, *source.where))), images)
         if table:
             _require_same_names(source.table, table, images)
         tiles = [
             self._tile(source, name, table.get(name, {}), {role: files[name] for role, files in roles.items()})
-            for name in source.chosen(images)
+            for name in chosen
         ]
         self._check_mpp(source, tiles, table)
         return tiles

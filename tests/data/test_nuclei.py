@@ -428,8 +428,10 @@ def test_folders_in_a_list_are_named_as_they_are(roots, prepared, root, tmp_path
         prepared(root=[str(root), str(tmp_path / "other" / "nuclei")])
 
 
-def test_a_licence_can_be_asked_for(roots, prepared, root, tmp_path):
-    assert names(prepared(where={"licence": "CC0"}), "train") == ["0", "1", "2"]
+def test_a_licence_can_be_asked_for(roots, prepared, root, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        assert names(prepared(where={"licence": "CC0"}), "train") == ["0", "1", "2"]
+    assert not [said for said in caplog.messages if "columns that are not read" in said and "licence" in said]
     data = prepared(root=roots | {"a": {"root": str(root), "where": {"licence": ["NC"]}}}, store=str(tmp_path / "s"))
     assert [row["name"] for row in data.tiles.rows] == ["a/4", "a/5", "b/0", "b/1", "c/0"]
     with pytest.raises(DataError, match="built with other settings: roots"):
