@@ -114,7 +114,7 @@ class Ranges:
         ConfigError: for a range that is not two numbers in order, or has values that are impossible.
     """
 
-    sites: tuple[float, float, float] = (0.7, 0.2, 0.1)
+    sites: tuple[float, float, float] = (0.6, 0.25, 0.15)
     none: float = 0.12
     all: float = 0.12
     by_type: float = 0.5
@@ -131,7 +131,7 @@ class Ranges:
     clustering: Range = (0.0, 1.5)
     strength: Range = (0.2, 1.3)
     spread: Range = (0.15, 0.5)
-    texture: Range = (0.0, 0.4)
+    texture: Range = (0.0, 0.8)
     blocking: Range = (0.1, 1.2)
     edge: Range = (0.2, 0.5)
     leak: Range = (0.0, 0.3)
@@ -140,7 +140,7 @@ class Ranges:
     completeness: Range = (0.2, 1.2)
     background: Range = (0.0, 0.3)
     unevenness: Range = (0.0, 0.4)
-    grain: Range = (0.0, 0.3)
+    grain: Range = (0.0, 0.6)
     stroma: Range = (0.02, 0.12)
     warmth: Range = (0.2, 0.8)
     scatter: Range = (0.2, 1.0)

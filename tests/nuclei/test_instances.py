@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
-from ihc2he.nuclei.instances import foreground, instance_types, overlaps
+from ihc2he.nuclei.instances import foreground, instance_types, overlaps, without_holes
 
 maps = st.tuples(st.integers(0, 2**32 - 1), st.sampled_from([3, 50, 2**30]))
 
@@ -69,3 +70,19 @@ def test_the_type_of_the_majority_but_background_only_where_there_is_nothing_els
 def test_what_does_not_fit_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_holes_of_one_nucleus_are_filled_and_gaps_between_several_are_not():
+    smooth_hw = ndimage.gaussian_filter(np.random.default_rng(0).random((96, 96)), 2)
+    inst_hw = ndimage.label(smooth_hw > 0.49)[0].astype(np.int32)
+    gaps_hw, n = ndimage.label(inst_hw == 0)
+    expected_hw = inst_hw.copy()
+    for i in range(1, n + 1):
+        gap_hw = gaps_hw == i
+        beside = set(inst_hw[ndimage.binary_dilation(gap_hw)].tolist()) - {0}
+        framed = gap_hw[0].any() or gap_hw[-1].any() or gap_hw[:, 0].any() or gap_hw[:, -1].any()
+        if len(beside) == 1 and not framed:
+            expected_hw[gap_hw] = beside.pop()
+    assert (expected_hw != inst_hw).any()
+    assert np.array_equal(without_holes(inst_hw), expected_hw)
+    assert np.array_equal(without_holes(expected_hw), expected_hw)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ihc2he.nuclei.basins import basins
 from ihc2he.nuclei.decoders.base import Decoder, Found, likeliest, require_share, typed
-from ihc2he.nuclei.instances import centroids
+from ihc2he.nuclei.instances import centroids, without_holes
 from ihc2he.nuclei.postprocess import components
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class CentresDecoder(Decoder):
 
     A network gives `mask` and `centre` (a logit each) and, with types, `types` (logits). Valleys of the heat divide the
     foreground into nuclei (`ihc2he.nuclei.basins`); the score of each is its highest heat. A part without heat is not a
-    nucleus.
+    nucleus, and a hole of a nucleus belongs to it.
 
     Args:
         threshold: least probability of the foreground.
@@ -85,6 +85,7 @@ class CentresDecoder(Decoder):
         kept_n = peaks_n >= self.least_heat * np.where(large_n, LARGE_SHARE, 1)
         inst_hw = np.zeros(blobs_hw.shape, np.int32)
         inst_hw.ravel()[places_m] = (np.cumsum(kept_n) * kept_n)[of_m]
+        inst_hw = without_holes(inst_hw)
         return Found(typed(inst_hw, maps_khw, TYPES), centroids(inst_hw), peaks_n[kept_n].clip(0, 1))
 
 
