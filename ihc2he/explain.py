@@ -54,6 +54,8 @@ def one_line(error: Exception) -> str:
     cause = _first_of(OmegaConfBaseException, error)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key is not None:
         return _unknown_key(cause)
+    if isinstance(cause, ValidationError) and "is not Optional" in str(cause.msg):
+        return f"{cause.full_key}=null: expected a value."
     if isinstance(cause, ValidationError):
         return f"{cause.full_key}: {_joined(str(cause.msg))}"
     if cause is not None and cause.full_key:

@@ -48,7 +48,7 @@ def as_typed(argv: Sequence[str]) -> list[str]:
     """Return a command line in which the values of text keys, and the names of options, are quoted where needed.
 
     >>> as_typed(["out=2025_01_02", "seed=1_000", "tags=[1e3,a]", "out=null"])
-    ["out='2025_01_02'", 'seed=1_000', "tags=['1e3','a']", "out='null'"]
+    ["out='2025_01_02'", 'seed=1_000', "tags=['1e3','a']", 'out=null']
     """
     return [_quoted(argument, argv) for argument in argv]
 
@@ -145,6 +145,8 @@ def _kept(override: Override, annotation: Any, value: Any) -> Any:
         if isinstance(value, list) and texts and _is_plain(raw[1:-1]):
             parts = [part.strip() for part in raw[1:-1].split(",")]
             return value if all(isinstance(item, str) for item in value) else parts
+        return value
+    if value is None or isinstance(value, dict):  # nobody means a text; the check of types says what is expected
         return value
     return raw if any(kind in allowed for kind in _TEXT) else value
 

@@ -30,3 +30,17 @@ def test_the_file_that_cannot_be_read_is_named(tmp_path, content, joined):
     assert explain.unreadable_file(argv) is None
     (tmp_path / "bad.yaml").write_bytes(content)
     assert explain.unreadable_file(argv).startswith(f"{tmp_path / 'bad.yaml'}: cannot be read as YAML in UTF-8 (")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("out=null", "ihc2he: out=null: expected a value."),
+        ("out={a: 1}", "ihc2he: out: Cannot convert 'dict' to string"),
+        ("callbacks.last.dirpath=null", "dirpath=None; expected a text."),
+    ],
+)
+def test_no_folder_is_made_of_what_is_not_a_name(cli, given, message):
+    done = cli("experiment=smoke/cyclegan_bci", given)
+    assert done.status == 2
+    assert message in done.err

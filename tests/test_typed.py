@@ -23,7 +23,8 @@ def test_a_text_key_of_the_root_keeps_what_was_typed(key, text):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("out=null", "out='null'"),  # a folder has to have a name
+        ("out=null", "out=null"),  # refused, like a mapping, since nobody means a folder of that name
+        ("out={a: 1}", "out={a: 1}"),
         ("ckpt_path=null", "ckpt_path=null"),
         ("experiment=null", "experiment=null"),
         ("seed=1_000", "seed=1_000"),
