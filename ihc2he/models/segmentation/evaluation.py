@@ -98,19 +98,21 @@ class SegmentationEvaluation:
             mpp: pixel size, um/px.
         """
         n = len(self.classes)
-        # If one side has no types, those of the other are not evaluated.
+        # If one side has no types, those of the other are not evaluated; several sources may differ in that.
+        silent = bool(n) and len(truth.nuclei.types_n) > 0 and not truth.nuclei.types_n.any()
         true_types = truth.nuclei.types_n if n else np.zeros_like(truth.nuclei.types_n)
-        found_types = found.nuclei.types_n if n else np.zeros_like(found.nuclei.types_n)
+        found_types = found.nuclei.types_n if n and not silent else np.zeros_like(found.nuclei.types_n)
         pairs = overlaps(truth.nuclei.inst_hw, found.nuclei.inst_hw)
         stats_cs = panoptic_stats(pairs, true_types, found_types, n)
         for metric in self.panoptic.values():
             metric.update(stats_cs[None], [truth.group])
+        other = 0 if silent else n + 1  # unknown, or background to the classifier
         matrix_cc = confusion(
             centroids(truth.nuclei.inst_hw),
             found.centres_n2,
             mpp,
-            np.where(true_types > 0, true_types, n + 1),
-            np.where(found_types > 0, found_types, n + 1),
+            np.where(true_types > 0, true_types, other),
+            np.where(found_types > 0, found_types, other),
             n + 1,
         )
         self.detection.update(matrix_cc)
