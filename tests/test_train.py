@@ -11,6 +11,9 @@ import pytest
 import torch
 from filelock import FileLock
 
+from ihc2he.build import build
+from ihc2he.models.bundle import save_bundle
+
 SMOKE = "experiment=smoke/cyclegan_bci"
 
 
@@ -349,3 +352,35 @@ def test_two_processes_share_one_folder_and_judge_every_tile_once(command, tmp_p
     names = column(run / "results.csv", "name")
     assert len(names) == len(set(names)) == 2
     assert len(weights(run)["image_pools"]) == 2
+
+
+def test_content_terms_and_the_local_generator_train_in_two_processes(command, tmp_path):
+    network = {
+        "_target_": "ihc2he.models.segmentation.networks.UNet", "channels": {"mask": 1, "centre": 1}, "width": 4,
+        "encoder": {
+            "_target_": "ihc2he.models.segmentation.encoders.PreactResNet", "width": 4, "units": [1, 1, 1, 1],
+        },
+    }  # fmt: skip
+    decoder = {"_target_": "ihc2he.nuclei.decoders.centres.CentresDecoder"}
+    info = {"module": network, "role": "segmenter", "classes": [], "mpp": 0.5, "decoder": decoder}
+    save_bundle(build(network, torch.nn.Module), tmp_path / "segmenter", info)
+    done = command(
+        SMOKE, "trainer=ddp_cpu", "data.simulate.tiles=9", "model/generator=unet_local", "~model.generator.n_blocks",
+        "model.generator.depth=1", "model.lambda_nuclear=5", "model.lambda_segmentation=1",
+        f"model.segmenter={tmp_path / 'segmenter'}", "trainer.precision=bf16-mixed", timeout=280,
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    run = the_run(tmp_path)
+    assert json.loads((run / "run.json").read_text())["world_size"] == 2
+    measured = {row["metric"] for row in csv.DictReader((run / "test.csv").open(newline=""))}
+    assert {"he/psnr", "he/ssim", "he/nuclear_correlation", "he/dab_ratio", "he/lost", "he/invented"} <= measured
+    logged = (run / "metrics.csv").read_text().splitlines()[0]
+    assert "train/loss_nuclear_he" in logged
+    assert "train/loss_segmentation_again" in logged
+    info = json.loads((run / "bundles" / "g_ihc2he" / "config.json").read_text())
+    assert info["terms"] == {"adversarial": 1, "cycle": 10, "identity": 5, "nuclear": 5, "segmentation": 1}
+    assert info["halo"] == 11
+    assert not [key for key in weights(run)["state_dict"] if key.partition(".")[0] not in NETWORKS]
+
+
+NETWORKS = ("g_ihc2he", "g_he2ihc", "d_ihc", "d_he")

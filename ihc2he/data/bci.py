@@ -8,21 +8,25 @@ contain the slide, so a validation split of the training tiles may share slides 
 import logging
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.data.splits import SPLITS
 from ihc2he.data.store import TileStore
 from ihc2he.data.stored import require_native
-from ihc2he.data.translation import RawTile, TranslationDataModule
+from ihc2he.data.translation import RawTile, TranslationDataModule, Truth
 from ihc2he.errors import DataError
 from ihc2he.files import exclusive
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import find_images
-from ihc2he.tiling.resampling import resample
+from ihc2he.images.labels import read_labels
+from ihc2he.tiling.resampling import resample, resized_labels
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +153,10 @@ class BCIDataModule(TranslationDataModule):
         if self.simulate is None:
             warn_of_counts(TileStore(self.store_path).rows)
 
+    @property
+    def truth(self) -> Truth | None:
+        return None if self.simulate is None else partial(_true_nuclei, self.folder / "truth" / "instances" / "IHC")
+
     def find_tiles(self) -> list[RawTile] | None:
         tiles = [tile for split, folders in find_folders(self.folder).items() for tile in pair_tiles(split, folders)]
         return tiles or None
@@ -173,6 +181,11 @@ class BCIDataModule(TranslationDataModule):
 
     def settings(self) -> dict[str, Any]:
         return {"target_mpp": self.target_mpp}
+
+
+def _true_nuclei(folder: Path, row: Mapping[str, Any]) -> NDArray[np.int32]:
+    height, width = row["shapes"]["ihc"][:2]
+    return resized_labels(read_labels(folder / row["split"] / row["name"]), height, width)  # type: ignore[return-value]
 
 
 def warn_of_counts(rows: list[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -92,16 +92,29 @@ class TrainingCrops(Dataset[dict[str, torch.Tensor]]):
         return augment(self.transform, self.store.read(number, field, window), seed)
 
 
+Truth = Callable[[Mapping[str, Any]], NDArray[np.int32]]  # from a row of the store to its instance map
+
+
 class WholeTiles(Dataset[dict[str, Any]]):
     """Every IHC tile once, whole, with the H&E tile at the same position (from the start again if there are fewer).
 
-    ``paired`` is true if both are the same record and so show the same place.
+    ``paired`` is true if both are the same record and so show the same place. With `truth`, the true instance map of
+    the IHC is there as ``inst``, and its pixel size as ``mpp``.
     """
 
-    def __init__(self, store: TileStore, ihc: Sequence[int], he: Sequence[int]) -> None:
+    def __init__(
+        self,
+        store: TileStore,
+        ihc: Sequence[int],
+        he: Sequence[int],
+        truth: Truth | None = None,
+        mpp: float | None = None,
+    ) -> None:
         self.store = store
         self.ihc = ihc
         self.he = he
+        self.truth = truth
+        self.mpp = mpp
 
     def __len__(self) -> int:
         return len(self.ihc) if self.he else 0
@@ -110,7 +123,8 @@ class WholeTiles(Dataset[dict[str, Any]]):
         index = key.index if isinstance(key, SampleIndex) else key
         ihc, he = self.ihc[index], self.he[index % len(self.he)]
         row = self.store.rows[ihc]
-        return {
+        known = {"inst": torch.from_numpy(self.truth(row)), "mpp": self.mpp} if self.truth else {}
+        return known | {
             "ihc": normalise(self.store.read(ihc, "ihc")),
             "he": normalise(self.store.read(he, "he")),
             "name": row["name"],
@@ -153,7 +167,8 @@ class TranslationDataModule(StoreDataModule):
 
     A training batch is ``{"ihc": x_bchw, "he": x_bchw}``, float32 in [-1, 1]: random crops, drawn independently
     of each other. A validation or test batch holds whole tiles and also ``name`` and ``group`` (lists of str) and
-    ``paired`` (bool tensor: both show the same place). Order and randomness depend on (seed, epoch, index) alone.
+    ``paired`` (bool tensor: both show the same place). A test batch of simulated tissue also has ``inst``, the true
+    instance maps of the IHC, and ``mpp``. Order and randomness depend on (seed, epoch, index) alone.
     `StoreDataModule` documents the other arguments.
 
     Args:
@@ -206,6 +221,11 @@ class TranslationDataModule(StoreDataModule):
     @abstractmethod
     def read_tile(self, tile: RawTile) -> dict[str, NDArray]:
         """Return the images of a tile at `target_mpp`, by stain: HxWx3 uint8."""
+
+    @property
+    def truth(self) -> Truth | None:
+        """How to read the true nuclei of the IHC; None: they are not known."""
+        return None
 
     def sources(self, tiles: Sequence[RawTile]) -> dict[str, Path]:
         return {f"{role}/{tile.split}/{tile.name}": file for tile in tiles for role, file in tile.files.items()}
@@ -268,7 +288,7 @@ class TranslationDataModule(StoreDataModule):
             if self.eval_batch_size > 1 and len(sizes) > 1:
                 msg = f"data.eval_batch_size={self.eval_batch_size}: {split} tiles have {len(sizes)} sizes. Pass 1."
                 raise ConfigError(msg)
-        dataset = WholeTiles(self.tiles, ihc, he)
+        dataset = WholeTiles(self.tiles, ihc, he, self.truth if split == "test" else None, self.target_mpp)
         return self._loader(dataset, self._shard_sampler(len(dataset), split), self.eval_batch_size)
 
     def _level_weights(self, records: Sequence[int]) -> list[float]:

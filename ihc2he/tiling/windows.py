@@ -178,6 +178,55 @@ def predict_tiled(
     return (maps_bkhw / total_b1hw)[..., :h, :w]
 
 
+def predict_local(fn: Callable[[Tensor], Tensor], x_bchw: Tensor, window: int, halo: int, stride: int = 1) -> Tensor:
+    """Return what a local function makes of whole images, from windows: the same up to the last digits.
+
+    Each window shows `halo` px more on all sides than is kept of it, but ends where the image does.
+
+    Args:
+        fn: from (N, C, h, w) to (N, K, h, w), for sides up to `window`; a pixel of its result depends only on pixels up
+            to `halo` px away.
+        x_bchw: (N, C, H, W).
+        window: largest side of the input of `fn`, px.
+        halo: px.
+        stride: px by multiples of which images may be shifted without changing what `fn` makes of them.
+
+    Returns:
+        (N, K, H, W) of the type that `fn` returns.
+
+    Raises:
+        ValueError: for a window that has no room between its halos.
+
+    >>> import torch
+    >>> x = torch.rand(1, 1, 50, 70)
+    >>> mean = torch.nn.AvgPool2d(3, stride=1, padding=1)
+    >>> torch.allclose(predict_local(mean, x, window=32, halo=1), mean(x))
+    True
+    """
+    import torch
+
+    h, w = x_bchw.shape[-2:]
+    if max(h, w) <= window:
+        return fn(x_bchw)
+    halo = -(-halo // stride) * stride
+    if window < 2 * halo + stride:
+        msg = f"window={window}: expected at least {2 * halo + stride} px, for a halo of {halo} px on each side."
+        raise ValueError(msg)
+
+    def axis(length: int) -> Iterator[tuple[slice, slice]]:
+        n = 1 if length <= window else -(-length // ((window - 2 * halo) // stride * stride))
+        core = -(-length // (n * stride)) * stride  # all of about the same size
+        for start in range(0, length, core):
+            low = max(0, start - halo)
+            yield slice(low, min(length, start + core + halo)), slice(start - low, min(start + core, length) - low)
+
+    rows = []
+    for seen_y, kept_y in axis(h):
+        parts = [fn(x_bchw[..., seen_y, seen_x])[..., kept_y, kept_x] for seen_x, kept_x in axis(w)]
+        rows.append(torch.cat(parts, -1))
+    return torch.cat(rows, -2)
+
+
 def _mirrored(x_bchw: Tensor, margin: int, height: int, width: int) -> Tensor:
     """Return images mirrored by a margin on all sides, and further at the end of each axis up to a size."""
     import torch

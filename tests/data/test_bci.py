@@ -8,6 +8,7 @@ import torch
 
 from ihc2he.data.bci import BCIDataModule, parse_name
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.labels import read_labels
 
 LAYOUTS = ["stain_first", "split_first", "side_by_side"]
 
@@ -134,6 +135,25 @@ def test_simulated_tissue_fills_the_root(tmp_path, caplog):
     data.setup()
     assert [len(data.records[split, "he"]) for split in ("train", "val", "test")] == [3, 1, 1]
     assert "published" not in caplog.text
+    (batch,) = data.test_dataloader()
+    truth = read_labels(tmp_path / "simulated" / "truth" / "instances" / "IHC" / "test" / batch["name"][0])
+    np.testing.assert_array_equal(batch["inst"][0], truth)
+    assert truth.max() > 1
+    assert batch["mpp"].tolist() == [0.46]
+    assert "inst" not in next(iter(data.val_dataloader()))
+
+
+def test_the_truth_of_simulated_tissue_follows_the_pixel_size(tmp_path):
+    data = BCIDataModule(
+        root=str(tmp_path / "simulated"), store=str(tmp_path / "store"), target_mpp=0.92, crop_size=32, num_workers=0,
+        simulate={"tiles": 3, "size": 96, "seed": 0},
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup()
+    (batch,) = data.test_dataloader()
+    assert batch["inst"].shape == batch["ihc"].shape[:1] + batch["ihc"].shape[2:] == (1, 48, 48)
+    assert batch["inst"].max() > 0
+    assert batch["mpp"].tolist() == [0.92]
 
 
 def test_counts_are_compared_with_the_published_ones(bci, caplog):

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ihc2he.tiling.windows import cores, hann_weight, owned, predict_tiled, window_starts
+from ihc2he.tiling.windows import cores, hann_weight, owned, predict_local, predict_tiled, window_starts
 
 sizes = st.tuples(st.integers(1, 400), st.integers(2, 90), st.integers(0, 60)).filter(lambda s: s[2] < s[1])
 
@@ -91,3 +91,44 @@ def test_blending_prefers_the_middle_of_a_window():
     assert row[-1] == 1
     assert (row.diff() >= 0).all()
     assert row[23] < 0.5 < row[24]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 150), (10, 200), (131, 131)])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_a_local_function_gives_the_whole_from_windows(size, stride):
+    """Convolutions with reflection, on a coarser grid for a stride, whose windows end where the image does."""
+    torch.manual_seed(0)
+    x, weight = torch.rand(2, 3, *size), torch.randn(3, 1, 3, 3)
+    seen = []
+
+    def local(window):
+        seen.append(max(window.shape[-2:]))
+        h, w = window.shape[-2:]
+        done = torch.nn.functional.pad(window, (0, -w % stride, 0, -h % stride), mode="reflect")
+        coarse = torch.nn.functional.avg_pool2d(done, stride)
+        coarse = torch.nn.functional.pad(coarse, (1, 1, 1, 1), mode="reflect")
+        coarse = torch.nn.functional.conv2d(coarse, weight, groups=3)
+        return done[..., :h, :w] + torch.nn.functional.interpolate(coarse, scale_factor=stride)[..., :h, :w]
+
+    whole = local(x)
+    del seen[:]
+    torch.testing.assert_close(predict_local(local, x, 64, 2 * stride, stride), whole, atol=1e-6, rtol=0)
+    assert max(seen) <= 64
+    if max(size) <= 64:
+        assert len(seen) == 1
+    else:  # the halo is needed
+        assert (predict_local(local, x, 64, 0, stride) - whole).abs().max() > 0.01
+
+
+@given(st.integers(1, 300), st.integers(0, 20), st.sampled_from([1, 2, 8]), st.integers(0, 60))
+def test_windows_of_a_local_function_fit_and_cover_everything(length, halo, stride, more):
+    window = 2 * -(-halo // stride) * stride + stride + more
+    seen = []
+    x = torch.arange(float(length)).view(1, 1, 1, length)
+    assert torch.equal(predict_local(lambda w: seen.append(w) or w, x, window, halo, stride), x)
+    assert all(w.shape[-1] <= window and w[0, 0, 0, 0] % stride == 0 for w in seen)
+
+
+def test_a_window_without_room_between_its_halos_is_refused():
+    with pytest.raises(ValueError, match="window=64: expected at least 72 px, for a halo of 32 px on each side"):
+        predict_local(torch.neg, torch.rand(1, 1, 80, 8), 64, 30, 8)

@@ -28,7 +28,7 @@ from ihc2he.models.pipeline.method import Role
 from ihc2he.stain.normalise import LIGHT, Method, Statistics, pooled, statistics, target_statistics, with_statistics
 from ihc2he.stain.recolour import recolour
 from ihc2he.stain.white import FULL, White, relative_to_white
-from ihc2he.tiling.windows import predict_tiled
+from ihc2he.tiling.windows import predict_local, predict_tiled
 
 log = logging.getLogger(__name__)
 
@@ -250,10 +250,12 @@ class LearnedTranslator(Translator):
             size.
         mpp: um/px, if the weights do not contain it, such as those of a checkpoint.
         window: px, the largest sides that are translated at once.
-        overlap: px, least overlap of windows, in which their images are blended.
+        overlap: px, least overlap of windows, in which their images are blended. A network with a `halo`, such as
+            `LocalUNet`, sees only so far: its windows overlap by twice that instead, and give exactly the whole.
 
     Raises:
-        ConfigError: without weights or pixel size, or with weights that do not fit together or have another direction.
+        ConfigError: without weights or pixel size, with weights that do not fit together or have another direction, or
+            for a window that is too small for a halo.
         DataError: for weights that cannot be read.
     """
 
@@ -278,6 +280,14 @@ class LearnedTranslator(Translator):
         self.networks.requires_grad_(False).to(memory_format=torch.channels_last)
         self.ranges = [one.value_range for one in loaded]
         self.window, self.overlap = window, overlap
+        for source, network in zip(sources, self.networks, strict=True):
+            halo, stride = _reach(network)
+            if halo is not None and window < (least := 2 * -(-halo // stride) * stride + stride):
+                msg = (
+                    f"model.translators.cyclegan.window={window}: {source} sees {halo} px around each pixel; expected "
+                    f"{least} or more."
+                )
+                raise ConfigError(msg)
 
     def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
         """Return the images of a generator."""
@@ -286,8 +296,13 @@ class LearnedTranslator(Translator):
         def generate(window_bchw: Tensor) -> Tensor:
             return _padded(self.networks[member], window_bchw.contiguous(memory_format=torch.channels_last)).float()
 
+        x_bchw = x_bchw * (high - low) + low
+        halo, stride = _reach(self.networks[member])
         # One window of this size keeps a device busy; more at a time only cost memory.
-        made_bchw = predict_tiled(generate, x_bchw * (high - low) + low, self.window, self.overlap, batch_size=1)
+        if halo is None:
+            made_bchw = predict_tiled(generate, x_bchw, self.window, self.overlap, batch_size=1)
+        else:
+            made_bchw = predict_local(generate, x_bchw, self.window, halo, stride)
         return ((made_bchw - low) / (high - low)).clamp(0, 1)
 
 
@@ -364,10 +379,17 @@ def _common_mpp(found: Mapping[str, float | None], said: float | None) -> float:
     return float(mpp)  # type: ignore[arg-type]
 
 
+def _reach(network: nn.Module) -> tuple[int | None, int]:
+    """Return how far a pixel of a network sees, px, and by multiples of what windows may shift; None: everything."""
+    known: Any = network
+    return getattr(known, "halo", None), getattr(known, "stride", 1)
+
+
 def _padded(network: nn.Module, x_bchw: Tensor) -> Tensor:
     """Return the output of a network for images; images that are too small for it are enlarged first."""
     h, w = x_bchw.shape[-2:]
-    bottom, right = max(0, _LEAST_SIDE - h), max(0, _LEAST_SIDE - w)
+    least = max(_LEAST_SIDE, 2 * _reach(network)[1])
+    bottom, right = max(0, least - h), max(0, least - w)
     if not (bottom or right):
         return network(x_bchw)
     return network(F.pad(x_bchw, (0, right, 0, bottom), mode="replicate"))[..., :h, :w]

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ihc2he.metrics.content import CARDS as CONTENT_CARDS
+from ihc2he.metrics.content import dab_leakage
 from ihc2he.metrics.detection import confusion, detection_scores
 from ihc2he.metrics.fidelity import Card
 from ihc2he.metrics.panoptic import aji, panoptic_stats
@@ -19,9 +21,6 @@ from ihc2he.metrics.stain import CARDS as STAIN_CARDS
 from ihc2he.metrics.stain import stain_change
 from ihc2he.models.pipeline.assembly import TileNuclei
 from ihc2he.nuclei.instances import centroids, instance_types, overlaps
-from ihc2he.stain.deconvolution import HE, IHC, separate
-
-_DAB_OD = 0.15  # from here on a pixel of the IHC counts as brown
 
 _ALL = (
     Card("pq", "PQ", True, "0 to 1", 1, "IoU > 0.5 with the true outlines, all nuclei, counts pooled over tiles"),
@@ -29,10 +28,7 @@ _ALL = (
     Card("f1_outlines", "F1 of all true nuclei", True, "0 to 1", 1, "centres of true outlines, one-to-one within 3 um"),
     Card("lost", "Nuclei lost", False, "nuclei", 1, "true centres without a found one within 3 um, mean over tiles"),
     Card("invented", "Nuclei invented", False, "nuclei", 1, "found centres without a true one, mean over tiles"),
-    Card(
-        "dab_leakage", "DAB leakage", False, "OD", 1,
-        "mean hematoxylin of the made H&E outside of true nuclei where the IHC is brown, mean over tiles",
-    ),
+    CONTENT_CARDS["dab_leakage"],
     Card(
         "gap_closed", "Gap closed", True, "share", 1,
         "(F1 - F1 without translation) / (F1 on the true H&E - F1 without translation), where the latter is a gain",
@@ -93,9 +89,7 @@ def stain_counts(
     for name, value in stain_change(source, made, "he").items():
         counts |= _mean(name, float(value))
     if inst_hw is not None:
-        brown_hw = (separate(ihc, IHC)[..., 1] > _DAB_OD) & (inst_hw == 0)
-        leaked = separate(he, HE)[..., 0][brown_hw].mean() if brown_hw.any() else np.nan
-        counts |= _mean("dab_leakage", float(leaked))
+        counts |= _mean("dab_leakage", dab_leakage(ihc, he, inst_hw))
     return counts
 
 

@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ihc2he.build import build
-from ihc2he.metrics import distribution, fidelity, stain
+from ihc2he.metrics import content, distribution, fidelity, stain
 from ihc2he.metrics.cards import Card
 from ihc2he.ranks import from_all_ranks
 from ihc2he.stain import STAINS, Stain
@@ -28,8 +31,9 @@ _NUCLEI: dict[Stain, tuple[str, str]] = {
 class TranslationEvaluation:
     """Collects per-image metrics of made H&E (keys `he/...`) and made IHC (`ihc/...`).
 
-    Fidelity is computed on pairs, what the stains did on every image, and FID and KID on all images where a feature
-    network can be had; where it cannot, one log line says so and the others go on. It is no `nn.Module`, so nothing
+    Fidelity is computed on pairs, what the stains did on every image, nuclei lost and invented in made H&E where the
+    true nuclei are known, and FID and KID on all images where a feature network can be had; where it cannot, one log
+    line says so and the others go on. It is no `nn.Module`, so nothing
     of it enters a checkpoint.
 
     Args:
@@ -61,14 +65,14 @@ class TranslationEvaluation:
         return {
             f"{to}/{name}": replace(card, title=f"{card.title}, made {STAINS[to]}")
             for to in self.made
-            for name, card in cards.items()
+            for name, card in (cards | content.CARDS if to == "he" else cards).items()
         }
 
     def update(self, batch: Mapping[str, Any], made: Mapping[Stain, Tensor]) -> list[dict[str, Any]]:
         """Add a batch and return one row per image: name, group, and the values by key.
 
         Args:
-            batch: `ihc`, `he`, `name`, `group`, `paired`.
+            batch: `ihc`, `he`, `name`, `group`, `paired`; with `inst` and `mpp`, the true nuclei of the IHC are known.
             made: translations by their stain, (N, 3, H, W) in [-1, 1].
         """
         values: dict[str, Tensor] = {}
@@ -79,6 +83,8 @@ class TranslationEvaluation:
                 values |= {f"{to}/{name}": value for name, value in scores.items()}
             changes = stain.stain_change(batch[_SOURCES[to]], fake, to)
             values |= {f"{to}/{name}": value for name, value in changes.items()}
+            if to == "he" and "inst" in batch:
+                values |= _content(batch, fake)
             self._update_distribution(to, real=batch[to], fake=fake)
         self.per_image.to(batch["ihc"].device).update(values, batch["group"])
         columns = {key: value.tolist() for key, value in values.items()}
@@ -138,6 +144,20 @@ class TranslationEvaluation:
             f"{what} of the made {STAINS[to]} correlates with that of its {STAINS[_SOURCES[to]]} at {correlation:.2f}; "
             "below 0 means that nuclei and background have changed places"
         )
+
+
+def _content(batch: Mapping[str, Any], he_bchw: Tensor) -> dict[str, Tensor]:
+    """Return what happened to the true nuclei of each image, (N,) each."""
+    images = zip(
+        _pixels(batch["ihc"]), _pixels(he_bchw), batch["inst"].cpu().numpy(), batch["mpp"].tolist(), strict=True
+    )
+    rows = [content.content_change(*image) for image in images]
+    return {f"he/{name}": torch.tensor([row[name] for row in rows], device=he_bchw.device) for name in content.CARDS}
+
+
+def _pixels(x_bchw: Tensor) -> NDArray[np.uint8]:
+    """Return images in [-1, 1] as NxHxWx3 uint8."""
+    return (_unit(x_bchw) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def _unit(x_bchw: Tensor) -> Tensor:

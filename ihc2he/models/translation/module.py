@@ -178,19 +178,30 @@ class StainTranslation(Task):
         name = f"g_{_MAKES[to]}"
         return self.g_ema[name] if name in self.g_ema else self.get_submodule(name)
 
+    @property
+    def terms(self) -> dict[str, float]:
+        """The weights of the terms of the generators' loss by name, without those that are off, for bundles."""
+        return {}
+
     def exports(self) -> dict[str, Export]:
-        """Return a translator for each direction, as `g_ihc2he` and `g_he2ihc`."""
+        """Return a translator for each direction, as `g_ihc2he` and `g_he2ihc`.
+
+        `halo` is how far a pixel of its image sees, px; None: everywhere.
+        """
         exports = {}
         for direction, node in self._nodes.items():
             source, to = DIRECTIONS[direction]
+            network = self.generator(to)
             info = {
                 "module": None if isinstance(node, nn.Module) else node,
                 "role": "translator",
                 "stain_in": STAINS[source],
                 "stain_out": STAINS[to],
                 "value_range": [-1.0, 1.0],
+                "halo": getattr(network, "halo", None),
+                "terms": self.terms,
             }
-            exports[f"g_{direction}"] = Export(self.generator(to), info)
+            exports[f"g_{direction}"] = Export(network, info)
         return exports
 
     def _in_format(self, x_bchw: Tensor) -> Tensor:

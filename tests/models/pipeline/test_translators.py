@@ -209,6 +209,51 @@ def test_half_precision_around_it_gives_float32(bundle):
     assert made.dtype == torch.float32
 
 
+LOCAL = {"_target_": "ihc2he.models.translation.local.LocalUNet", "width": 6, "depth": 2}
+
+
+def loud(node):
+    """Return a generator whose image has contrast: its last weights begin small."""
+    torch.manual_seed(0)
+    network = build(node, nn.Module)
+    with torch.no_grad():
+        [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)][-1].weight.mul_(20)
+    return network.eval()
+
+
+@pytest.mark.parametrize("size", [(200, 150), (97, 333)])
+def test_windows_of_a_local_generator_are_the_whole(size, affine, tmp_path):
+    source = save_bundle(loud(LOCAL), tmp_path / "local", {"module": LOCAL, **INFO})
+    whole, parts = (LearnedTranslator(str(source), window=window)(tiles(1, *size)) for window in (512, 96))
+    assert whole.std() > 0.05
+    torch.testing.assert_close(parts, whole, atol=5e-6, rtol=0)
+
+
+def test_windows_of_the_reference_generator_are_not_the_whole_whatever_their_halo(affine):
+    network = loud(GENERATOR)
+    whole, parts = (affine(network, window=window, overlap=90)(tiles(1, 200, 150)) for window in (512, 128))
+    network.halo, network.stride = 40, 4  # its convolutions see less far: normalisation is what differs
+    with_halo = affine(network, window=128)(tiles(1, 200, 150))
+    assert (parts - whole).abs().max() > 0.01
+    assert (with_halo - whole).abs().max() > 0.01
+    for layer in network.modules():
+        if isinstance(layer, nn.InstanceNorm2d):
+            layer.forward = lambda x_bchw: x_bchw / 2
+    whole, with_halo = (affine(network, window=window)(tiles(1, 200, 150)) for window in (512, 128))
+    torch.testing.assert_close(with_halo, whole, atol=1e-5, rtol=0)
+
+
+def test_a_window_that_is_too_small_for_the_halo_is_named(affine):
+    with pytest.raises(ConfigError, match=r"window=59: anything sees 27 px around each pixel; expected 60 or more"):
+        affine(loud(LOCAL), window=59)
+    assert affine(loud(LOCAL), window=60)(tiles(1, 100, 70)).shape == (1, 3, 100, 70)
+
+
+def test_a_deep_local_generator_translates_tiny_images(affine):
+    deep = loud(LOCAL | {"depth": 4})
+    assert affine(deep)(tiles(1, 5, 20)).shape == (1, 3, 5, 20)
+
+
 def test_members_are_kept_apart(bundle):
     sources = [bundle("a", seed=0), bundle("b", seed=1)]
     ensemble = LearnedTranslator(sources)

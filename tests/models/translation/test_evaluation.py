@@ -27,12 +27,28 @@ def test_rows_and_means_hold_every_metric_in_both_directions(batch):
     expected = {f"{to}/{name}" for to in ("he", "ihc") for name in names} | {"he/dab_ratio"}
     assert set(rows[0]) == {"name", "group"} | expected
     assert set(values) == {key + group for key in expected for group in ("", "/0", "/3+")}
-    assert set(evaluation.cards) == expected | {"ihc/dab_ratio"}
+    assert set(evaluation.cards) == expected | {"ihc/dab_ratio", "he/lost", "he/invented", "he/dab_leakage"}
     # An offset of 0.2 in [-1, 1] is one of 0.1 in [0, 1]: PSNR 20 dB. Where it is cut off at 1 it is less.
     assert rows[0]["he/psnr"] == pytest.approx(20, abs=0.5)
     assert values["ihc/psnr"] == 100
     assert values["he/psnr/3+"].item() == pytest.approx((rows[1]["he/psnr"] + rows[2]["he/psnr"]) / 2, rel=1e-5)
     assert evaluation.compute_and_reset() == {}
+
+
+def test_where_the_true_nuclei_are_known_those_lost_and_invented_are_counted(batch):
+    evaluation = TranslationEvaluation([], None)
+    inst = torch.zeros(3, 16, 16, dtype=torch.int32)
+    inst[:, 5:12, 5:12] = 1
+    batch |= {"inst": inst, "mpp": torch.full((3,), 0.5, dtype=torch.float64)}
+    square = torch.where(inst[:, None] > 0, torch.tensor([-0.5, -0.7, 0.0]).view(3, 1, 1), torch.ones(3, 1, 1))
+    square[2] = 1
+    rows = evaluation.update(batch, {"he": square, "ihc": batch["ihc"]})
+    assert [(row["he/lost"], row["he/invented"]) for row in rows] == [(0, 0), (0, 0), (1, 0)]
+    values = evaluation.compute_and_reset()
+    assert values["he/lost"].item() == pytest.approx(1 / 3)
+    assert {"he/invented", "he/dab_leakage", "he/lost/3+"} <= values.keys() <= {
+        f"{key}{group}" for key in evaluation.cards for group in ("", "/0", "/3+")
+    }  # fmt: skip
 
 
 def test_without_pairs_there_is_no_fidelity(batch):

@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ihc2he.losses.adversarial import together
+from ihc2he.losses.content import nuclear_loss, segmentation_loss
+from ihc2he.models.task import required_mpp
+from ihc2he.models.translation.frozen import FrozenSegmenter
 from ihc2he.models.translation.module import Node, StainTranslation, require
 from ihc2he.models.translation.pool import ImagePool
 from ihc2he.stain import Stain
@@ -26,6 +30,11 @@ class CycleGAN(StainTranslation):
         optimizer: as in `StainTranslation`, and so are all that are not described here.
         lambda_cycle: weight of the cycle loss.
         lambda_identity: weight of the identity loss, relative to `lambda_cycle`; 0 leaves it out.
+        lambda_nuclear: weight of `nuclear_loss` between images and their translations, in both directions; 0 is off.
+        nuclear_dab: how much DAB counts as nuclear stain in it; 0 for markers that are not in nuclei.
+        lambda_segmentation: weight of the segmentation loss, 0 is off: with S a frozen segmenter of H&E and b H&E that
+            becomes F(b) and again G(F(b)), |S(G(F(b))) - S(b)| + |S(F(b)) - S(b)|.
+        segmenter: S, a bundle or checkpoint.
         pool_size: images in the history of fakes; 0 turns it off.
         seed: of the image pool; the rank is added to it.
 
@@ -49,6 +58,10 @@ class CycleGAN(StainTranslation):
         n_epochs_decay: int = 100,
         lambda_cycle: float = 10.0,
         lambda_identity: float = 0.5,
+        lambda_nuclear: float = 0.0,
+        nuclear_dab: float = 1.0,
+        lambda_segmentation: float = 0.0,
+        segmenter: str | None = None,
         adversarial: str = "lsgan",
         lambda_gp: float = 10.0,
         label_smoothing: float = 0.0,
@@ -64,6 +77,10 @@ class CycleGAN(StainTranslation):
     ) -> None:
         require("lambda_cycle", lambda_cycle, lambda_cycle >= 0, "0 or more")
         require("lambda_identity", lambda_identity, lambda_identity >= 0, "0 or more")
+        require("lambda_nuclear", lambda_nuclear, lambda_nuclear >= 0, "0 or more")
+        require("nuclear_dab", nuclear_dab, nuclear_dab >= 0, "0 or more")
+        require("lambda_segmentation", lambda_segmentation, lambda_segmentation >= 0, "0 or more")
+        require("segmenter", segmenter, bool(segmenter) or not lambda_segmentation, "a bundle, for lambda_segmentation")
         require("pool_size", pool_size, pool_size >= 0, "0 or more")
         super().__init__(
             {"ihc2he": generator, "he2ihc": generator},
@@ -85,6 +102,28 @@ class CycleGAN(StainTranslation):
             features=features,
         )
         self.lambda_cycle, self.lambda_identity = lambda_cycle, lambda_identity
+        self.lambda_nuclear, self.nuclear_dab = lambda_nuclear, nuclear_dab
+        self.lambda_segmentation, self.segmenter = lambda_segmentation, segmenter
+        self.frozen: FrozenSegmenter | None = None
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The weights of the terms that are on."""
+        weights = {
+            "adversarial": 1.0,
+            "cycle": self.lambda_cycle,
+            "identity": self.lambda_cycle * self.lambda_identity,
+            "nuclear": self.lambda_nuclear,
+            "segmentation": self.lambda_segmentation,
+        }
+        return {name: weight for name, weight in weights.items() if weight}
+
+    def setup(self, stage: str) -> None:
+        """Load the segmenter, if its term is on."""
+        super().setup(stage)
+        if stage == "fit" and self.lambda_segmentation:
+            mpp = required_mpp(self.data, "model.lambda_segmentation")
+            self.frozen = FrozenSegmenter(str(self.segmenter), mpp, self.trainer.strategy.root_device)
 
     def generator_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[Stain, Tensor]]:
         """Return the weighted terms of the generators' loss, and the fakes in both stains.
@@ -107,4 +146,13 @@ class CycleGAN(StainTranslation):
         if own:
             losses["identity_he"] = identity * F.l1_loss(same_he[0].float(), he)
             losses["identity_ihc"] = identity * F.l1_loss(same_ihc[0].float(), ihc)
+        if self.lambda_nuclear:
+            losses["nuclear_he"] = self.lambda_nuclear * nuclear_loss(ihc, fake_he, self.nuclear_dab)
+            losses["nuclear_ihc"] = self.lambda_nuclear * nuclear_loss(fake_ihc, he, self.nuclear_dab)
+        if self.frozen is not None:
+            with torch.no_grad():
+                expected = self.frozen(he)
+            for name, made in (("again", again_he), ("ihc", fake_ihc)):
+                term = segmentation_loss(self.frozen(made), expected)
+                losses[f"segmentation_{name}"] = self.lambda_segmentation * term
         return losses, {"ihc": fake_ihc, "he": fake_he}

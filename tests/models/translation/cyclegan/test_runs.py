@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 from torch.utils.data import Dataset
 
 from ihc2he.callbacks.checkpoint import LastCheckpoint
+from ihc2he.metrics.stain import stain_change
 from ihc2he.models.translation.cyclegan.module import CycleGAN
 
 SCHEDULE = {"n_epochs": 2, "n_epochs_decay": 2, "ema_decay": 0.9}
@@ -102,3 +103,14 @@ def test_two_pairs_are_learnt(small, fit, upsample):
     made = module.translate(data.ihc, "he").mean((0, 2, 3))
     to_he, to_ihc = ((made - x.mean((0, 2, 3))).norm() for x in (data.he, data.ihc))
     assert to_he < to_ihc / 2
+
+
+def test_two_pairs_are_learnt_by_the_local_generator_with_its_nuclei_in_place(small, fit):
+    generator = {"_target_": "ihc2he.models.translation.local.LocalUNet", "width": 8, "depth": 1}
+    module, losses, data = small(generator=generator, lambda_nuclear=1.0), Losses(), Blobs()
+    fit(module, losses, data=data, max_epochs=15)
+    assert sum(losses.cycle[-2:]) < 0.5 * sum(losses.cycle[:2])
+    made = module.translate(data.ihc, "he")
+    to_he, to_ihc = ((made - x).mean((0, 2, 3)).norm() for x in (data.he, data.ihc))
+    assert to_he < to_ihc / 2
+    assert (stain_change(data.ihc, made, "he")["nuclear_correlation"] > 0.5).all()
