@@ -124,20 +124,42 @@ def ratios(
 
 
 def finish(benchmark: str, rows: Sequence[Row], **more: Any) -> None:
-    """Print what was found and write it to `<benchmark>.json`.
+    """Print what was found and write it to `<benchmark>.json`; arguments as for `save`."""
+    content = save(benchmark, rows, **more)
+    print(f"{benchmark}: {described(content['environment'])}")
+    if rows:
+        print(table(rows))
+
+
+def save(benchmark: str, rows: Sequence[Row], **more: Any) -> dict[str, Any]:
+    """Write what was found to `<benchmark>.json`, and return it.
 
     Args:
         benchmark: its name.
         rows: of `ratios`.
         more: further findings, plain values by name.
     """
-    where = environment()
-    print(f"{benchmark}: {described(where)}")
-    if rows:
-        print(table(rows))
-    path = results() / f"{benchmark}.json"
-    content = {"benchmark": benchmark, "environment": where, "rows": list(rows), **more}
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    content = {"benchmark": benchmark, "environment": environment(), "rows": list(rows), **more}
+    write_text(results() / f"{benchmark}.json", json.dumps(content, indent=1) + "\n")
+    return content
+
+
+def composed(experiment: str, *overrides: str) -> dict[str, Any]:
+    """Return `data` and `model` of an experiment's configuration as plain values.
+
+    Args:
+        experiment: its name.
+        overrides: as on the command line.
+    """
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from ihc2he import config
+
+    config.register()
+    with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
+        cfg = compose("train", [f"experiment={experiment}", *overrides])
+    return {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("data", "model")}
 
 
 def table(rows: Sequence[Row]) -> str:

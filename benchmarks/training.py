@@ -28,21 +28,22 @@ class Turns(Callback):
     """Runs a step of the published method before each of ours and times both, in seconds.
 
     Args:
-        published: makes the published method on a device.
+        published: makes the published method on a device; None: there is none.
     """
 
-    def __init__(self, published: Callable[[torch.device], Step]) -> None:
+    def __init__(self, published: Callable[[torch.device], Step] | None) -> None:
         self.make = published
         self.published: Step | None = None
-        self.seconds: dict[str, list[float]] = {"published": [], "ours": []}
+        self.seconds: dict[str, list[float]] = {"published": [], "ours": []} if published else {"ours": []}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Time the published step, then start the clock of ours."""
-        self.published = self.published or self.make(pl_module.device)
-        started = now()
-        with torch.autocast(pl_module.device.type, enabled=False):
-            self.published.step(batch)
-        self.seconds["published"].append(now() - started)
+        if self.make is not None:
+            self.published = self.published or self.make(pl_module.device)
+            started = now()
+            with torch.autocast(pl_module.device.type, enabled=False):
+                self.published.step(batch)
+            self.seconds["published"].append(now() - started)
         self.started = now()
 
     def on_train_batch_end(self, *args: Any) -> None:
@@ -60,7 +61,7 @@ def now() -> float:
 
 def in_turns(
     ours: LightningModule,
-    published: Callable[[torch.device], Step],
+    published: Callable[[torch.device], Step] | None,
     samples: Sequence[Batch],
     batch: int,
     steps: int,
@@ -71,7 +72,7 @@ def in_turns(
 
     Args:
         ours: the model.
-        published: makes the published method on a device.
+        published: makes the published method on a device; None: there is none.
         samples: training samples, repeated as often as it takes.
         batch: samples per step.
         steps: number of them.
