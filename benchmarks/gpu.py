@@ -17,8 +17,9 @@ import copy
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -137,21 +138,20 @@ def training(case: Case, batch: int, way: str, steps: int, device: str) -> dict[
     return in_turns(module, case.published, case.samples, batch, steps, "bf16-mixed", device)
 
 
-def forwards(sizes: dict[str, Any], device: str) -> list[tuple[str, int, float, dict[str, list[float]]]]:
-    """Return name, batch, operations and seconds of passes: float32 as published, against bf16 and channels-last."""
+def inference(name: str, batch: int, sizes: dict[str, Any], device: str) -> tuple[float, dict[str, list[float]]]:
+    """Return operations and seconds of forward passes: float32 as published, against bf16 and channels-last."""
     small = {} if sizes["networks"] == "full" else {"encoder": SMALL_ENCODER, "width": 32}
-    networks = cyclegan().g_ihc2he, hovernet(mode="same", **small).network, lite().network
-    found = []
-    for network, (name, side) in zip(networks, sizes["sides"].items(), strict=True):
-        batch = max(sizes["batches"][name])
-        x_bchw = torch.rand(batch, 3, side, side, device=device)
-        theirs = network.to(device).eval()
-        calls = {"published": _forward(theirs, x_bchw, False), "ours": _forward(copy.deepcopy(theirs), x_bchw, True)}
-        with FlopCounterMode(display=False) as counter:
-            calls["published"]()
-        spent = take_turns(calls, sizes["seconds"], _seconds)
-        found.append((f"{name} forward, {batch} x {side} px, bf16", batch, counter.get_total_flops(), spent))
-    return found
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "CycleGAN": lambda: cyclegan().g_ihc2he,
+        "HoVer-Net": lambda: hovernet(mode="same", **small).network,
+        "lite": lambda: lite().network,
+    }
+    x_bchw = torch.rand(batch, 3, *(2 * [sizes["sides"][name]]), device=device)
+    theirs = networks[name]().to(device).eval()
+    calls = {"published": _forward(theirs, x_bchw, False), "ours": _forward(copy.deepcopy(theirs), x_bchw, True)}
+    with FlopCounterMode(display=False) as counter:
+        calls["published"]()
+    return counter.get_total_flops(), take_turns(calls, sizes["seconds"], _seconds)
 
 
 def _forward(network: nn.Module, x_bchw: torch.Tensor, fast: bool) -> Callable[[], None]:
@@ -202,8 +202,20 @@ class Findings:
         self.benchmark, self.rows = benchmark, list[Row]()
         self.more: dict[str, Any] = {"rates": [], "failed": {}, "ceiling_tflops": ceiling_tflops}
 
-    def add(self, case: str, batch: int, flops: float, seconds: dict[str, list[float]]) -> None:
-        """Add the ratio and the rate of a case; `seconds` by contender."""
+    def add(self, case: str, batch: int, measure: Callable[[], tuple[float, dict[str, list[float]]]]) -> None:
+        """Add the ratio and the rate of a case, or note that it failed.
+
+        Args:
+            case: what is measured.
+            batch: images of a call.
+            measure: returns the operations of a call, and its seconds by contender.
+        """
+        try:
+            flops, seconds = measure()
+        except Exception as error:  # time on a GPU is short: the other cases are measured
+            traceback.print_exc()
+            self.more["failed"][case] = repr(error)
+            return
         self.rows += ratios(case, seconds, {"published": "theirs in float32"})
         ours, published = (median(seconds[name]) if name in seconds else None for name in ("ours", "published"))
         tflops = flops / ours / 1e12
@@ -229,22 +241,24 @@ def main(device: str, size: str) -> None:
     # What was tried out must not pass for figures of a GPU.
     benchmark = "gpu" if size != "tiny" and device == "cuda" else "gpu_tried"
     found = Findings(benchmark, ceiling(device, sizes["matmul"]))
-    for forward in forwards(sizes, device):
-        found.add(*forward)
+    for name, batches in sizes["batches"].items():
+        case = f"{name} forward, {max(batches)} x {sizes['sides'][name]} px, bf16"
+        found.add(case, max(batches), partial(inference, name, max(batches), sizes, device))
     trained = cases(sizes)
-    flops = {name: flops_per_image(case, device) for name, case in trained.items()}
+
+    @cache
+    def flops(name: str) -> float:
+        return flops_per_image(trained[name], device)
+
     each = [(name, batch) for name, batches in sizes["batches"].items() for batch in batches]
     plain, *compiled = sizes["ways"]
     # Compiling takes minutes, so it comes last.
     for name, batch, way in [(*one, plain) for one in each] + [(*one, way) for one in each for way in compiled]:
-        case = f"{name} step, {batch} x {sizes['sides'][name]} px, bf16-mixed{way}"
-        try:
-            seconds = training(trained[name], batch, way, steps, device)
-        except RuntimeError as error:  # of torch, such as a graph that cannot be captured
-            print(f"{case} failed: {error}", flush=True)
-            found.more["failed"][case] = str(error)
-        else:
-            found.add(case, batch, batch * flops[name], seconds)
+
+        def step(name: str = name, batch: int = batch, way: str = way) -> tuple[float, dict[str, list[float]]]:
+            return batch * flops(name), training(trained[name], batch, way, steps, device)
+
+        found.add(f"{name} step, {batch} x {sizes['sides'][name]} px, bf16-mixed{way}", batch, step)
     if tiles := argument("tiles", sizes["tiles"]):
         found.more["prediction"] = prediction(device, sizes, tiles)
     finish(benchmark, found.rows, **found.more)

@@ -2,7 +2,7 @@
 # All that is to be done on a GPU in one command of less than nine minutes and without a network: the short form of
 # gpu.py, then the training of the weights in the box. Pack first, where there is a network (benchmarks/gpu_pack.py).
 #
-#     bash benchmarks/gpu_all.sh OUT [device=cuda] [size=short] [seconds=520] [batch=64] [steps=100] [pack=dist/gpu]
+#     bash benchmarks/gpu_all.sh OUT [device=cuda] [size=short] [seconds=520] [batch=64] [steps=200] [pack=dist/gpu]
 #
 # Each stage has a time limit, and one that fails does not stop the next. OUT gets gpu.json, gpu.md, a log for each
 # stage, and run.tar.gz: bundles, tables and logs of the training. `device=cpu size=tiny batch=4 steps=8 seconds=300`
@@ -11,7 +11,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 2
 fail() { echo "benchmarks/gpu_all.sh: $1" >&2; exit 2; }
 
-started=$SECONDS device=cuda size=short seconds=520 batch=64 steps=100 pack=dist/gpu
+started=$SECONDS device=cuda size=short seconds=520 batch=64 steps=200 pack=dist/gpu
 [[ $# -gt 0 && $1 != *=* ]] || fail "expected the folder for the results first: bash benchmarks/gpu_all.sh OUT [name=value ...]"
 out=$1
 shift
