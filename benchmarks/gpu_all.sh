@@ -47,9 +47,9 @@ if ! "$python" -c "import $needed" 2>/dev/null; then
 fi
 "$python" -m zipfile -e "$pack/data.zip" "$work/data"
 stage gpu $(($(left) * 45 / 100)) "$python" -W ignore benchmarks/gpu.py "device=$device" "size=$size" "results=$out"
-# The last seconds are for what follows the training.
-stage train $(($(left) - 10)) "$python" benchmarks/gpu_train.py "data=$work/data" "out=$work" "device=$device" \
-    "seconds=$(($(left) - 15))" "batch=$batch" "steps=$steps"
+# The last seconds are for what follows the training. Its loading processes take a core each, and no more.
+stage train $(($(left) - 10)) env OMP_NUM_THREADS=1 OPENCV_FOR_THREADS_NUM=1 "$python" benchmarks/gpu_train.py \
+    "data=$work/data" "out=$work" "device=$device" "seconds=$(($(left) - 15))" "batch=$batch" "steps=$steps"
 [[ ! -d $work/run ]] || tar -czf "$out/run.tar.gz" --exclude=checkpoints --exclude=images -C "$work" run
 ls -l "$out"
 for one in "${failed[@]}"; do echo "failed: $one"; done
