@@ -23,6 +23,7 @@ def contents(folder):
         ({"model": {"lambda_cycle": 10.0}}, {"model": {"lambda_cycle": 5.0}}, ["model.lambda_cycle=10.0, not 5.0"], []),
         ({"data": {"split": 1}}, {"data": {"split": 2}}, ["data.split=1, not 2"], []),
         ({"data": {"root": "a"}}, {"data": {"root": "/mnt/a"}}, [], ["data.root=a, not /mnt/a"]),
+        ({"model": {"init": "a"}}, {"model": {"init": "b"}}, [], ["model.init=a, not b"]),
         ({"model": {"n_epochs": 1}}, {"model": {"n_epochs": 2}}, [], ["model.n_epochs=1, not 2"]),
         ({"trainer": {"max_epochs": 1}}, {"trainer": {"max_epochs": 2}}, [], ["trainer.max_epochs=1, not 2"]),
         ({"data": {}}, {"data": {"added": True}}, [], ["data.added=None, not True"]),  # by a later version

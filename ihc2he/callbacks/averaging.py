@@ -27,6 +27,16 @@ class AveragedWeights(WeightAveraging):
         require_setting("callbacks.average", "decay", decay, 0 <= decay < 1, "from 0 to below 1")
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average in the place of the weights, but before the first step, when there is none."""
+        if not trainer.sanity_checking:
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the weights back."""
+        if not trainer.sanity_checking:
+            super().on_validation_epoch_end(trainer, pl_module)
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restore the weights that are trained, if they are; a test uses the average, which is already loaded."""
         if trainer.training:

@@ -18,8 +18,9 @@ from typing import Any
 import h5py
 
 from ihc2he.datainfo import info_of
+from ihc2he.models.bundle import bundles_in
 
-WEIGHTS = ("weights", "ensemble")  # arguments of models that name the files of their weights
+WEIGHTS = ("weights", "ensemble", "init")  # arguments of models that name the files of their weights
 BUNDLE = ("config.json", "model.safetensors")
 
 
@@ -35,7 +36,8 @@ def inputs(cfg: Mapping[str, Any], data: Any) -> list[dict[str, Any]]:
     if store is not None and store.is_file():
         found.append(_entry("store", store, hash_store(store)))
     sources = [cfg["ckpt_path"]] if cfg.get("ckpt_path") else []
-    for source in [*sources, *_weights(_in_use(cfg.get("model") or {}))]:
+    sources += [one for source in _weights(_in_use(cfg.get("model") or {})) for one in bundles_in(source)]
+    for source in sources:
         entry = _model_entry(source)
         own = Path(cfg["paths"]["output_dir"]).resolve()
         if entry is not None and entry not in found and own not in Path(entry["path"]).parents:  # not an input

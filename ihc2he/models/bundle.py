@@ -107,6 +107,11 @@ def load_bundle(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return module.eval(), config
 
 
+def bundles_in(source: str) -> list[str]:
+    """Return the bundles in a run's folder of bundles, or the source itself if it is no such folder."""
+    return [str(file.parent) for file in sorted(Path(source).glob("[!.]*/config.json"))] or [source]
+
+
 def _check(config: Any, folder: Path) -> None:
     """Raise a ValueError for a `config.json` that this version cannot read, or whose values cannot be right."""
     if problem := _problem(config):

@@ -125,6 +125,16 @@ def test_a_run_that_goes_on_is_no_input_of_itself(train, tmp_path, ckpt_path):
     assert inputs(cfg(run, path), Data(tmp_path / "no_store.h5")) == []
 
 
+def test_a_folder_of_bundles_to_start_from_stands_for_each_of_them(train, tmp_path):
+    run = train(tmp_path / "run")
+    save_bundle(nn.PReLU(), run / "bundles" / "other", {"module": {"_target_": "torch.nn.PReLU"}})
+    found = inputs(cfg(tmp_path / "later", init=str(run / "bundles")), None)
+    assert [(entry["kind"], entry["path"]) for entry in found] == [
+        ("bundle", str(run / "bundles" / name)) for name in ("net", "other")
+    ]
+    assert {entry["made_by"] for entry in found} == {str(run)}
+
+
 def test_a_store_is_known_by_its_source_and_settings(store):
     first = hash_store(store("a"))
     assert hash_store(store("b")) == first  # elsewhere, and built at another time

@@ -28,6 +28,7 @@ class Loaded(NamedTuple):
         classes: names of the types from 1.
         decoder: of its maps.
         node: that builds this decoder.
+        module: node that builds the network.
     """
 
     network: MapNetwork
@@ -35,6 +36,7 @@ class Loaded(NamedTuple):
     classes: list[str]
     decoder: Decoder
     node: dict[str, Any]
+    module: Mapping[str, Any]
 
 
 def load_segmenter(source: str, settings: Mapping[str, Any] | None = None) -> Loaded:
@@ -70,7 +72,7 @@ def load_segmenter(source: str, settings: Mapping[str, Any] | None = None) -> Lo
             f"the network gives {dict(network.channels)}."
         )
         raise DataError(msg)
-    return Loaded(network.eval(), info.get("mpp"), classes, decoder, node)
+    return Loaded(network.eval(), info.get("mpp"), classes, decoder, node, info["module"])
 
 
 def changed_decoder(
@@ -147,4 +149,5 @@ def _published(path: str) -> tuple[MapNetwork, Mapping[str, Any]]:
     encoder: Mapping[str, Any] = {"_target_": "ihc2he.models.segmentation.encoders.PreactResNet"}
     network = HoverNet(encoder, len(PANNUKE))
     load_reference(network, path)
-    return network, {"mpp": 0.25, "classes": PANNUKE, "decoder": hover_node(True)}
+    node = {"_target_": "ihc2he.models.segmentation.hovernet.networks.HoverNet", "encoder": encoder}
+    return network, {"mpp": 0.25, "classes": PANNUKE, "decoder": hover_node(True), "module": node}

@@ -29,6 +29,7 @@ from ihc2he.models.handover import Handover, Job
 from ihc2he.models.segmentation.evaluation import SegmentationEvaluation, Truth, paper_row, pictures, truths
 from ihc2he.models.segmentation.loading import load_segmenter
 from ihc2he.models.segmentation.networks import MapNetwork, centre_crop
+from ihc2he.models.segmentation.starting import start_from
 from ihc2he.models.task import Export, Scores, Task, required_mpp
 from ihc2he.nuclei.decoders.base import Decoder, Nuclei, find_and_vote
 from ihc2he.tiling.augmentation import mean, predict_views
@@ -62,6 +63,8 @@ class NucleiSegmenter(Task):
         workers: processes that turn maps into nuclei beside the GPU; 0: a thread of this one.
         channels_last: memory format of the network.
         compile: compile the network in place.
+        init: trained weights to start from: a bundle (folder, hub id or `builtin`), a checkpoint of a run, or the
+            authors' of HoVer-Net for PanNuke; None: random ones, with the encoder's own `weights`.
 
     Raises:
         ConfigError: for a network that does not give the decoder's maps, class names that tables cannot tell apart, or
@@ -83,6 +86,7 @@ class NucleiSegmenter(Task):
         workers: int = 2,
         channels_last: bool = True,
         compile: bool = False,  # noqa: A002
+        init: str | None = None,
     ) -> None:
         super().__init__()
         own = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
@@ -115,7 +119,7 @@ class NucleiSegmenter(Task):
         self.optimizer_node, self.scheduler_node, self.lr_encoder = optimizer, scheduler, lr_encoder
         self.window, self.overlap = window, overlap
         self.tta, self.ensemble = tta, list(ensemble)
-        self.compiles = compile
+        self.compiles, self.init = compile, init
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self._memory_format)
         self.members: list[MapNetwork] = []  # of the ensemble, besides this one; a list, so no checkpoint holds them
@@ -135,7 +139,23 @@ class NucleiSegmenter(Task):
         """
 
     def load_start(self, stage: str) -> bool:
-        """Load the initial weights; return whether there were any."""
+        """Load the initial weights; return whether there were any.
+
+        Raises:
+            ConfigError: if they do not fit, or give a test types with random weights.
+        """
+        if self.init is not None:
+            anew = start_from(
+                self.init, self.network, self.decoder, self.classes, self.network_node, self.data.mpp,
+                "model.network" if "network" in self.hparams else "model",
+            )  # fmt: skip
+            if anew and stage != "fit":
+                msg = (
+                    f"model.init={self.init}: it has no weights for {', '.join(anew)}, so a test would show random "
+                    "types. Train (stages=[fit,test]), or leave the types out: model.classes=[]."
+                )
+                raise ConfigError(msg)
+            return True
         if stage != "fit":
             return False
         if self.network.backbone is not None:
@@ -157,12 +177,12 @@ class NucleiSegmenter(Task):
     @property
     def pretrained(self) -> bool:
         """Whether training starts from weights that are worth keeping."""
-        return self.network.backbone is not None and bool(self.network.backbone.weights)
+        return self.init is not None or (self.network.backbone is not None and bool(self.network.backbone.weights))
 
     @property
     def requires_checkpoint(self) -> bool:
         """Whether evaluation without a checkpoint would use random weights."""
-        return True
+        return self.init is None
 
     @torch.no_grad()
     def predict_maps(self, x_bchw: Tensor, tta: bool = False) -> Tensor:
@@ -213,12 +233,11 @@ class NucleiSegmenter(Task):
     # ------------------------------------------------------------------ training
 
     def setup(self, stage: str) -> None:
-        """Check that the data fits, load the initial weights, and compile if asked.
+        """Check that the data fits, and compile if asked.
 
         Raises:
             ConfigError: if the data has several pixel sizes or other classes than the model, or if batch normalisation
                 cannot be synchronised.
-            DataError: if weights do not fit.
         """
         if stage == "fit":
             self._check_sync_batchnorm()
@@ -230,10 +249,21 @@ class NucleiSegmenter(Task):
         required_mpp(self.data, type(self).__name__)
         self.evaluation = SegmentationEvaluation(self.classes if found else [])
         self.members = []
-        if not self._initialised:  # a later stage must keep the trained weights
-            self._initialised = self.load_start(stage)
         if self.compiles:
             self.network.compile()
+
+    def on_fit_start(self) -> None:
+        """Load the initial weights."""
+        self._start("fit")
+
+    def on_validation_start(self) -> None:
+        """Load the initial weights, if nothing has been trained."""
+        self._start("validate")
+
+    def _start(self, stage: str) -> None:
+        """Load the initial weights, unless a checkpoint or an earlier stage has brought others."""
+        if not self._initialised:
+            self._initialised = self.trainer.ckpt_path is not None or self.load_start(stage)
 
     def _check_sync_batchnorm(self) -> None:
         """Refuse layers that the Trainer would break: it replaces every batch normalisation, subclasses included."""
@@ -253,7 +283,8 @@ class NucleiSegmenter(Task):
                 raise ConfigError(msg)
 
     def on_test_start(self) -> None:
-        """Load the other members of the ensemble."""
+        """Load the initial weights, if nothing has been trained, and the other members of the ensemble."""
+        self._start("test")
         self.members = [self._member(source) for source in self.ensemble]
 
     def _member(self, source: str) -> MapNetwork:

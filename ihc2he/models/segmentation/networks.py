@@ -20,6 +20,9 @@ from ihc2he.errors import ConfigError
 class MapNetwork(nn.Module):
     """A network from images (N, 3, H, W) in [0, 1] to a dict of raw maps (N, C, h, w) by name.
 
+    What only one map needs lies in modules of its name, with the convolution that gives it as the last. So a training
+    can start from weights with other types.
+
     Attributes:
         channels: of each raw map, as the decoder needs them.
         margin: px by which the maps are smaller than the image on each side.

@@ -28,6 +28,7 @@ from ihc2he.metrics.cards import Card
 from ihc2he.models.task import Export, Scores, Task
 from ihc2he.models.translation.evaluation import TranslationEvaluation
 from ihc2he.models.translation.pool import ImagePool
+from ihc2he.models.translation.starting import start_from
 from ihc2he.ranks import from_all_ranks
 from ihc2he.stain import STAINS, Stain
 
@@ -71,6 +72,7 @@ class StainTranslation(Task):
         compile: compile the networks in place.
         metrics: names from `ihc2he.metrics.fidelity.CARDS`, computed on pairs.
         features: feature network of FID and KID: `inception`, a node of an `nn.Module`, or None to leave them out.
+        init: trained weights to start from: a checkpoint, a bundle (folder or hub id), or a run's folder of bundles.
 
     Raises:
         ConfigError: for a value outside its range, an unknown loss or metric, or smoothing with a loss that has no
@@ -98,6 +100,7 @@ class StainTranslation(Task):
         compile: bool = False,  # noqa: A002
         metrics: list[str] | None = None,
         features: str | Mapping[str, Any] | None = None,
+        init: str | None = None,
     ) -> None:
         super().__init__()
         gan.check_mode(adversarial)
@@ -122,7 +125,7 @@ class StainTranslation(Task):
         self.n_epochs, self.n_epochs_decay = n_epochs, n_epochs_decay
         self.adversarial, self.lambda_gp, self.label_smoothing = adversarial, lambda_gp, label_smoothing
         self.ema_decay, self.gradient_clip_val, self.accumulate = ema_decay, gradient_clip_val, accumulate
-        self.channels_last, self.compiles = channels_last, compile
+        self.channels_last, self.compiles, self._init = channels_last, compile, init
         self._nodes = dict(generators)
         self._judges = tuple(discriminators)
         for direction, node in generators.items():
@@ -261,6 +264,17 @@ class StainTranslation(Task):
                 raise ConfigError(msg)
             for pool in self.pools.values():
                 pool.generator.manual_seed(pool.seed + len(self.pools) * self.global_rank)
+
+    def on_fit_start(self) -> None:
+        """Load the weights of `init`, unless a checkpoint or an earlier training has brought others."""
+        if self._init is not None and self.trainer.ckpt_path is None:
+            networks = {f"g_{direction}": [network] for direction, network in self.generators.items()}
+            for name, averaged in self.g_ema.items():
+                networks[name].append(averaged)
+            judges = {f"d_{stain}": [network] for stain, network in self.discriminators.items()}
+            nodes = {f"g_{direction}": node for direction, node in self._nodes.items()}
+            start_from(self._init, networks | judges, nodes, self.data.mpp)
+        self._init = None
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LambdaLR]]:
         """Return one optimiser for the discriminators and one for all else, with the linear decay of each."""

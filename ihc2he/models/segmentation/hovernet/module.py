@@ -30,7 +30,8 @@ class HoverNetSegmenter(NucleiSegmenter):
         losses: weight of each term, see `ihc2he.losses.hover.TERMS`.
         msge_axis: `aligned` or `cross`, see `ihc2he.losses.hover.msge_loss`.
         lr_encoder: likewise.
-        weights: a published checkpoint of the reference to start from; None for the encoder's `weights`.
+        weights: a published checkpoint of the reference to start from, in the model's mode and with as many types, in
+            its order; `init` takes that of PanNuke by the names of its types.
         keep_unmarked: of the decoder, if none is given; the reference does not.
         decoder: node or object of a `HoverDecoder`.
         window: likewise.
@@ -40,9 +41,11 @@ class HoverNetSegmenter(NucleiSegmenter):
         workers: likewise.
         channels_last: likewise.
         compile: likewise.
+        init: likewise.
 
     Raises:
-        ConfigError: for an unknown mode, loss or axis, no loss at all, or an overlap that does not fit the window.
+        ConfigError: for an unknown mode, loss or axis, no loss at all, an overlap that does not fit the window, or both
+            `weights` and `init`.
     """
 
     def __init__(
@@ -66,7 +69,11 @@ class HoverNetSegmenter(NucleiSegmenter):
         workers: int = 2,
         channels_last: bool = True,
         compile: bool = False,  # noqa: A002
+        init: str | None = None,
     ) -> None:
+        if weights and init:
+            msg = f"model.weights={weights} and model.init={init}: expected one of them, to start from."
+            raise ConfigError(msg)
         terms = dict(REFERENCE_LOSSES if losses is None else losses)
         check_terms(terms)
         if negative := [name for name, weight in terms.items() if weight < 0]:
@@ -81,7 +88,7 @@ class HoverNetSegmenter(NucleiSegmenter):
         network = HoverNet(encoder, len(classes or ()), mode, width)
         super().__init__(
             network, own, optimizer, scheduler, classes, lr_encoder, window, overlap, tta, ensemble, workers,
-            channels_last, compile,
+            channels_last, compile, init,
         )  # fmt: skip
         self.losses = terms
         if isinstance(encoder, Mapping):
@@ -101,10 +108,10 @@ class HoverNetSegmenter(NucleiSegmenter):
     @property
     def requires_checkpoint(self) -> bool:
         """Whether evaluation without a checkpoint would use random weights."""
-        return self.hparams["weights"] is None
+        return self.hparams["weights"] is None and super().requires_checkpoint
 
     def load_start(self, stage: str) -> bool:
-        """Load the published checkpoint, or the weights of the encoder; return whether there were any."""
+        """Load the published checkpoint, or what the base class does; return whether there were any."""
         if not self.hparams["weights"]:
             return super().load_start(stage)
         load_reference(self.network, self.hparams["weights"])

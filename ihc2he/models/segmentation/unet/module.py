@@ -36,6 +36,7 @@ class UNetSegmenter(NucleiSegmenter):
         workers: likewise.
         channels_last: likewise.
         compile: likewise.
+        init: likewise.
 
     Raises:
         ConfigError: see `NucleiSegmenter`; or for another decoder.
@@ -57,6 +58,7 @@ class UNetSegmenter(NucleiSegmenter):
         workers: int = 2,
         channels_last: bool = True,
         compile: bool = False,  # noqa: A002
+        init: str | None = None,
     ) -> None:
         made = build(decoder, Decoder)  # type: ignore[type-abstract]
         if not isinstance(made, CentresDecoder | HoverDecoder):
@@ -70,7 +72,7 @@ class UNetSegmenter(NucleiSegmenter):
         network = node if isinstance(encoder, Mapping) else UNet(encoder, channels, width)
         super().__init__(
             network, decoder, optimizer, scheduler, classes, lr_encoder, window, overlap, tta, ensemble, workers,
-            channels_last, compile,
+            channels_last, compile, init,
         )  # fmt: skip
 
     def terms(self, maps: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:

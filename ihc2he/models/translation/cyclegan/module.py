@@ -74,6 +74,7 @@ class CycleGAN(StainTranslation):
         metrics: list[str] | None = None,
         features: str | Mapping[str, Any] | None = None,
         seed: int = 0,
+        init: str | None = None,
     ) -> None:
         require("lambda_cycle", lambda_cycle, lambda_cycle >= 0, "0 or more")
         require("lambda_identity", lambda_identity, lambda_identity >= 0, "0 or more")
@@ -100,6 +101,7 @@ class CycleGAN(StainTranslation):
             compile=compile,
             metrics=metrics,
             features=features,
+            init=init,
         )
         self.lambda_cycle, self.lambda_identity = lambda_cycle, lambda_identity
         self.lambda_nuclear, self.nuclear_dab = lambda_nuclear, nuclear_dab

@@ -1,6 +1,8 @@
 """Whole runs: learning, repeating, continuing, checkpoints."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +12,11 @@ from torch.utils.data import Dataset
 
 from ihc2he.callbacks.checkpoint import LastCheckpoint
 from ihc2he.metrics.stain import stain_change
+from ihc2he.models.bundle import save_bundle
 from ihc2he.models.translation.cyclegan.module import CycleGAN
+from ihc2he.simulate.bci import write_bci
 
+NETWORKS = "ihc2he.models.translation.cyclegan.networks"
 SCHEDULE = {"n_epochs": 2, "n_epochs_decay": 2, "ema_decay": 0.9}
 
 
@@ -114,3 +119,30 @@ def test_two_pairs_are_learnt_by_the_local_generator_with_its_nuclei_in_place(sm
     to_he, to_ihc = ((made - x).mean((0, 2, 3)).norm() for x in (data.he, data.ihc))
     assert to_he < to_ihc / 2
     assert (stain_change(data.ihc, made, "he")["nuclear_correlation"] > 0.9).all()
+
+
+def test_a_trained_cyclegan_goes_on_on_the_users_tiles(cli, small, tmp_path):
+    write_bci(tmp_path / "tiles", 6, 64, 0)
+    networks = {
+        "generator": {"_target_": f"{NETWORKS}.ResnetGenerator", "width": 4, "n_blocks": 1, "upsample": "resize"},
+        "discriminator": {"_target_": f"{NETWORKS}.PatchDiscriminator", "width": 4, "n_layers": 2},
+    }
+    for name, (network, info) in small(**networks).exports().items():
+        save_bundle(network, tmp_path / "trained" / "bundles" / name, info | {"mpp": 0.46})
+    own = (
+        "experiment=cyclegan_finetune", "data.ihc=tiles/IHC", "data.he=tiles/HE", "data.mpp_ihc=0.46",
+        "data.mpp_he=0.46", "data.crop_size=32", "data.num_workers=0", "data.val_fraction=0.25",
+        "data.samples_per_epoch=2", "trainer=cpu", "logger=csv", "model/generator=resnet_small",
+        "model/discriminator=patch_small", "model.generator.width=4", "model.generator.n_blocks=1",
+        "model.discriminator.width=4", "model.features=null", "model.n_epochs=1", "model.n_epochs_decay=0",
+        "callbacks.best=null", "callbacks.panels=null", "callbacks.worst=null",
+    )  # fmt: skip
+    missing = cli(*own, "hydra.run.dir=missing")
+    assert missing.status == 2
+    assert "model.init=BCI_RUN/checkpoints/last.ckpt: there is no such file. Pass a checkpoint, or" in missing.err
+    done = cli(*own, "model.init=trained/bundles", "hydra.run.dir=run")
+    assert done.status == 0, done.err
+    assert "Starting from trained/bundles: g_ihc2he, g_he2ihc; with random weights: d_ihc, d_he." in done.out + done.err
+    inputs = json.loads((tmp_path / "run" / "run.json").read_text())["inputs"]
+    read = [Path(entry["path"]).name for entry in inputs if entry["kind"] == "bundle"]
+    assert read == ["g_he2ihc", "g_ihc2he"]
