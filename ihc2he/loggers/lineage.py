@@ -106,8 +106,10 @@ def _entry(kind: str, path: Path, content: str) -> dict[str, Any]:
 
 
 def _in_use(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's configuration without the parts that are not in its `use`."""
+    """Return a model's configuration without the parts that are not in its `use` or `fuse`."""
     chosen = {kind: [names] if isinstance(names, str) else names for kind, names in (model.get("use") or {}).items()}
+    if "translators" in chosen:
+        chosen["translators"] = [*chosen["translators"], *(model.get("fuse") or ())]
     return {
         key: {name: node for name, node in value.items() if name in chosen[key]} if key in chosen else value
         for key, value in model.items()

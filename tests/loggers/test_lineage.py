@@ -65,6 +65,10 @@ def test_run_json_leads_from_a_pipeline_to_the_tile_store(train, store, tmp_path
 
     weights = {"cyclegan": {"weights": str(run / "bundles" / "net")}, "unused": {"weights": str(run / "no")}}
     model = {"translators": weights, "use": {"translators": "cyclegan"}}
+    fused = model | {"use": {"translators": []}, "fuse": ["none", "cyclegan"]}
+    assert inputs(cfg(tmp_path / "pipeline" / "1", **fused), data=None) == inputs(
+        cfg(tmp_path / "p", **model), data=None
+    )
     (used,) = inputs(cfg(tmp_path / "pipeline" / "1", **model), data=None)
     assert (used["kind"], used["made_by"]) == ("bundle", str(run))
 

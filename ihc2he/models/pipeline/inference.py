@@ -48,6 +48,7 @@ def translate(
         member: of the translator.
         states: for each tile, what the translator has prepared from its whole image.
     """
+    translator, member, states = translator.of_member(member, states)
     if translator.mpp is not None:
         height, width = resampled_size(x_bchw.shape[-2], x_bchw.shape[-1], mpp, translator.mpp)
         x_bchw = resized(x_bchw, height, width)

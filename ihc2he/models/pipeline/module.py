@@ -1,6 +1,6 @@
 """The pipeline as a LightningModule: `test` compares ways to find nuclei on IHC, `predict` uses one of them.
 
-A way, called method here, is a translator from IHC to H&E and a segmenter of H&E.
+A way, called method here, is a translator from IHC to H&E, or several fused, and a segmenter of H&E.
 Shape suffixes: b = batch, c = colour, h, w = height, width.
 """
 
@@ -25,6 +25,7 @@ from ihc2he.models.pipeline.assembly import Strip, joined
 from ihc2he.models.pipeline.blocks import OpenImage, Piece, alike, pieces_of
 from ihc2he.models.pipeline.choice import Choice, Choose
 from ihc2he.models.pipeline.evaluation import MethodComparison, summary
+from ihc2he.models.pipeline.fusing import Fused
 from ihc2he.models.pipeline.inference import predict, submit
 from ihc2he.models.pipeline.method import Method
 from ihc2he.models.pipeline.prediction import Prediction
@@ -53,6 +54,8 @@ class Pipeline(Task):
         translators: node of each `Translator` by name; only those in use are built.
         segmenters: node of each `Segmenter` by name, likewise.
         use: which `translators` and `segmenters` to use; a test takes all pairs, a prediction exactly one.
+        fuse: translators that are also used as one, named after all (`none&recolour`): each translates the tile, and
+            the maps are averaged; empty: none. A prediction then uses only this one.
         class_map: from the types of segmenters to the classes of the keypoints, or to None for no class; None: types
             keep their names and keypoints are scored without regard to class.
         radius_um: largest distance of a keypoint and the nucleus that it is matched with.
@@ -90,6 +93,7 @@ class Pipeline(Task):
         workers: int = 2,
         resamples: int = 2000,
         seed: int = 0,
+        fuse: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if (
@@ -104,6 +108,11 @@ class Pipeline(Task):
             )
             raise ConfigError(msg)
         self.translators = nn.ModuleDict(_built("translators", translators, use, Translator))
+        self.fused = "&".join(fuse)
+        if fuse:
+            parts = _built("translators", translators, {"translators": fuse}, Translator, "model.fuse")
+            self.translators[self.fused] = Fused(parts)
+            translators = {**translators, self.fused: {name: translators[name] for name in parts}}
         self.segmenters = nn.ModuleDict(_built("segmenters", segmenters, use, Segmenter))
         wanted = {
             name: own for name, own in (choose or {}).items() if name in self.segmenters or name not in segmenters
@@ -141,6 +150,12 @@ class Pipeline(Task):
         return list(self._in_use)
 
     @property
+    def _running(self) -> dict[str, Translator]:
+        """The translators of the pairs in use, by name."""
+        used = dict.fromkeys(pair.translator for pair in self._in_use)
+        return {name: self.translators[name] for name in used}  # type: ignore[misc]
+
+    @property
     def methods(self) -> list[str]:
         """The names of all pairs in use, as tables and logged keys have them."""
         return [str(pair) for pair in self.pairs]
@@ -164,6 +179,8 @@ class Pipeline(Task):
         """
         self.to(memory_format=torch.channels_last)
         self._in_use = self._choice.methods(stage)
+        if stage == "predict" and self.fused:
+            self._in_use = {pair: own for pair, own in self._in_use.items() if pair.translator == self.fused}
         if stage == "predict" and len(self.methods) != 1:
             msg = (
                 f"A prediction takes one translator and one segmenter, found {', '.join(self.methods)}. Pass "
@@ -254,7 +271,7 @@ class Pipeline(Task):
         return pieces
 
     def _opened(self, tile: Mapping[str, Any]) -> OpenImage:
-        return OpenImage(tile, self.divide, dict(self.translators.items()), self.white)  # type: ignore[arg-type]
+        return OpenImage(tile, self.divide, self._running, self.white)
 
     def _failure(self, tile: Mapping[str, Any], error: str) -> Prediction:
         """Return the error of an image, of which nothing more is to be predicted."""
@@ -302,12 +319,12 @@ class Pipeline(Task):
     def _submit(self, pieces: Sequence[Piece]) -> None:
         """Give blocks of the same size the promises of their nuclei."""
         inks = [piece.image.ink.region(piece.block.rows, piece.block.columns) for piece in pieces]
-        for name, translator in self.translators.items():
+        for name, translator in self._running.items():
             self.handover.wait()
             x_bchw = self._images([piece.input_of(name) for piece in pieces])
             states = [piece.image.states[name] for piece in pieces]
             whites = [piece.image.whites[name] for piece in pieces]
-            maps = predict(translator, self._choice.segmenters, x_bchw, pieces[0].image.mpp, self.views, states)  # type: ignore[arg-type]
+            maps = predict(translator, self._choice.segmenters, x_bchw, pieces[0].image.mpp, self.views, states)
             for pair in (pair for pair in self._in_use if pair.translator == name):
                 found = maps[self._choice.base_of(pair.segmenter)]
                 parts = submit(self.handover, self._in_use[pair], found, whites, inks)
@@ -369,26 +386,38 @@ class Pipeline(Task):
         return {} if self.evaluation is None else self.evaluation.cards
 
 
-def _built(kind: str, nodes: Mapping[str, Any], use: Mapping[str, Sequence[str]], only: type) -> dict[str, Any]:
+def _built(
+    kind: str, nodes: Mapping[str, Any], use: Mapping[str, Sequence[str]], only: type, key: str | None = None
+) -> dict[str, Any]:
     """Return the nodes in use, by name.
+
+    Args:
+        kind: `translators` or `segmenters`.
+        nodes: by name.
+        use: names of those in use, by kind.
+        only: their class.
+        key: where the configuration has the names; None: `model.use`.
 
     Raises:
         ConfigError: for an unknown name, or none at all.
     """
     names = use.get(kind) or []
     names = [names] if isinstance(names, str) else list(names)
+    key = key or f"model.use.{kind}"
     if not names:
-        msg = f"model.use.{kind}=[]: expected one or more of {', '.join(nodes)}."
+        msg = f"{key}=[]: expected one or more of {', '.join(nodes)}."
         raise ConfigError(msg)
     for name in names:
         if name not in nodes:
-            msg = f"model.use.{kind}: there is no '{name}'.{did_you_mean(name, nodes)}"
+            msg = f"{key}: there is no '{name}'.{did_you_mean(name, nodes)}"
             raise ConfigError(msg)
     return {name: build(nodes[name], only) for name in names}
 
 
 def _described(node: Any, built: Translator | Segmenter | nn.Module) -> dict[str, Any]:
     """Return what identifies a translator or segmenter besides its weights, without paths of files."""
+    if isinstance(built, Fused):
+        return {name: _described(node[name], part) for name, part in built.parts.items()}
     named = dict(node) if isinstance(node, Mapping) else {"_target_": type(node).__name__}
     settings = {key: value for key, value in named.items() if key not in built.files}  # type: ignore[operator]
     return settings | built.facts()  # type: ignore[operator]

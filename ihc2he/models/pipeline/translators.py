@@ -68,6 +68,10 @@ class Translator(nn.Module):
         """Return what results depend on besides arguments and weights, as plain values."""
         return {"mpp": self.mpp, "members": self.members}
 
+    def of_member(self, member: int, states: Sequence[Any]) -> tuple[Translator, int, Sequence[Any]]:
+        """Return the translator that a member belongs to, its number there, and the states for it."""
+        return self, member, states
+
     def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
         """Return the H&E of images, or of blocks of them, by one member.
 

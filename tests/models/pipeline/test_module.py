@@ -108,6 +108,9 @@ MIXED = [  # of three sizes and two pixel sizes
         ({"segmenters": []}, r"use\.segmenters=\[\]: expected one or more of classical"),
         ({"radii_um": [3, 0]}, r"radii_um=\[3, 0\].* above 0"),
         ({"workers": -1}, "workers=-1"),
+        ({"fuse": ["none", "recolor"]}, r"model\.fuse: there is no 'recolor'. Did you mean 'recolour'"),
+        ({"fuse": ["none"]}, r"model\.fuse=\['none'\]: expected two or more translators that start from the IHC"),
+        ({"fuse": ["none", "rendered"]}, r"model\.fuse=\['none', 'rendered'\]: expected two or more"),
         ({"against": ["none+clasical"]}, r"against: 'none\+clasical' .*Did you mean 'none\+classical'"),
     ],
 )
@@ -227,6 +230,21 @@ def test_views_are_averaged_and_agree(run, segmenter_bundle):
     assert (agreement_n <= 1).all()
 
 
+def test_fused_translators_are_a_method_beside_the_others_with_an_agreement(run, segmenter_bundle):
+    segmenter = Learned(segmenter_bundle(classes=[]))
+    module = pipeline(segmenters=["s"], more={"s": segmenter}, fuse=["none", "recolour"], against=["none&recolour+s"])
+    assert module.methods == ["none+s", "none&recolour+s"]
+    kept, values = run("test", module, [annotated("a", tissue(40, 56))])
+    assert {"test/f1/none+s", "test/f1/none&recolour+s"} <= values.keys()
+    results = kept.scored[0].results
+    assert results["none+s"].nuclei.agreement_n is None
+    agreement_n = results["none&recolour+s"].nuclei.agreement_n
+    assert len(agreement_n) == len(results["none&recolour+s"].nuclei.centres_n2) > 0
+    assert ((agreement_n >= 0) & (agreement_n <= 1)).all()
+    recolour, _ = run("test", pipeline(["recolour"], ["s"], more={"s": segmenter}), [annotated("a", tissue(40, 56))])
+    assert np.array_equal(results["none&recolour+s"].he, recolour.scored[0].results["recolour+s"].he)
+
+
 def test_reduced_precision_does_not_reach_baselines(run):
     tiles = [annotated("a", tissue(64, 64))]
     full, mixed = (
@@ -255,6 +273,16 @@ def test_predictions_come_once_each_with_what_a_writer_needs(run, workers):
         assert prediction.he.dtype == np.uint8
         assert not np.array_equal(prediction.he, tile["image"])
         assert prediction.nuclei.inst_hw.shape == tile["image"].shape[:2]
+
+
+def test_with_fused_translators_a_prediction_uses_only_them(run):
+    tile = unlabelled("a", tissue(48, 48))
+    module = pipeline(["none"], fuse=["none", "recolour"])
+    kept, _ = run("predict", module, [tile])
+    alone, _ = run("predict", pipeline(["recolour"]), [tile])
+    assert module.methods == ["none&recolour+classical"]
+    assert np.array_equal(kept.predictions[0][0].he, alone.predictions[0][0].he)
+    assert len(kept.predictions[0][0].nuclei.types_n) > 0
 
 
 def test_without_translation_there_is_no_virtual_stain(run):
@@ -325,7 +353,8 @@ def test_the_fingerprint_knows_settings_and_weights(segmenter_bundle):
     assert "weights" not in first["segmenters"]["s"]  # no path
     assert first["segmenters"]["s"]["classes"] == CLASSES
     assert fingerprint(seed=1)["weights"] != first["weights"]  # the same folder, trained anew
-    for change in ({"tta": True}, {"block": 64}, {"class_map": {"a": "b"}}, {"translators": ["recolour"]}):
+    fused = {"fuse": ["none", "recolour"]}
+    for change in ({"tta": True}, {"block": 64}, {"class_map": {"a": "b"}}, {"translators": ["recolour"]}, fused):
         assert fingerprint(**change) != first
     assert fingerprint(workers=1, resamples=7) == first  # what changes no result
 
