@@ -27,7 +27,8 @@ def nuclear_loss(ihc_bchw: Tensor, he_bchw: Tensor, dab: float = 1.0) -> Tensor:
     Args:
         ihc_bchw: (N, 3, H, W) in [-1, 1].
         he_bchw: likewise.
-        dab: how much DAB counts; 0 for a marker that is not in nuclei, whose brown must not become hematoxylin.
+        dab: how much DAB counts: 1 for nuclear markers, whose positive nuclei are brown; 0 for others, or brown
+            membranes would be asked to become hematoxylin.
 
     >>> x_bchw = torch.linspace(-0.5, 0.5, 48).view(1, 3, 4, 4)
     >>> nuclear_loss(x_bchw, torch.ones(1, 3, 4, 4)).item()

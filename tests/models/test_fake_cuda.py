@@ -19,6 +19,7 @@ from ihc2he.models.pipeline.module import Pipeline
 from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter
 from ihc2he.models.segmentation.unet.module import UNetSegmenter
 from ihc2he.models.translation.cyclegan.networks import ResnetGenerator
+from ihc2he.models.translation.frozen import FrozenSegmenter
 from ihc2he.nuclei.decoders.base import Decoder
 
 CUDA = torch.device("cuda", 0)
@@ -152,6 +153,28 @@ def test_the_cyclegan(gpu, small, adversarial, precision):
         assert module.translate(batch["ihc"], "he").device == CUDA
         assert [row["name"] for row in module.test_step(batch, 0)["rows"]] == ["a", "b"]
         assert len(module.panels(batch)) == 2
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_cyclegan_with_terms_that_keep_the_content(gpu, small, precision, tmp_path):
+    def frozen():
+        network, described = SEGMENTERS["lite"]().exports()["segmenter"]
+        return FrozenSegmenter(str(save_bundle(network, tmp_path / "lite", {**described, "mpp": 0.25})), 0.5)
+
+    local = {"_target_": "ihc2he.models.translation.local.LocalUNet", "width": 4, "depth": 2}
+    terms = {"lambda_nuclear": 5.0, "lambda_segmentation": 1.0, "segmenter": "lite"}
+    module = attached(moved(real(lambda: small(generator=local, **terms))))
+    module.frozen = real(frozen)
+    moved(module.frozen.network)
+    batch = {"ihc": on_gpu(2, 3, 64, 64), "he": on_gpu(2, 3, 64, 64), "name": ["a", "b"], "group": ["0", "3+"]}
+    batch |= {"paired": on_gpu(2, dtype=torch.bool), "inst": on_gpu(2, 64, 64, dtype=torch.int32)}
+    with autocast(precision):
+        losses, _ = module.generator_losses(batch)
+        assert {(loss.device, loss.dtype) for loss in losses.values()} == {(CUDA, torch.float32)}
+        assert len(losses) == 6 + 4
+        module.eval()
+        rows = module.test_step(batch | {"mpp": on_gpu(2)}, 0)["rows"]
+    assert all("he/lost" in row for row in rows)
 
 
 @pytest.fixture
