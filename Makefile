@@ -20,7 +20,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 SEED ?= 42
-demo: $(READY)  ## train both models on simulated tissue and compare ways to find nuclei on IHC, in some minutes
+SIMULATED = $${IHC2HE_DATA:-data}/endonuke_sim/60x200px_seed0
+demo: $(READY)  ## find nuclei on simulated IHC, then train both models on simulated tissue and compare, in some minutes
+	$(BIN)/python -m ihc2he.simulate endonuke out=$(SIMULATED) tiles=60
+	$(BIN)/python -m ihc2he.train experiment=demo/predict_tiles
 	$(BIN)/python -m ihc2he.train experiment=demo/cyclegan_bci seed=$(SEED)
 	$(BIN)/python -m ihc2he.train experiment=demo/hovernet_pannuke seed=$(SEED)
 	$(BIN)/python -m ihc2he.train experiment=demo/pipeline_endonuke seed=$(SEED)

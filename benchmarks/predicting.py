@@ -72,14 +72,14 @@ def pipeline(method: str, weights: dict[str, Path], workers: int = 0) -> module.
 
     Args:
         method: its name.
-        weights: of its networks, as `bundles` gives them.
+        weights: of its networks, as `bundles` gives them, where the configuration has none.
         workers: processes for the post-processing.
     """
     use = dict(zip(("translator", "segmenter"), method.split("+"), strict=True))
     nodes: dict[str, Any] = {}
     for role, name in use.items():
         node: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / "model" / role / f"{name}.yaml"))
-        if "weights" in node:
+        if node.get("weights", "builtin") is None:
             node["weights"] = str(weights[role])
         nodes[f"{role}s"] = {name: node}
     return module.Pipeline(**nodes, use={kind: list(own) for kind, own in nodes.items()}, workers=workers)

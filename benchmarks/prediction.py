@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/prediction.py [tiles=20] [rounds=3] [side=256]
 
 Rates are by time on the wall of the real command line with its two loading and two post-processing processes, its start
-included and, without it, of the same in one process; shares are of the CPU time of the latter. The networks are small
-and random, so what the learned method finds is nonsense, and only where its time goes is of interest.
+included and, without it, of the same in one process; shares are of the CPU time of the latter. `centres` has the
+weights in the box. CycleGAN and HoVer-Net are small and random, so what they find is nonsense, and only where their
+time goes is of interest.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from timing import argument, finish
 
 from ihc2he.simulate.bci import MPP
 
-METHODS = ("recolour+classical", "cyclegan+hovernet")
+METHODS = ("none+centres", "recolour+classical", "cyclegan+hovernet")
 
 
 def command_line(method: str, weights: dict[str, Path], images: Path, out: Path, *options: str) -> float:

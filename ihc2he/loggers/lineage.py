@@ -19,6 +19,7 @@ import h5py
 
 from ihc2he.datainfo import info_of
 from ihc2he.models.bundle import bundles_in
+from ihc2he.weights import BUILTIN
 
 WEIGHTS = ("weights", "ensemble", "init")  # arguments of models that name the files of their weights
 BUNDLE = ("config.json", "model.safetensors")
@@ -81,7 +82,7 @@ def _hash_files(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 def _model_entry(source: str) -> dict[str, Any] | None:
     """Return the entry of a bundle's folder, of a file of weights or of an id on the hub; None for any other text."""
-    path = Path(source)
+    path = BUILTIN if source == "builtin" else Path(source)
     if path.is_file():
         return _entry("checkpoint", path, hash_files(path))
     if all((path / name).is_file() for name in BUNDLE):

@@ -11,17 +11,18 @@ import shutil
 from collections.abc import Mapping
 from hashlib import file_digest
 from importlib.metadata import version
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, float32, nn
+from torch import Tensor, finfo, float16, float32, nn
 
 from ihc2he import __version__
 from ihc2he.build import build, refuse_foreign
 from ihc2he.datainfo import check_class_names
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.models.former import FORMAT, upgraded
+from ihc2he.weights import BUILTIN
 
 REMEDY = "Copy it again, or export it again from the checkpoint of its run."
 FILES = ("config.json", "model.safetensors", "README.md")
@@ -37,7 +38,8 @@ def save_bundle(module: nn.Module, folder: str | Path, info: Mapping[str, Any], 
         folder: where to.
         info: plain values; `module` has to be the node (`_target_` and arguments) that builds the network. Other usual
             keys: role, stain_in, stain_out, mpp (um/px), value_range, window (px), classes, decoder, metrics.
-        half: save float32 weights as float16, in half the space; they are computed with in float32 again.
+        half: save float32 parameters as float16, in half the space; they are computed with in float32 again. Buffers,
+            such as the variances of normalisation, and values beyond float16 stay as they are.
 
     Raises:
         ConfigError: if `info` has no such node.
@@ -54,8 +56,10 @@ def save_bundle(module: nn.Module, folder: str | Path, info: Mapping[str, Any], 
     temporary.mkdir(parents=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     if half:
-        weights = {name: value.half() if value.dtype == float32 else value for name, value in weights.items()}
+        weights |= {name: _halved(weights[name]) for name, _ in module.named_parameters()}
     save_file(weights, temporary / "model.safetensors")
+    if "metrics" in info:  # NaN is no JSON
+        info = {**info, "metrics": {key: value for key, value in info["metrics"].items() if isfinite(value)}}
     versions = {"ihc2he": __version__, "torch": version("torch")}
     config = {"format": FORMAT, **info, "versions": versions, "sha256": _sha256(temporary / "model.safetensors")}
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -69,13 +73,19 @@ def save_bundle(module: nn.Module, folder: str | Path, info: Mapping[str, Any], 
     return folder
 
 
+def _halved(value: Tensor) -> Tensor:
+    """Return float32 values as float16, if it can hold them."""
+    return value.half() if value.dtype == float32 and value.abs().amax() <= finfo(float16).max else value
+
+
 def load_bundle(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Return the network of a bundle, in evaluation mode on the CPU, and the content of its `config.json`.
 
     The content of a bundle from an earlier version is converted to the present format.
 
     Args:
-        source: a folder, or the id of a repository on the Hugging Face hub (`owner/name`).
+        source: a folder, the id of a repository on the Hugging Face hub (`owner/name`), or `builtin`, the network of
+            nuclei that ships with this package.
 
     Raises:
         DataError: with the bundle, and what is missing, damaged or does not fit.
@@ -167,6 +177,8 @@ def _sha256(path: Path) -> str:
 
 
 def _fetch(source: str) -> Path:
+    if source == "builtin":
+        return BUILTIN
     folder = Path(source)
     if folder.is_dir():
         return folder

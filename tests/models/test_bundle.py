@@ -235,3 +235,24 @@ def test_an_interruption_while_the_old_one_is_removed_leaves_a_whole_bundle(bund
     with pytest.raises(KeyboardInterrupt):
         save_bundle(network, bundle, {**INFO, "mpp": 9.9})
     assert load_bundle(bundle)[1]["mpp"] == 9.9
+
+
+def test_half_precision_keeps_what_it_cannot_hold(tmp_path):
+    network = ResnetGenerator(4, 1)
+    with torch.no_grad():
+        first, second = list(network.parameters())[:2]
+        first.fill_(1 / 3)
+        second.fill_(1e5)
+    network.register_buffer("variance", torch.tensor([1e6, 1e-9]))
+    save_bundle(network, tmp_path / "half", {"module": {"_target_": NODE["_target_"], "width": 4, "n_blocks": 1}}, True)
+    saved = safetensors.torch.load_file(tmp_path / "half" / "model.safetensors")
+    kept = [name for name, value in saved.items() if value.dtype != torch.float16]
+    assert sorted(kept) == sorted(["variance", [name for name, _ in network.named_parameters()][1]])
+    assert all(value.isfinite().all() for value in saved.values())
+    assert torch.equal(saved["variance"], network.variance)
+
+
+def test_metrics_without_a_value_are_left_out_so_that_any_program_reads_the_description(network, tmp_path):
+    folder = save_bundle(network, tmp_path / "b", INFO | {"metrics": {"val/f1": 0.5, "val/mpq": float("nan")}})
+    assert "NaN" not in (folder / "config.json").read_text()
+    assert load_bundle(folder)[1]["metrics"] == {"val/f1": 0.5}

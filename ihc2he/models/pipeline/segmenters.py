@@ -106,9 +106,9 @@ class Learned(Segmenter):
     """One trained segmenter, or several whose maps are averaged.
 
     Args:
-        weights: a model bundle (folder or hub id), a checkpoint of a run, the authors' checkpoint of HoVer-Net for
-            PanNuke (`hovernet_fast_pannuke_type_tf2pytorch.tar`), or a list of them, which must have the same pixel
-            size, types and decoder.
+        weights: a model bundle (folder, hub id or `builtin`), a checkpoint of a run, the authors' checkpoint of
+            HoVer-Net for PanNuke (`hovernet_fast_pannuke_type_tf2pytorch.tar`), or a list of them, which must have
+            the same pixel size, types and decoder.
         mpp: pixel size, um/px, if the weights do not contain it.
         window: px, the largest sides that are predicted at once.
         overlap: px, least overlap of windows, in which their maps are blended.
@@ -136,7 +136,7 @@ class Learned(Segmenter):
         if not weights:
             msg = (
                 f"{key}.weights: no weights given. `python -m ihc2he.train experiment={name}_pannuke` makes them; then "
-                f"pass {key}.weights=RUN/bundles/segmenter, or use model.use.segmenters=[classical]."
+                f"pass {key}.weights=RUN/bundles/segmenter. Or use model.use.segmenters=[centres], which has weights."
             )
             raise ConfigError(msg)
         sources = [weights] if isinstance(weights, str) else list(weights)

@@ -43,8 +43,8 @@ def load_segmenter(source: str, settings: Mapping[str, Any] | None = None) -> Lo
     """Return a trained segmenter.
 
     Args:
-        source: a model bundle (folder or hub id), a checkpoint of a run (`.ckpt`), or the authors' of HoVer-Net for
-            PanNuke (`.tar`).
+        source: a model bundle (folder, hub id or `builtin`), a checkpoint of a run (`.ckpt`), or the authors' of
+            HoVer-Net for PanNuke (`.tar`).
         settings: of its decoder, which replace those that it was saved with.
 
     Raises:
