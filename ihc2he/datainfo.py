@@ -22,6 +22,7 @@ class DataInfo:
         classes: names of the classes from 1; empty if there are none.
         truth_classes: names of the types in the complete truth, which only simulated tissue has.
         store: file of the tile store; None if there is none.
+        paired: whether the stains in a training batch show the same place; None: not known.
 
     Raises:
         ConfigError: for a pixel size that is not above 0, or class names that repeat or have another meaning in tables.
@@ -31,6 +32,7 @@ class DataInfo:
     classes: Sequence[str] = ()
     truth_classes: Sequence[str] = ()
     store: Path | None = None
+    paired: bool | None = None
 
     def __post_init__(self) -> None:
         if self.mpp is not None and not 0 < self.mpp < float("inf"):

@@ -212,7 +212,7 @@ class TranslationDataModule(StoreDataModule):
     @property
     def info(self) -> DataInfo:
         """What models, callbacks and the runner can know about the images."""
-        return DataInfo(self.target_mpp, store=self.store_path)
+        return DataInfo(self.target_mpp, store=self.store_path, paired=self.paired)
 
     @abstractmethod
     def find_tiles(self) -> list[RawTile] | None:

@@ -1,4 +1,7 @@
-"""Translators from outside the package, by the command line and `--config-dir` alone: CUT unpaired, pix2pix paired."""
+"""Translators from outside the package, by the command line and `--config-dir` alone: one unpaired, one paired.
+
+They are small copies of what the package has itself, under other names of their configurations.
+"""
 
 import csv
 import json
@@ -16,6 +19,7 @@ OWN = {
     "cut": ["model/discriminator=patch_small", "model.layers=[0,4,7,10]", "model.n_patches=16", "model.width=8"],
     "pix2pix": ["model.discriminator.width=8"],
 }
+NAMES = {"cut": "contrast", "pix2pix": "pairs"}
 TERMS = {"cut": {"g_he", "nce_ihc", "nce_he", "d_he"}, "pix2pix": {"g_he", "l1", "d_he"}}
 
 
@@ -28,7 +32,7 @@ def rows(path):
 def test_it_trains_is_judged_and_translates_in_the_pipeline(command, tmp_path, name):
     mine = tmp_path / "mine"
     shutil.copytree(Path(__file__).parent / name, mine, ignore=shutil.ignore_patterns("__pycache__"))
-    done = command("--config-dir", "conf", f"experiment={name}_bci", *SMALL, *OWN[name], cwd=mine)
+    done = command("--config-dir", "conf", f"experiment={NAMES[name]}_bci", *SMALL, *OWN[name], cwd=mine)
     assert done.status == 0, done.err
     run = mine / "run"
     logged = {key for row in rows(run / "metrics.csv") for key, value in row.items() if value}
@@ -56,7 +60,7 @@ def test_it_trains_is_judged_and_translates_in_the_pipeline(command, tmp_path, n
 def test_a_typo_in_its_settings_is_named(cli, monkeypatch):
     mine = Path(__file__).parent / "cut"
     monkeypatch.syspath_prepend(str(mine))
-    done = cli("--config-dir", f"{mine}/conf", "experiment=cut_bci", "+model.n_patch=16")
+    done = cli("--config-dir", f"{mine}/conf", "experiment=contrast_bci", "+model.n_patch=16")
     assert "model.n_patch: cut.CUT has no argument 'n_patch'. Did you mean 'n_patches'?" in done.err
-    done = cli("--config-dir", f"{mine}/conf", "experiment=cut_bci", "model.n_patches=1", "data=bci_sim")
+    done = cli("--config-dir", f"{mine}/conf", "experiment=contrast_bci", "model.n_patches=1", "data=bci_sim")
     assert "model.n_patches=1: expected 2 or more" in done.err

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -80,6 +81,7 @@ class StainTranslation(Task):
     """
 
     if_inverted = "Restart with another seed"  # what a user can do where the stains look inverted
+    seed = 0  # of `draws`
 
     def __init__(
         self,
@@ -139,6 +141,7 @@ class StainTranslation(Task):
         if channels_last:
             self.to(memory_format=torch.channels_last)
         self.pools = dict(pools or {})
+        self.draws = np.random.default_rng(0)  # of a training step, by (seed, epoch, batch): equal in all processes
         self.evaluation = TranslationEvaluation(metrics or [], features, tuple(to for _, to in self.directions))
 
     # ------------------------------------------------------------------ networks
@@ -295,6 +298,7 @@ class StainTranslation(Task):
         """Step the generators, then the discriminators on the same made images; return the sum of their losses."""
         opt_g, opt_d = self.optimizers()  # type: ignore[attr-defined]
         count_no_steps(opt_d)
+        self.draws = np.random.default_rng((self.seed, self.current_epoch, batch_idx))
         batch = batch | {stain: self._in_format(batch[stain]) for stain in STAINS}
         if batch_idx % self.accumulate == 0:
             opt_g.zero_grad()
@@ -414,6 +418,19 @@ class StainTranslation(Task):
         if self.global_rank < len(saved):
             for stain, pool in self.pools.items():
                 pool.load_state_dict(saved[self.global_rank][stain])
+
+
+def direction_to(to: Stain) -> Direction:
+    """Return the direction that makes a stain.
+
+    Raises:
+        ConfigError: if there is no such stain.
+
+    >>> direction_to("he")
+    'ihc2he'
+    """
+    require("to", to, to in _MAKES, " or ".join(_MAKES))
+    return _MAKES[to]
 
 
 def _network(node: Node) -> nn.Module:

@@ -1,4 +1,4 @@
-"""CUT: unpaired translation of IHC to H&E with one generator, by contrast of patches (Park et al., ECCV 2020).
+"""A small CUT: unpaired translation of IHC to H&E with one generator, by contrast of patches (Park et al., ECCV 2020).
 
 A patch of the made image has to resemble the same place of its source more than other places of it, in features of the
 generator's own layers. So no second generator is needed to keep the content.

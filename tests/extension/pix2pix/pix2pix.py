@@ -1,4 +1,4 @@
-"""pix2pix: paired translation of IHC to H&E (Isola et al., CVPR 2017)."""
+"""A small pix2pix: paired translation of IHC to H&E (Isola et al., CVPR 2017)."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ihc2he.errors import ConfigError, DataError, did_you_mean
 
-UPSAMPLING = ("transpose", "resize")
+UPSAMPLING = ("transpose", "resize", "blur")
+DOWNSAMPLING = ("stride", "blur")
+INITIALISATION = ("normal", "xavier")
 
 
 class InstanceNorm(nn.InstanceNorm2d):
@@ -38,6 +40,23 @@ class ReflectionPad(nn.ReflectionPad2d):
         """Return the padded tensor."""
         with torch.autocast(x_bchw.device.type, enabled=False):
             return super().forward(x_bchw)
+
+
+class BlurPool(nn.Module):
+    """Every second pixel of the image blurred by [1, 2, 1] each way, with mirrored borders (Zhang, ICML 2019)."""
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        tap = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("kernel", torch.outer(tap, tap), persistent=False)
+        self.pad = ReflectionPad(1)
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        """Return a tensor of half the height and width, rounded up."""
+        c = x_bchw.shape[1]
+        return F.conv2d(self.pad(x_bchw), self.kernel.to(x_bchw).expand(c, 1, 3, 3), stride=2, groups=c)
 
 
 class ResnetBlock(nn.Module):
@@ -70,30 +89,41 @@ class ResnetGenerator(nn.Module):
         width: channels of the first layer (the reference's ngf).
         n_blocks: residual blocks; 9 for images of 256 px and more, 6 for 128 px.
         dropout: probability inside the residual blocks; 0 leaves the layers out, as CycleGAN does.
-        upsample: `transpose` (the reference's transposed convolution) or `resize` (nearest-neighbour upsampling and
-            a 3x3 convolution; no checkerboard, Odena et al., Distill 2016).
+        upsample: `transpose` (the reference's transposed convolution), `resize` (nearest-neighbour upsampling and
+            a 3x3 convolution; no checkerboard, Odena et al., Distill 2016) or `blur` (bilinear upsampling, which is
+            CUT's [1, 3, 3, 1] filter, and a 3x3 convolution).
+        downsample: `stride` (strided convolutions) or `blur` (a blur before every second pixel is kept, as CUT does).
+        init: of the weights, see `initialise`.
 
     Raises:
-        ConfigError: for an unknown `upsample` or fewer than one block.
+        ConfigError: for an unknown choice or fewer than one block.
     """
 
-    def __init__(self, width: int = 64, n_blocks: int = 9, dropout: float = 0.0, upsample: str = "transpose") -> None:
+    def __init__(
+        self,
+        width: int = 64,
+        n_blocks: int = 9,
+        dropout: float = 0.0,
+        upsample: str = "transpose",
+        downsample: str = "stride",
+        init: str = "normal",
+    ) -> None:
         super().__init__()
-        if upsample not in UPSAMPLING:
-            msg = f"There is no upsampling '{upsample}'.{did_you_mean(upsample, UPSAMPLING)}"
-            raise ConfigError(msg)
+        _check("upsampling", upsample, UPSAMPLING)
+        _check("downsampling", downsample, DOWNSAMPLING)
         if min(width, n_blocks) < 1:
             msg = f"width and n_blocks have to be at least 1, found {width} and {n_blocks}."
             raise ConfigError(msg)
         layers: list[nn.Module] = [ReflectionPad(3), nn.Conv2d(3, width, 7), *_norm_relu(width)]
         for c in (width, 2 * width):
-            layers += [nn.Conv2d(c, 2 * c, 3, stride=2, padding=1), *_norm_relu(2 * c)]
+            layers += [nn.Conv2d(c, 2 * c, 3, stride=_stride(downsample), padding=1), *_norm_relu(2 * c)]
+            layers += _blur(downsample)
         layers += [ResnetBlock(4 * width, dropout) for _ in range(n_blocks)]
         for c in (4 * width, 2 * width):
-            layers += [_upsampling(c, upsample), *_norm_relu(c // 2)]
+            layers += [*_upsampling(c, upsample), *_norm_relu(c // 2)]
         layers += [ReflectionPad(3), nn.Conv2d(width, 3, 7), nn.Tanh()]
         self.model = nn.Sequential(*layers)
-        initialise(self)
+        initialise(self, init)
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         """Return the translated images.
@@ -116,11 +146,27 @@ def _norm_relu(width: int) -> list[nn.Module]:
     return [InstanceNorm(width), nn.ReLU(True)]
 
 
-def _upsampling(width: int, kind: str) -> nn.Module:
+def _stride(downsample: str) -> int:
+    return 2 if downsample == "stride" else 1
+
+
+def _blur(downsample: str) -> list[nn.Module]:
+    return [BlurPool()] if downsample == "blur" else []
+
+
+def _upsampling(width: int, kind: str) -> list[nn.Module]:
     if kind == "transpose":
-        return nn.ConvTranspose2d(width, width // 2, 3, stride=2, padding=1, output_padding=1)
+        return [nn.ConvTranspose2d(width, width // 2, 3, stride=2, padding=1, output_padding=1)]
+    if kind == "blur":
+        return [nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(width, width // 2, 3, padding=1)]
     conv = nn.Conv2d(width, width // 2, 3)
-    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), ReflectionPad(1), conv)
+    return [nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), ReflectionPad(1), conv)]
+
+
+def _check(what: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        msg = f"There is no {what} '{name}'.{did_you_mean(name, known)}"
+        raise ConfigError(msg)
 
 
 class PatchDiscriminator(nn.Module):
@@ -130,39 +176,66 @@ class PatchDiscriminator(nn.Module):
         width: channels of the first layer (the reference's ndf).
         n_layers: strided convolutions; 3 give the field of 70 px.
         spectral_norm: normalise each convolution's weight by its largest singular value (Miyato et al., ICLR 2018).
+        channels: of the image; 6 for two images side by side, as pix2pix judges them.
+        downsample: `stride`, or `blur`, as CUT does.
+        init: of the weights, see `initialise`.
+
+    Raises:
+        ConfigError: for an unknown choice, or fewer than one channel or layer.
     """
 
-    def __init__(self, width: int = 64, n_layers: int = 3, spectral_norm: bool = False) -> None:
+    def __init__(
+        self,
+        width: int = 64,
+        n_layers: int = 3,
+        spectral_norm: bool = False,
+        channels: int = 3,
+        downsample: str = "stride",
+        init: str = "normal",
+    ) -> None:
         super().__init__()
-        if min(width, n_layers) < 1:
-            msg = f"width and n_layers have to be at least 1, found {width} and {n_layers}."
+        _check("downsampling", downsample, DOWNSAMPLING)
+        if min(width, n_layers, channels) < 1:
+            msg = f"width, n_layers and channels have to be at least 1, found {width}, {n_layers} and {channels}."
             raise ConfigError(msg)
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True)]
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=_stride(downsample), padding=1)]
+        layers += [nn.LeakyReLU(0.2, True), *_blur(downsample)]
         c_in = width
         for i in range(1, n_layers + 1):
             c_out = width * min(2**i, 8)
-            stride = 2 if i < n_layers else 1
+            stride = _stride(downsample) if i < n_layers else 1
             layers += [nn.Conv2d(c_in, c_out, 4, stride=stride, padding=1), InstanceNorm(c_out)]
-            layers += [nn.LeakyReLU(0.2, True)]
+            layers += [nn.LeakyReLU(0.2, True), *(_blur(downsample) if i < n_layers else [])]
             c_in = c_out
         layers += [nn.Conv2d(c_in, 1, 4, stride=1, padding=1)]
         self.model = nn.Sequential(*layers)
-        initialise(self)
+        initialise(self, init)
         if spectral_norm:
             for layer in self.model:
                 if isinstance(layer, nn.Conv2d):
                     nn.utils.parametrizations.spectral_norm(layer)
 
     def forward(self, x_bchw: Tensor) -> Tensor:
-        """Return logits of shape (N, 1, H/8 - 2, W/8 - 2), without sigmoid, for (N, 3, H, W) in [-1, 1]."""
+        """Return logits of shape (N, 1, H/8 - 2, W/8 - 2), without sigmoid, for (N, channels, H, W) in [-1, 1]."""
         return self.model(x_bchw)
 
 
-def initialise(net: nn.Module, gain: float = 0.02) -> None:
-    """Draw all convolution weights from N(0, gain) and set their biases to 0, as the reference does."""
+def initialise(net: nn.Module, kind: str = "normal", gain: float = 0.02) -> None:
+    """Draw the weights of all convolutions and linear layers, and set their biases to 0.
+
+    Args:
+        net: to be changed in place.
+        kind: `normal`: N(0, gain), as CycleGAN does; `xavier`: normal with a deviation of `gain` times that of Glorot
+            and Bengio (AISTATS 2010), as CUT does.
+        gain: see there.
+    """
+    _check("initialisation", kind, INITIALISATION)
     for layer in net.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(layer.weight, 0.0, gain)
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            if kind == "xavier":
+                nn.init.xavier_normal_(layer.weight, gain)
+            else:
+                nn.init.normal_(layer.weight, 0.0, gain)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
@@ -170,8 +243,8 @@ def initialise(net: nn.Module, gain: float = 0.02) -> None:
 def load_reference_weights(net: nn.Module, path: str | Path) -> None:
     """Load a published CycleGAN checkpoint (`latest_net_G.pth` and the like) into a network of this module.
 
-    Prefixes left by DataParallel or torch.compile are stripped, and the running statistics that files from before
-    PyTorch 0.4 hold for instance normalisation are dropped. No code of the file is executed.
+    Prefixes left by DataParallel or torch.compile are stripped. The running statistics that files from before PyTorch
+    0.4 hold for instance normalisation are dropped, and so are CUT's constant filters. No code of the file is executed.
 
     Args:
         net: a `ResnetGenerator` or `PatchDiscriminator` of the checkpoint's size.
@@ -190,17 +263,17 @@ def load_reference_weights(net: nn.Module, path: str | Path) -> None:
         raise DataError(msg)
     own = net.state_dict()
     stripped = {str(key).removeprefix("module.").replace("_orig_mod.", ""): value for key, value in state.items()}
-    weights = {k: v for k, v in stripped.items() if k in own or not k.endswith(_INSTANCE_NORM_STATISTICS)}
+    weights = {k: v for k, v in stripped.items() if k in own or not k.endswith(_DROPPED)}
     wrong = [k for k in own if k in weights and own[k].shape != weights[k].shape]
     if own.keys() != weights.keys() or wrong:
         missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
         msg = (
             f"{path}: does not fit {type(net).__name__}: {len(missing)} keys missing {missing[:3]}, "
             f"{len(extra)} unknown {extra[:3]}, {len(wrong)} of another shape {wrong[:3]}. "
-            "Check n_blocks, width, dropout and upsample."
+            "Check n_blocks, width, dropout, upsample and downsample."
         )
         raise DataError(msg)
     net.load_state_dict(weights)
 
 
-_INSTANCE_NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_DROPPED = ("running_mean", "running_var", "num_batches_tracked", ".filt")

@@ -100,15 +100,135 @@ def test_the_default_networks_are_the_reference_s_in_size():
         assert discriminator(torch.empty(1, 3, 256, 256)).shape == (1, 1, 30, 30)
 
 
+BLUR = {"downsample": "blur", "init": "xavier"}
+
+
+def test_the_networks_of_cut_and_pix2pix_are_the_references_in_size():
+    with torch.device("meta"):
+        assert n_parameters(ResnetGenerator(upsample="blur", **BLUR)) == 11_378_179
+        assert n_parameters(PatchDiscriminator(**BLUR)) == 2_764_737
+        # pix2pix's has 3 x 64 x 4 x 4 weights more for the source; the 2,768,705 of the reference count its batch
+        # normalisation, 2 x 896 for 896 biases, which is instance normalisation here as at a batch of one.
+        assert n_parameters(PatchDiscriminator(channels=6)) == 2_764_737 + 3072 == 2_768_705 - 2 * 896 + 896
+    assert PatchDiscriminator(width=1, **BLUR)(torch.zeros(1, 3, 256, 256)).shape == (1, 1, 30, 30)
+
+
+def blurred_generator_keys(width=64, n_blocks=9):
+    """Write out the layout of CUT's `latest_net_G.pth`, whose constant filters are among the weights."""
+    shapes = {1: (width, 3, 7, 7), 4: (2 * width, width, 3, 3), 8: (4 * width, 2 * width, 3, 3)}
+    layout = {f"model.{i}": shape for i, shape in shapes.items()}
+    for i in range(12, 12 + n_blocks):
+        layout |= {f"model.{i}.conv_block.{j}": (4 * width, 4 * width, 3, 3) for j in (1, 5)}
+    layout[f"model.{13 + n_blocks}"] = (2 * width, 4 * width, 3, 3)  # after a filter at 12 + n_blocks
+    layout[f"model.{17 + n_blocks}"] = (width, 2 * width, 3, 3)
+    layout[f"model.{21 + n_blocks}"] = (3, width, 7, 7)
+    return layout
+
+
+def blurred_discriminator_keys(width=64):
+    """Write out the layout of CUT's `latest_net_D.pth`."""
+    return {
+        "model.0": (width, 3, 4, 4),
+        "model.3": (2 * width, width, 4, 4),
+        "model.7": (4 * width, 2 * width, 4, 4),
+        "model.11": (8 * width, 4 * width, 4, 4),
+        "model.14": (1, 8 * width, 4, 4),
+    }
+
+
+def filters(places, taps):
+    """Return the constant filters that CUT saves, (C, 1, K, K), for channels by index of the layer."""
+    tap = torch.tensor(taps)
+    kernel = torch.outer(tap, tap) / tap.sum() ** 2 * (4 if len(taps) == 4 else 1)
+    return {f"model.{i}.filt": kernel.expand(c, 1, -1, -1).clone() for i, c in places.items()}
+
+
+def halved(x):
+    """Blur by [1, 2, 1] with mirrored borders and keep every second pixel."""
+    kernel = filters({0: x.shape[1]}, [1.0, 2.0, 1.0])["model.0.filt"]
+    return F.conv2d(F.pad(x, (1,) * 4, mode="reflect"), kernel, groups=x.shape[1])[..., ::2, ::2]
+
+
+def doubled(x):
+    """Put zeros between pixels and blur by [1, 3, 3, 1], with repeated borders."""
+    n, c, h, w = x.shape
+    padded = F.pad(x, (1,) * 4, mode="replicate")
+    zeros = torch.zeros(n, c, 2 * h + 3, 2 * w + 3)
+    zeros[..., ::2, ::2] = padded
+    kernel = filters({0: c}, [1.0, 3.0, 3.0, 1.0])["model.0.filt"]
+    return F.conv2d(F.pad(zeros, (1,) * 4), kernel, groups=c)[..., 1:-1, 1:-1]
+
+
+def blurred_generator(x, weights, n_blocks):
+    """Compute CUT's generator from its checkpoint, layer by layer."""
+
+    def conv(x, key, pad=0, **options):
+        x = F.pad(x, (pad,) * 4, mode="reflect") if pad else x
+        return F.conv2d(x, weights[f"model.{key}.weight"], weights[f"model.{key}.bias"], **options)
+
+    x = instance_norm(conv(x, 1, pad=3)).relu()
+    x = halved(instance_norm(conv(x, 4, padding=1)).relu())
+    x = halved(instance_norm(conv(x, 8, padding=1)).relu())
+    for i in range(12, 12 + n_blocks):
+        inner = instance_norm(conv(x, f"{i}.conv_block.1", pad=1)).relu()
+        x = x + instance_norm(conv(inner, f"{i}.conv_block.5", pad=1))
+    x = instance_norm(conv(doubled(x), 13 + n_blocks, padding=1)).relu()
+    x = instance_norm(conv(doubled(x), 17 + n_blocks, padding=1)).relu()
+    return conv(x, 21 + n_blocks, pad=3).tanh()
+
+
+def blurred_discriminator(x, weights):
+    """Compute CUT's discriminator from its checkpoint, layer by layer."""
+
+    def conv(x, key):
+        return F.conv2d(x, weights[f"model.{key}.weight"], weights[f"model.{key}.bias"], padding=1)
+
+    x = halved(F.leaky_relu(conv(x, 0), 0.2))
+    x = halved(F.leaky_relu(instance_norm(conv(x, 3)), 0.2))
+    x = halved(F.leaky_relu(instance_norm(conv(x, 7)), 0.2))
+    return conv(F.leaky_relu(instance_norm(conv(x, 11)), 0.2), 14)
+
+
+def test_published_networks_of_cut_load_and_compute_the_same(tmp_path, image):
+    weights = checkpoint(blurred_generator_keys(width=4, n_blocks=2))
+    constant = filters({7: 8, 11: 16}, [1.0, 2.0, 1.0]) | filters({14: 16, 18: 8}, [1.0, 3.0, 3.0, 1.0])
+    torch.save(weights | constant, tmp_path / "latest_net_G.pth")
+    generator = ResnetGenerator(width=4, n_blocks=2, upsample="blur", **BLUR)
+    load_reference_weights(generator, tmp_path / "latest_net_G.pth")
+    torch.testing.assert_close(generator(image), blurred_generator(image, weights, 2))
+
+    weights = checkpoint(blurred_discriminator_keys(width=4))
+    torch.save(weights | filters({2: 4, 6: 8, 10: 16}, [1.0, 2.0, 1.0]), tmp_path / "latest_net_D.pth")
+    discriminator = PatchDiscriminator(width=4, **BLUR)
+    load_reference_weights(discriminator, tmp_path / "latest_net_D.pth")
+    torch.testing.assert_close(discriminator(image), blurred_discriminator(image, weights))
+
+
+def test_blurred_networks_keep_a_flat_image_flat():
+    """No checkerboard, up to the border."""
+    up = ResnetGenerator(4, 1, upsample="blur").model[11]
+    assert torch.equal(up(torch.ones(1, 16, 8, 8)), torch.ones(1, 16, 16, 16))
+
+
+def test_xavier_weights_depend_on_the_layer_s_size():
+    net = ResnetGenerator(16, 2, init="xavier")
+    for layer in (net.model[4], net.model[10].conv_block[1]):
+        fan_out, fan_in = (9 * n for n in layer.weight.shape[:2])
+        assert layer.weight.std().item() == pytest.approx(0.02 * (2 / (fan_in + fan_out)) ** 0.5, rel=0.05)
+        assert (layer.bias == 0).all()
+
+
 @pytest.mark.parametrize(
     ("net", "layout"),
     [
+        (lambda: ResnetGenerator(upsample="blur", **BLUR), blurred_generator_keys()),
+        (lambda: PatchDiscriminator(**BLUR), blurred_discriminator_keys()),
         (ResnetGenerator, generator_keys()),
         (lambda: ResnetGenerator(n_blocks=6), generator_keys(n_blocks=6)),
         (lambda: ResnetGenerator(dropout=0.5), generator_keys(second=6)),
         (PatchDiscriminator, discriminator_keys()),
     ],
-    ids=["9 blocks", "6 blocks", "dropout", "discriminator"],
+    ids=["CUT", "CUT's discriminator", "9 blocks", "6 blocks", "dropout", "discriminator"],
 )
 def test_keys_and_shapes_are_those_of_published_checkpoints(net, layout):
     with torch.device("meta"):
@@ -204,20 +324,21 @@ def test_weights_start_normal_with_deviation_002_and_biases_at_zero(net):
     assert all((layer.bias == 0).all() for layer in layers)
 
 
-@pytest.mark.parametrize("upsample", ["transpose", "resize"])
+@pytest.mark.parametrize("upsample", ["transpose", "resize", "blur"])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_every_parameter_gets_a_gradient(image, upsample, dropout):
-    for net in (ResnetGenerator(4, 2, dropout, upsample), PatchDiscriminator(4), PatchDiscriminator(4, 3, True)):
+    generator = ResnetGenerator(4, 2, dropout, upsample, "blur" if upsample == "blur" else "stride")
+    for net in (generator, PatchDiscriminator(4), PatchDiscriminator(4, 3, True), PatchDiscriminator(4, **BLUR)):
         net(image).square().sum().backward()
         for name, parameter in net.named_parameters():
             assert parameter.grad is not None, name
             assert name.endswith("bias") or parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("upsample", ["transpose", "resize"])
+@pytest.mark.parametrize("upsample", ["transpose", "resize", "blur"])
 @pytest.mark.parametrize("size", [(16, 16), (17, 18), (19, 32), (31, 21)])
 def test_any_size_comes_back_at_its_own(size, upsample):
-    net = ResnetGenerator(4, 1, upsample=upsample)
+    net = ResnetGenerator(4, 1, upsample=upsample, downsample="blur" if upsample == "blur" else "stride")
     x_bchw = torch.rand(1, 3, *size) * 2 - 1
     y_bchw = net(x_bchw)
     assert y_bchw.shape == x_bchw.shape
@@ -265,9 +386,23 @@ def test_spectral_norm_holds_the_largest_singular_value_at_one(image):
     ("arguments", "message"),
     [
         ({"upsample": "resise"}, "no upsampling 'resise'. Did you mean 'resize'?"),
+        ({"downsample": "blurr"}, "no downsampling 'blurr'. Did you mean 'blur'?"),
+        ({"init": "xaver"}, "no initialisation 'xaver'. Did you mean 'xavier'?"),
         ({"n_blocks": 0}, "at least 1, found 64 and 0"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ConfigError, match=message):
         ResnetGenerator(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"downsample": "strides"}, "no downsampling 'strides'. Did you mean 'stride'?"),
+        ({"channels": 0}, "at least 1, found 64, 3 and 0"),
+    ],
+)
+def test_wrong_arguments_of_a_discriminator_are_named(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        PatchDiscriminator(**arguments)
