@@ -63,7 +63,7 @@ def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
-# ------------------------------------------------------------------ CycleGAN: the same weights
+# ------------------------------------------------------------------ translation: the same weights
 
 
 # Rounding errors have to stay what they are: Adam makes whole steps of those that are the gradients of biases before an
@@ -83,17 +83,43 @@ SGD = ["model.optimizer._target_=torch.optim.SGD", "~model.optimizer.betas", "mo
     ids=["plain", "ema, accumulate, clip", "spectral norm, hinge"],
 )
 def test_two_processes_learn_what_one_learns_from_both_batches(options, cli, launch, tmp_path):
-    common = [*CYCLEGAN, "stages=[fit]", "trainer.precision=64-true", "model.pool_size=0", "data.samples_per_epoch=12"]
-    common += [*SGD, "trainer.check_val_every_n_epoch=9", "callbacks.bundles=null"]
-    done = cli(*common, *options, "data.batch_size=4", "hydra.run.dir=one")
-    assert done.status == 0, done.err
-    status, said = launch(PYTHON, *common, *options, "trainer=ddp_cpu", "data.batch_size=2", "hydra.run.dir=two")
-    assert status == 0, said
-    one, two = (checkpoint(tmp_path / name) for name in ("one", "two"))
+    one, two = one_and_two([*CYCLEGAN, "model.pool_size=0", *options], cli, launch, tmp_path)
     assert one["global_step"] == two["global_step"] == (4 if "model.accumulate=2" in options else 6)
     assert all(value.dtype == torch.float64 for value in one["state_dict"].values())
     torch.testing.assert_close(one["state_dict"], two["state_dict"], atol=1e-12, rtol=0)
     assert one["state_dict"]["g_ihc2he.model.18.bias"].abs().max() > 1e-6  # which began as 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "options"),
+    [
+        ("cut_bci", ["model.ema_decay=0.9", "model.accumulate=2", "model.gradient_clip_val=1"]),
+        ("cut_bci", ["model=fastcut"]),
+        ("pix2pix_bci", ["model.generator.dropout=0"]),  # which is drawn for each process
+    ],
+    ids=["CUT", "FastCUT", "pix2pix"],
+)
+def test_two_processes_compare_the_same_patches(experiment, options, cli, launch, tmp_path):
+    small = [f"experiment=smoke/{experiment}", "data.simulate.tiles=9"]
+    one, two = one_and_two([*small, *options], cli, launch, tmp_path)
+    assert one["global_step"] == two["global_step"] == (4 if "model.accumulate=2" in options else 6)
+    # Similarities are float32, and the temperature and the norm of small features enlarge their rounding errors.
+    torch.testing.assert_close(one["state_dict"], two["state_dict"], atol=1e-6, rtol=0)
+    heads = [name for name in one["state_dict"] if name.startswith("contrast.") and name.endswith("2.bias")]
+    assert len(heads) == 4
+    assert all(one["state_dict"][name].abs().max() > 1e-4 for name in heads)  # which began as 0
+
+
+def one_and_two(arguments, cli, launch, tmp_path):
+    """Return the last checkpoints of one process with batches of 4, and of two with batches of 2."""
+    common = [*arguments, "stages=[fit]", "trainer.precision=64-true", "data.samples_per_epoch=12"]
+    common += [*SGD, "trainer.check_val_every_n_epoch=9", "callbacks.bundles=null"]
+    done = cli(*common, "data.batch_size=4", "hydra.run.dir=one")
+    assert done.status == 0, done.err
+    status, said = launch(PYTHON, *common, "trainer=ddp_cpu", "data.batch_size=2", "hydra.run.dir=two")
+    assert status == 0, said
+    return tuple(checkpoint(tmp_path / name) for name in ("one", "two"))
 
 
 # ------------------------------------------------------------------ HoVer-Net: the mean of the gradients
