@@ -15,8 +15,8 @@ def pyramid_l1(made_bchw: Tensor, real_bchw: Tensor, octaves: int = 3) -> Tensor
     """Return the sum over octaves of the mean absolute difference of two images; scalar, float32.
 
     For each octave the images are blurred four times by a 3x3 Gaussian of sigma 1, with mirrored borders, and every
-    second pixel is kept. Full resolution is not part of the sum. Blurring is linear, so the difference is blurred instead
-    of both images.
+    second pixel is kept. Full resolution is not part of the sum. Blurring is linear, so the difference is blurred
+    instead of both images.
 
     Args:
         made_bchw: (N, C, H, W).

@@ -247,7 +247,7 @@ def _target_images(target: str) -> Iterator[NDArray[np.uint8]]:
 
 
 class LearnedTranslator(Translator):
-    """A trained network from IHC to H&E, such as a generator of a CycleGAN, or an ensemble of them.
+    """A trained network from IHC to H&E, such as the generator of a CycleGAN or of CUT, or an ensemble of them.
 
     Args:
         weights: a bundle (folder or hub id), a checkpoint of a run, or a list of them, which must have the same pixel
@@ -256,6 +256,7 @@ class LearnedTranslator(Translator):
         window: px, the largest sides that are translated at once.
         overlap: px, least overlap of windows, in which their images are blended. A network with a `halo`, such as
             `LocalUNet`, sees only so far: its windows overlap by twice that instead, and give exactly the whole.
+        name: under which the configuration has it, for messages.
 
     Raises:
         ConfigError: without weights or pixel size, with weights that do not fit together or have another direction, or
@@ -266,19 +267,24 @@ class LearnedTranslator(Translator):
     files = ("weights",)
 
     def __init__(
-        self, weights: str | Sequence[str] | None, mpp: float | None = None, window: int = 1024, overlap: int = 128
+        self,
+        weights: str | Sequence[str] | None,
+        mpp: float | None = None,
+        window: int = 1024,
+        overlap: int = 128,
+        name: str = "cyclegan",
     ) -> None:
         super().__init__()
+        key = f"model.translators.{name}"
         if not weights:
             msg = (
-                "model.translators.cyclegan.weights is not given. `python -m ihc2he.train experiment=cyclegan_bci` (or "
-                "cyclegan_unpaired) writes the generator to RUN/bundles/g_ihc2he; pass that folder: "
-                "model.translators.cyclegan.weights=PATH."
+                f"{key}.weights is not given. `python -m ihc2he.train experiment={name}_bci` (or {name}_unpaired) "
+                f"writes the generator to RUN/bundles/g_ihc2he; pass that folder: {key}.weights=PATH."
             )
             raise ConfigError(msg)
         sources = [weights] if isinstance(weights, str) else list(weights)
         loaded = [_of_run(source) if source.endswith(".ckpt") else _of_bundle(source) for source in sources]
-        self.mpp = _common_mpp(dict(zip(sources, (one.mpp for one in loaded), strict=True)), mpp)
+        self.mpp = _common_mpp(dict(zip(sources, (one.mpp for one in loaded), strict=True)), mpp, key)
         self.members = len(loaded)
         self.networks = nn.ModuleList(one.network for one in loaded)
         self.networks.requires_grad_(False).to(memory_format=torch.channels_last)
@@ -288,7 +294,7 @@ class LearnedTranslator(Translator):
             halo, stride = _reach(network)
             if halo is not None and window < (least := 2 * -(-halo // stride) * stride + stride):
                 msg = (
-                    f"model.translators.cyclegan.window={window}: {source} sees {halo} px around each pixel; expected "
+                    f"{key}.window={window}: {source} sees {halo} px around each pixel; expected "
                     f"{least} or more."
                 )
                 raise ConfigError(msg)
@@ -322,7 +328,7 @@ def _of_bundle(source: str) -> _Generator:
     if found != ("translator", "IHC", "H&E"):
         msg = (
             f"{source}: this is the bundle of a {found[0]} from {found[1]} to {found[2]}; expected a translator from "
-            "IHC to H&E, such as RUN/bundles/g_ihc2he of a CycleGAN."
+            "IHC to H&E, such as RUN/bundles/g_ihc2he of a CycleGAN or of CUT."
         )
         raise ConfigError(msg)
     try:
@@ -334,7 +340,7 @@ def _of_bundle(source: str) -> _Generator:
 
 
 def _of_run(path: str) -> _Generator:
-    """Return the generator of a CycleGAN's checkpoint, the averaged one if the run kept an average."""
+    """Return the generator of a checkpoint of CycleGAN, CUT or pix2pix, the averaged one if the run kept an average."""
     content = read_checkpoint(path)
     hparams, state = content.get("hyper_parameters"), content["state_dict"]
     node = hparams.get("generator") if isinstance(hparams, Mapping) else None
@@ -353,32 +359,33 @@ def _of_run(path: str) -> _Generator:
     return _Generator(network.eval(), None, (-1.0, 1.0))
 
 
-def _common_mpp(found: Mapping[str, float | None], said: float | None) -> float:
+def _common_mpp(found: Mapping[str, float | None], said: float | None, key: str) -> float:
     """Return the pixel size of all weights.
 
     Args:
         found: pixel size in each of them, by source.
         said: pixel size in the configuration, for those without one.
+        key: of the translator in the configuration.
 
     Raises:
         ConfigError: if one is not known, or two differ.
 
-    >>> _common_mpp({"a/bundles/g_ihc2he": 0.46, "b.ckpt": None}, 0.46)
+    >>> _common_mpp({"a/bundles/g_ihc2he": 0.46, "b.ckpt": None}, 0.46, "model.translators.cyclegan")
     0.46
     """
     known = {source: mpp or said for source, mpp in found.items()}
-    known |= {"model.translators.cyclegan.mpp": said} if said else {}
+    known |= {f"{key}.mpp": said} if said else {}
     for source, mpp in known.items():
         if mpp is None:
             msg = (
                 f"{source}: does not say the pixel size it was trained at. Pass it in um/px, such as "
-                "model.translators.cyclegan.mpp=0.46, or the bundle of its run: RUN/bundles/g_ihc2he."
+                f"{key}.mpp=0.46, or the bundle of its run: RUN/bundles/g_ihc2he."
             )
             raise ConfigError(msg)
     (first, mpp), *others = known.items()
     for source, other in others:
         if other != mpp:
-            msg = f"model.translators.cyclegan: {first} has {mpp} um/px and {source} {other}; they must be equal."
+            msg = f"{key}: {first} has {mpp} um/px and {source} {other}; they must be equal."
             raise ConfigError(msg)
     return float(mpp)  # type: ignore[arg-type]
 
