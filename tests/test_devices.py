@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+import ihc2he
 from ihc2he.config import config_dir
 from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter
 
@@ -31,7 +32,7 @@ def start(launcher, *arguments, cwd, log):
     with log.open("w") as stream:
         return subprocess.Popen(
             [*launcher, "-m", "ihc2he.train", *arguments], cwd=cwd, stdout=stream, stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": str(cwd)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(cwd), str(Path(ihc2he.__file__).parents[1])])},
         )  # fmt: skip
 
 

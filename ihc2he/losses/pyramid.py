@@ -38,7 +38,7 @@ def pyramid_l1(made_bchw: Tensor, real_bchw: Tensor, octaves: int = 3) -> Tensor
 
 def _blur(x_bchw: Tensor) -> Tensor:
     side = math.exp(-0.5)
-    tap = torch.tensor([side, 1.0, side], device=x_bchw.device) / (1 + 2 * side)
+    tap = torch.tensor([side, 1.0, side], dtype=x_bchw.dtype, device=x_bchw.device) / (1 + 2 * side)
     kernel = torch.outer(tap, tap).expand(x_bchw.shape[1], 1, 3, 3)
     with torch.autocast(x_bchw.device.type, enabled=False):
         return F.conv2d(F.pad(x_bchw, (1, 1, 1, 1), mode="reflect"), kernel, groups=x_bchw.shape[1])

@@ -293,10 +293,7 @@ class LearnedTranslator(Translator):
         for source, network in zip(sources, self.networks, strict=True):
             halo, stride = _reach(network)
             if halo is not None and window < (least := 2 * -(-halo // stride) * stride + stride):
-                msg = (
-                    f"{key}.window={window}: {source} sees {halo} px around each pixel; expected "
-                    f"{least} or more."
-                )
+                msg = f"{key}.window={window}: {source} sees {halo} px around each pixel; expected {least} or more."
                 raise ConfigError(msg)
 
     def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:

@@ -43,7 +43,10 @@ def test_it_trains_is_judged_and_translates(cli, tmp_path, arguments, to, terms)
     assert f"{to}/psnr" in {row["metric"] for row in rows(run / "test.csv")}
     (bundle,) = (run / "bundles").iterdir()
     assert bundle.name == f"g_{direction}"
-    assert json.loads((bundle / "config.json").read_text())["mpp"] == 0.46
+    info = json.loads((bundle / "config.json").read_text())
+    assert info["mpp"] == 0.46
+    weights = {"adversarial"} | {term.partition("_")[0] for term in terms if term[:2] not in ("g_", "d_")}
+    assert set(info["terms"]) == weights
     if to == "ihc":
         with pytest.raises(ConfigError, match="translator from H&E to IHC; expected a translator from IHC to H&E"):
             LearnedTranslator(str(bundle))

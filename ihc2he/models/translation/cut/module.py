@@ -98,6 +98,12 @@ class CUT(StainTranslation):
         self.identity, self.flip_equivariance, self.seed = identity, flip_equivariance, seed
         self.contrast = PatchContrast(self.generators[direction], layers, n_patches, temperature, width)
 
+    @property
+    def terms(self) -> dict[str, float]:
+        """The weights of the terms that are on."""
+        weights = {"adversarial": self.lambda_gan, "nce": self.lambda_nce}
+        return {name: weight for name, weight in weights.items() if weight}
+
     def generator_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[Stain, Tensor]]:
         """Return the weighted terms of the generator's loss, and the made images."""
         (generator,) = self.generators.values()

@@ -107,6 +107,18 @@ class Pix2Pix(StainTranslation):
         if lambda_asp or lambda_nce:
             self.contrast = PatchContrast(self.generators[direction], layers, n_patches, temperature, width)
 
+    @property
+    def terms(self) -> dict[str, float]:
+        """The weights of the terms that are on."""
+        weights = {
+            "adversarial": 1.0,
+            "l1": self.lambda_l1,
+            "pyramid": self.lambda_pyramid,
+            "asp": self.lambda_asp,
+            "nce": self.lambda_nce,
+        }
+        return {name: weight for name, weight in weights.items() if weight}
+
     def setup(self, stage: str) -> None:
         """Refuse to train on data whose stains do not show the same place."""
         super().setup(stage)
