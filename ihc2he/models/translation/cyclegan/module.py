@@ -5,7 +5,7 @@ The default arguments are the reference recipe. Images: (N, 3, H, W) floats in [
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ihc2he.losses.adversarial import together
 from ihc2he.losses.content import nuclear_loss, segmentation_loss
 from ihc2he.models.task import required_mpp
+from ihc2he.models.translation.contrast import PatchContrast
 from ihc2he.models.translation.frozen import FrozenSegmenter
 from ihc2he.models.translation.module import Node, StainTranslation, require
 from ihc2he.models.translation.pool import ImagePool
@@ -35,8 +36,11 @@ class CycleGAN(StainTranslation):
         lambda_segmentation: weight of the segmentation loss, 0 is off: with S a frozen segmenter of H&E and b H&E that
             becomes F(b) and again G(F(b)), |S(G(F(b))) - S(b)| + |S(F(b)) - S(b)|.
         segmenter: S, a bundle or checkpoint.
+        lambda_nce: weight of the contrast of patches between images and their translations, as in CUT, in both
+            directions; 0 is off.
+        nce_layers: whose features are compared, by index in the generator's `model`.
         pool_size: images in the history of fakes; 0 turns it off.
-        seed: of the image pool; the rank is added to it.
+        seed: of the image pool, to which the rank is added, and of the places of patches.
 
     Raises:
         ConfigError: for a value outside its range, an unknown loss or metric, or smoothing with a loss that has no
@@ -62,6 +66,8 @@ class CycleGAN(StainTranslation):
         nuclear_dab: float = 1.0,
         lambda_segmentation: float = 0.0,
         segmenter: str | None = None,
+        lambda_nce: float = 0.0,
+        nce_layers: Sequence[int] = (0, 4, 8, 12, 16),
         adversarial: str = "lsgan",
         lambda_gp: float = 10.0,
         label_smoothing: float = 0.0,
@@ -82,6 +88,7 @@ class CycleGAN(StainTranslation):
         require("nuclear_dab", nuclear_dab, nuclear_dab >= 0, "0 or more")
         require("lambda_segmentation", lambda_segmentation, lambda_segmentation >= 0, "0 or more")
         require("segmenter", segmenter, bool(segmenter) or not lambda_segmentation, "a bundle, for lambda_segmentation")
+        require("lambda_nce", lambda_nce, lambda_nce >= 0, "0 or more")
         require("pool_size", pool_size, pool_size >= 0, "0 or more")
         super().__init__(
             {"ihc2he": generator, "he2ihc": generator},
@@ -107,6 +114,9 @@ class CycleGAN(StainTranslation):
         self.lambda_nuclear, self.nuclear_dab = lambda_nuclear, nuclear_dab
         self.lambda_segmentation, self.segmenter = lambda_segmentation, segmenter
         self.frozen: FrozenSegmenter | None = None
+        self.lambda_nce, self.seed = lambda_nce, seed
+        if lambda_nce:
+            self.contrasts = nn.ModuleDict({way: PatchContrast(g, nce_layers) for way, g in self.generators.items()})
 
     @property
     def terms(self) -> dict[str, float]:
@@ -117,6 +127,7 @@ class CycleGAN(StainTranslation):
             "identity": self.lambda_cycle * self.lambda_identity,
             "nuclear": self.lambda_nuclear,
             "segmentation": self.lambda_segmentation,
+            "nce": self.lambda_nce,
         }
         return {name: weight for name, weight in weights.items() if weight}
 
@@ -157,4 +168,8 @@ class CycleGAN(StainTranslation):
             for name, made in (("again", again_he), ("ihc", fake_ihc)):
                 term = segmentation_loss(self.frozen(made), expected)
                 losses[f"segmentation_{name}"] = self.lambda_segmentation * term
+        if self.lambda_nce:
+            for direction, stain, made in (("ihc2he", "ihc", fake_he), ("he2ihc", "he", fake_ihc)):
+                generator, contrast = self.get_submodule(f"g_{direction}"), self.contrasts[direction]
+                losses[f"nce_{stain}"] = self.lambda_nce * contrast(generator, batch[stain], made, self.draws)
         return losses, {"ihc": fake_ihc, "he": fake_he}
