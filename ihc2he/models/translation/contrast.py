@@ -31,6 +31,7 @@ class PatchContrast(nn.Module):
         n_patches: places per image and layer.
         temperature: of the contrast.
         width: features of a patch.
+        key: of the layers in the configuration, for messages.
 
     Raises:
         ConfigError: for a value outside its range, or a generator without such layers.
@@ -43,6 +44,7 @@ class PatchContrast(nn.Module):
         n_patches: int = 256,
         temperature: float = 0.07,
         width: int = 256,
+        key: str = "layers",
     ) -> None:
         super().__init__()
         require("n_patches", n_patches, n_patches >= 2, "2 or more")
@@ -52,7 +54,7 @@ class PatchContrast(nn.Module):
         fit = bool(layers) and all(0 <= layer < n_layers for layer in layers)
         kind = type(generator).__name__
         has = f"indices from 0 to {n_layers - 1}" if n_layers else "a generator with its layers in a Sequential `model`"
-        require("layers", list(layers), fit, f"{has}, for {kind}")
+        require(key, list(layers), fit, f"{has}, for {kind}")
         self.layers = sorted(set(layers))
         self.n_patches, self.temperature = n_patches, temperature
         with torch.no_grad():

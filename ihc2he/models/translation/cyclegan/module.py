@@ -116,7 +116,8 @@ class CycleGAN(StainTranslation):
         self.frozen: FrozenSegmenter | None = None
         self.lambda_nce, self.seed = lambda_nce, seed
         if lambda_nce:
-            self.contrasts = nn.ModuleDict({way: PatchContrast(g, nce_layers) for way, g in self.generators.items()})
+            heads = {way: PatchContrast(g, nce_layers, key="nce_layers") for way, g in self.generators.items()}
+            self.contrasts = nn.ModuleDict(heads)
 
     @property
     def terms(self) -> dict[str, float]:

@@ -49,7 +49,7 @@ def test_a_run_in_two_parts_equals_the_run_in_one(small, fit, tmp_path):
     ("changes", "message"),
     [
         ({"lambda_nce": -1.0}, "model.lambda_nce=-1.0: expected 0 or more"),
-        ({"lambda_nce": 1.0, "nce_layers": [0, 99]}, r"layers=\[0, 99\]: expected indices from 0 to"),
+        ({"lambda_nce": 1.0, "nce_layers": [0, 99]}, r"model\.nce_layers=\[0, 99\]: expected indices from 0 to"),
         (
             {"generator": {"_target_": "ihc2he.models.translation.local.LocalUNet", "width": 4, "depth": 1}, **ON},
             "expected a generator with its layers in a Sequential `model`, for LocalUNet",
