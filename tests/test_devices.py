@@ -96,8 +96,8 @@ def test_two_processes_learn_what_one_learns_from_both_batches(options, cli, lau
     ("experiment", "options"),
     [
         ("cut_bci", ["model.ema_decay=0.9", "model.accumulate=2", "model.gradient_clip_val=1"]),
-        ("cut_bci", ["model=fastcut"]),
-        ("pix2pix_bci", ["model.generator.dropout=0"]),  # which is drawn for each process
+        ("cut_bci", ["model=fastcut", "model.gradient_clip_val=1"]),
+        ("pix2pix_bci", ["model.generator.dropout=0", "model.gradient_clip_val=1"]),  # dropout differs by process
     ],
     ids=["CUT", "FastCUT", "pix2pix"],
 )

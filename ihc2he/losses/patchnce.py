@@ -68,4 +68,4 @@ def trust_in_pairs(epoch: int, n_epochs: int, n_epochs_decay: int) -> float:
 
 
 def _unit(x_bnc: Tensor) -> Tensor:
-    return F.normalize(x_bnc.float(), dim=-1)
+    return F.normalize(x_bnc.float(), dim=-1, eps=1e-7)

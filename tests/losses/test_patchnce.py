@@ -60,6 +60,12 @@ def test_weights_of_a_pair_without_any_likeness_are_numbers():
     assert adaptive_weights(made, real, trust=0.0).tolist() == [[0.0, 0.0, 0.0]]
 
 
+def test_features_of_zero_have_a_gradient_that_is_a_number():
+    query = torch.zeros(1, 4, 3, requires_grad=True)
+    patchnce(query, torch.rand(1, 4, 3)).sum().backward()
+    assert torch.isfinite(query.grad).all()
+
+
 def test_keys_and_weights_have_no_gradient(pair):
     query, key = (torch.from_numpy(x).requires_grad_() for x in pair)
     patchnce(query, key).sum().backward()

@@ -72,6 +72,7 @@ class CUT(StainTranslation):
         metrics: list[str] | None = None,
         features: str | Mapping[str, Any] | None = None,
         seed: int = 0,
+        init: str | None = None,
     ) -> None:
         require("lambda_gan", lambda_gan, lambda_gan >= 0, "0 or more")
         require("lambda_nce", lambda_nce, lambda_nce > 0, "above 0")
@@ -93,6 +94,7 @@ class CUT(StainTranslation):
             compile=compile,
             metrics=metrics,
             features=features,
+            init=init,
         )
         self.lambda_gan, self.lambda_nce = lambda_gan, lambda_nce
         self.identity, self.flip_equivariance, self.seed = identity, flip_equivariance, seed

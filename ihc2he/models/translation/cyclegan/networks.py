@@ -93,7 +93,7 @@ class ResnetGenerator(nn.Module):
             a 3x3 convolution; no checkerboard, Odena et al., Distill 2016) or `blur` (bilinear upsampling, which is
             CUT's [1, 3, 3, 1] filter, and a 3x3 convolution).
         downsample: `stride` (strided convolutions) or `blur` (a blur before every second pixel is kept, as CUT does).
-        init: of the weights, see `initialise`.
+        initialisation: of the weights, see `initialise`.
 
     Raises:
         ConfigError: for an unknown choice or fewer than one block.
@@ -106,7 +106,7 @@ class ResnetGenerator(nn.Module):
         dropout: float = 0.0,
         upsample: str = "transpose",
         downsample: str = "stride",
-        init: str = "normal",
+        initialisation: str = "normal",
     ) -> None:
         super().__init__()
         _check("upsampling", upsample, UPSAMPLING)
@@ -123,7 +123,7 @@ class ResnetGenerator(nn.Module):
             layers += [*_upsampling(c, upsample), *_norm_relu(c // 2)]
         layers += [ReflectionPad(3), nn.Conv2d(width, 3, 7), nn.Tanh()]
         self.model = nn.Sequential(*layers)
-        initialise(self, init)
+        initialise(self, initialisation)
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         """Return the translated images.
@@ -178,7 +178,7 @@ class PatchDiscriminator(nn.Module):
         spectral_norm: normalise each convolution's weight by its largest singular value (Miyato et al., ICLR 2018).
         channels: of the image; 6 for two images side by side, as pix2pix judges them.
         downsample: `stride`, or `blur`, as CUT does.
-        init: of the weights, see `initialise`.
+        initialisation: of the weights, see `initialise`.
 
     Raises:
         ConfigError: for an unknown choice, or fewer than one channel or layer.
@@ -191,7 +191,7 @@ class PatchDiscriminator(nn.Module):
         spectral_norm: bool = False,
         channels: int = 3,
         downsample: str = "stride",
-        init: str = "normal",
+        initialisation: str = "normal",
     ) -> None:
         super().__init__()
         _check("downsampling", downsample, DOWNSAMPLING)
@@ -209,7 +209,7 @@ class PatchDiscriminator(nn.Module):
             c_in = c_out
         layers += [nn.Conv2d(c_in, 1, 4, stride=1, padding=1)]
         self.model = nn.Sequential(*layers)
-        initialise(self, init)
+        initialise(self, initialisation)
         if spectral_norm:
             for layer in self.model:
                 if isinstance(layer, nn.Conv2d):

@@ -78,6 +78,7 @@ class Pix2Pix(StainTranslation):
         metrics: list[str] | None = None,
         features: str | Mapping[str, Any] | None = None,
         seed: int = 0,
+        init: str | None = None,
     ) -> None:
         weights = {"l1": lambda_l1, "pyramid": lambda_pyramid, "asp": lambda_asp, "nce": lambda_nce}
         for name, weight in weights.items():
@@ -101,6 +102,7 @@ class Pix2Pix(StainTranslation):
             compile=compile,
             metrics=metrics,
             features=features,
+            init=init,
         )
         self.lambda_l1, self.lambda_pyramid, self.octaves = lambda_l1, lambda_pyramid, octaves
         self.lambda_asp, self.lambda_nce, self.seed = lambda_asp, lambda_nce, seed

@@ -100,7 +100,7 @@ def test_the_default_networks_are_the_reference_s_in_size():
         assert discriminator(torch.empty(1, 3, 256, 256)).shape == (1, 1, 30, 30)
 
 
-BLUR = {"downsample": "blur", "init": "xavier"}
+BLUR = {"downsample": "blur", "initialisation": "xavier"}
 
 
 def test_the_networks_of_cut_and_pix2pix_are_the_references_in_size():
@@ -211,7 +211,7 @@ def test_blurred_networks_keep_a_flat_image_flat():
 
 
 def test_xavier_weights_depend_on_the_layer_s_size():
-    net = ResnetGenerator(16, 2, init="xavier")
+    net = ResnetGenerator(16, 2, initialisation="xavier")
     for layer in (net.model[4], net.model[10].conv_block[1]):
         fan_out, fan_in = (9 * n for n in layer.weight.shape[:2])
         assert layer.weight.std().item() == pytest.approx(0.02 * (2 / (fan_in + fan_out)) ** 0.5, rel=0.05)
@@ -387,7 +387,7 @@ def test_spectral_norm_holds_the_largest_singular_value_at_one(image):
     [
         ({"upsample": "resise"}, "no upsampling 'resise'. Did you mean 'resize'?"),
         ({"downsample": "blurr"}, "no downsampling 'blurr'. Did you mean 'blur'?"),
-        ({"init": "xaver"}, "no initialisation 'xaver'. Did you mean 'xavier'?"),
+        ({"initialisation": "xaver"}, "no initialisation 'xaver'. Did you mean 'xavier'?"),
         ({"n_blocks": 0}, "at least 1, found 64 and 0"),
     ],
 )
