@@ -116,8 +116,9 @@ class CycleGAN(StainTranslation):
         self.frozen: FrozenSegmenter | None = None
         self.lambda_nce, self.seed = lambda_nce, seed
         if lambda_nce:
-            heads = {way: PatchContrast(g, nce_layers, key="nce_layers") for way, g in self.generators.items()}
-            self.contrasts = nn.ModuleDict(heads)
+            self.contrasts = nn.ModuleDict()
+            for direction, network in self.generators.items():
+                self.contrasts[direction] = PatchContrast(network, nce_layers, key="nce_layers")
 
     @property
     def terms(self) -> dict[str, float]:

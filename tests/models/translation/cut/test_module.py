@@ -22,7 +22,7 @@ SMALL = {
     "optimizer": {"_target_": "torch.optim.Adam", "lr": 2e-3, "betas": [0.5, 0.999]},
     "layers": [0, 4, 8, 12],
     "n_patches": 8,
-    "width": 8,
+    "width": 64,
 }
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.05}
 EVERYWHERE = 10**6  # patches: all places, in whatever order
@@ -55,7 +55,7 @@ def reference_nce(m, source, made, flipped=False, temperature=0.07):
     keys, queries = (features(m.g_ihc2he, x, m.contrast.layers) for x in (source, made))
     for head, key, query in zip(m.contrast.heads, keys, queries, strict=True):
         compared = (key.detach(), query.flip(-1) if flipped else query)
-        k, q = (F.normalize(head(x.flatten(2).transpose(1, 2)), dim=-1) for x in compared)
+        k, q = (F.normalize(head(x.flatten(2).transpose(1, 2)), dim=-1, eps=1e-7) for x in compared)
         k = k.detach()
         positive = (q * k).sum(-1, keepdim=True)
         own = torch.eye(q.shape[1], dtype=torch.bool)
@@ -105,10 +105,14 @@ def test_one_step_is_the_reference_s(small, fit, tiles, batch_size, mode):
     expected = {name: value.item() for name, value in terms.items()}
     expected |= {"d": expected["d_he"], "g": sum(v for k, v in expected.items() if k != "d_he")}
     assert logged == pytest.approx(expected, rel=1e-5)
-    # Biases before an instance normalisation have no gradient but rounding errors, which the temperature enlarges.
-    torch.testing.assert_close(module.state_dict(), m.state_dict(), atol=3e-5, rtol=1e-3)
+    # Small weights of the heads give large gradients, so steps are compared by their size. Biases before an instance
+    # normalisation have no gradient but rounding errors.
+    expected = m.state_dict()
+    for name, value in module.state_dict().items():
+        step = expected[name] - start[name]
+        assert (value - expected[name]).norm() < 1e-3 * step.norm() + 3e-5, name
     for name in ("g_ihc2he.model.4.weight", "contrast.heads.1.0.weight", "d_he.model.0.weight"):
-        assert (module.state_dict()[name] - start[name]).abs().max() > 1e-3, name
+        assert (module.state_dict()[name] - start[name]).norm() > 1e-2, name
 
 
 @pytest.mark.parametrize("flipped", [False, True])
