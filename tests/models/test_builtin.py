@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from ihc2he.images.decoding import read_image
+from ihc2he.images.labels import read_labels
 from ihc2he.loggers.lineage import inputs
 from ihc2he.models.bundle import load_bundle
 from ihc2he.simulate.endonuke import write_endonuke
@@ -51,7 +51,7 @@ def test_a_prediction_needs_nothing_but_images_and_their_pixel_size(cli, tmp_pat
     for name in ("0", "1", "2"):
         found = rows(tmp_path / "out" / "nuclei" / f"{name}.csv")
         assert {row["type"] for row in found} <= {*load_bundle("builtin")[1]["classes"], "unknown"}
-        instances = read_image(tmp_path / "out" / "instances" / f"{name}.png")
+        instances = read_labels(tmp_path / "out" / "instances" / f"{name}.png")
         assert len(np.unique(instances)) - 1 == len(found) > 5
 
 
