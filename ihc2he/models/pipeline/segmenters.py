@@ -136,7 +136,8 @@ class Learned(Segmenter):
         if not weights:
             msg = (
                 f"{key}.weights: no weights given. `python -m ihc2he.train experiment={name}_pannuke` makes them; then "
-                f"pass {key}.weights=RUN/bundles/segmenter. Or use model.use.segmenters=[centres], which has weights, or [classical]."
+                f"pass {key}.weights=RUN/bundles/segmenter. Or use model.use.segmenters=[centres], "
+                "which has weights, or [classical]."
             )
             raise ConfigError(msg)
         sources = [weights] if isinstance(weights, str) else list(weights)
