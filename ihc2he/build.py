@@ -12,7 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from hydra.utils import instantiate
 
-from ihc2he.config import kinds, locate, moved, target_nodes
+from ihc2he.config import kinds, locate, moved, resolved_signature, target_nodes
 from ihc2he.errors import ConfigError, Ihc2heError
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ def check_arguments(target: Callable[..., Any], node: Mapping[str, Any]) -> None
         ConfigError: with the argument, what was found, and what was expected.
     """
     try:
-        parameters = inspect.signature(target, eval_str=True).parameters
+        parameters = resolved_signature(target).parameters
     except (NameError, TypeError, AttributeError, ValueError):  # annotations that only type checkers can resolve
         return
     lax = target.__module__.startswith("lightning")

@@ -288,11 +288,35 @@ def preflight(cfg: Mapping[str, Any]) -> None:
 
 
 def signature(target: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a class or function, with its annotations as objects where that is possible."""
+    """Return the signature of a class or function, with its annotations as objects where that is possible.
+
+    See `resolved_signature` for `**options`.
+    """
     try:
-        return inspect.signature(target, eval_str=True)
+        return resolved_signature(target)
     except (NameError, TypeError, AttributeError):  # annotations that only type checkers can resolve
         return inspect.signature(target)
+
+
+def resolved_signature(target: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a class or function, with its annotations as objects.
+
+    A class whose constructor takes `**options` hands them on, so the keyword-only arguments of the next constructor
+    among its bases are its own.
+
+    Raises:
+        NameError, TypeError, AttributeError, ValueError: if there is none, or it cannot be resolved.
+    """
+    found = inspect.signature(target, eval_str=True)
+    if not isinstance(target, type) or "options" not in found.parameters:
+        return found
+    owners = [base for base in target.__mro__ if "__init__" in vars(base)]
+    handed_on = resolved_signature(owners[1]).parameters.values()
+    inherited = [p for p in handed_on if p.kind is p.KEYWORD_ONLY and p.name not in found.parameters]
+    if not inherited:
+        return found
+    own = [p for p in found.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return found.replace(parameters=[*own, *inherited])
 
 
 def kinds(annotation: Any) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -81,11 +82,9 @@ def test_debug_wins_over_every_experiment(name):
 
 
 def test_no_class_of_the_configuration_swallows_unknown_arguments():
-    import inspect
-
     for name in EXPERIMENTS:
         for path, node in config.target_nodes(composed(f"experiment={name}")):
-            parameters = inspect.signature(config.locate(node["_target_"])).parameters.values()
+            parameters = config.signature(config.locate(node["_target_"])).parameters.values()
             assert not any(p.kind is p.VAR_KEYWORD for p in parameters), path
 
 
@@ -227,3 +226,26 @@ def test_processes_started_apart_agree_on_the_folder(monkeypatch):
     assert config.stamp() != first  # another command of the job
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "abc")
     assert config.stamp() == "abc"
+
+
+def test_keywords_that_a_constructor_hands_on_are_its_own():
+    class Base:
+        def __init__(self, given: int, *, rate: float = 1.0, name: str = "a") -> None:
+            self.rate = rate
+
+    class Between(Base):
+        pass
+
+    class Own(Between):
+        def __init__(self, depth: int, name: str = "b", **options: Any) -> None:
+            super().__init__(depth, name=name, **options)
+
+    class Anything:
+        def __init__(self, **options: Any) -> None:
+            self.options = options
+
+    found = config.signature(Own).parameters
+    assert {key: (p.annotation, p.default) for key, p in found.items() if key != "depth"} == {
+        "name": (str, "b"), "rate": (float, 1.0),
+    }  # fmt: skip
+    assert list(config.signature(Anything).parameters) == ["options"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,25 @@ from torch import Tensor
 
 from ihc2he.config import locate, moved, signature
 
+log = logging.getLogger(__name__)
+
+_SIMILAR = 1.1  # ratio of pixel sizes up to which nuclei look the same
 _LEFT_OUT = ("_target_", "weights", "n_types", "channels")  # they do not say how a network is built, but for the first
+
+
+def warn_of_pixel_size(source: str, own: float | None, found: float | None) -> None:
+    """Log a warning if trained weights know nuclei of another size.
+
+    Args:
+        source: of the weights.
+        own: um/px of the data; None: not known.
+        found: um/px that they were trained at; None: not known.
+    """
+    if own and found and max(own / found, found / own) > _SIMILAR:
+        log.warning(
+            "model.init=%s was trained at %s um/px and this data has %s, so nuclei have another size. To keep theirs "
+            "pass data.target_mpp=%s.", source, found, own, found,
+        )  # fmt: skip
 
 
 def misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ihc2he.models.handover import Handover, Job
 from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
+from ihc2he.models.pixels import pixels
 from ihc2he.nuclei.decoders.base import find_and_vote
 from ihc2he.stain.white import FULL, White
 from ihc2he.tiling.augmentation import turned
@@ -131,7 +132,7 @@ def submit(
         whites: for each tile, the white point of the H&E of its image; empty: 255.
         inks: for each tile, hxw, where ink covers it; empty: nowhere.
     """
-    he_bhwc = (maps.he_bchw * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    he_bhwc = pixels(maps.he_bchw)
     maps_bkhw = segmenter.reduced(maps.maps_bkhw).cpu().numpy()
     votes = [None] * len(he_bhwc) if maps.votes_bhw is None else maps.votes_bhw.cpu().numpy()
     parts = []

@@ -25,6 +25,7 @@ from ihc2he.images.source import ArraySource, ImageSource
 from ihc2he.models.bundle import load_bundle
 from ihc2he.models.checkpoint import read_checkpoint
 from ihc2he.models.pipeline.method import Role
+from ihc2he.models.pixels import pixels
 from ihc2he.stain.normalise import LIGHT, Method, Statistics, pooled, statistics, target_statistics, with_statistics
 from ihc2he.stain.recolour import recolour
 from ihc2he.stain.white import FULL, White, relative_to_white
@@ -175,7 +176,7 @@ class _Normalised(Translator):
 
     def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
         """Return the normalised images."""
-        images = (x_bchw * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        images = pixels(x_bchw)
         states = states or [self.prepare(ArraySource(image)) for image in images]
         made = np.stack(
             [

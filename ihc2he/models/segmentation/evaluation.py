@@ -27,6 +27,7 @@ from ihc2he.metrics.panoptic import (
     panoptic_quality,
     panoptic_stats,
 )
+from ihc2he.models.pixels import pixels
 from ihc2he.nuclei.decoders.base import Found, Nuclei
 from ihc2he.nuclei.drawing import overlay
 from ihc2he.nuclei.instances import centroids, instance_types, overlaps
@@ -53,7 +54,7 @@ class Truth(NamedTuple):
 
 def truths(batch: Mapping[str, Any]) -> list[Truth]:
     """Return the tiles of an evaluation batch."""
-    images = (batch["image"] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    images = pixels(batch["image"])
     insts = batch["inst"].cpu().numpy()
     types = batch["type"].cpu().numpy() if "type" in batch else np.zeros_like(insts)
     nuclei = [Nuclei(inst, *instance_types(inst, kinds)) for inst, kinds in zip(insts, types, strict=True)]

@@ -5,7 +5,6 @@ Shape suffixes: b = batch, c = colour, k = maps, as the decoder joins them, h, w
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from abc import abstractmethod
@@ -20,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from ihc2he.build import build
-from ihc2he.config import locate
+from ihc2he.config import locate, signature
 from ihc2he.datainfo import check_class_names
 from ihc2he.errors import ConfigError
 from ihc2he.internals.lightning import shares_batch_statistics
@@ -76,6 +75,7 @@ class NucleiSegmenter(Task):
         network: Mapping[str, Any] | MapNetwork,
         decoder: Mapping[str, Any] | Decoder,
         optimizer: Mapping[str, Any],
+        *,
         scheduler: Mapping[str, Any] | None = None,
         classes: Sequence[str] | None = None,
         lr_encoder: float | None = None,
@@ -89,7 +89,7 @@ class NucleiSegmenter(Task):
         init: str | None = None,
     ) -> None:
         super().__init__()
-        own = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
+        own = signature(type(self)).parameters
         self.save_hyperparameters(*own, logger=False)
         for name in [key for key, value in self.hparams.items() if isinstance(value, nn.Module | Decoder)]:
             del self.hparams[name]  # checkpoints hold plain values

@@ -11,12 +11,10 @@ from torch import Tensor
 from ihc2he.errors import ConfigError
 from ihc2he.models.segmentation.loading import Loaded, load_segmenter
 from ihc2he.models.segmentation.networks import MapNetwork
-from ihc2he.models.starting import misfits, settings_to_change
+from ihc2he.models.starting import misfits, settings_to_change, warn_of_pixel_size
 from ihc2he.nuclei.decoders.base import Decoder
 
 log = logging.getLogger(__name__)
-
-_SIMILAR = 1.1  # ratio of pixel sizes up to which nuclei look the same
 
 
 def start_from(
@@ -59,11 +57,7 @@ def start_from(
     network.load_state_dict(rest | _heads(own_head, head, classes, loaded.classes))
     anew = [name for name in classes if name not in kept]
     log.info("Starting from %s. %s", source, _about_types(classes, loaded.classes, kept, anew))
-    if mpp and loaded.mpp and max(mpp / loaded.mpp, loaded.mpp / mpp) > _SIMILAR:
-        log.warning(
-            "model.init=%s was trained at %s um/px and this data has %s, so nuclei have another size. To keep theirs "
-            "pass data.target_mpp=%s.", source, loaded.mpp, mpp, loaded.mpp,
-        )  # fmt: skip
+    warn_of_pixel_size(source, mpp, loaded.mpp)
     changed = settings_to_change(vars(decoder), vars(loaded.decoder), "model.decoder")
     if changed:
         log.warning("model.init=%s has other settings of its decoder. For these pass %s.", source, " ".join(changed))

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ihc2he.build import build
 from ihc2he.metrics import content, distribution, fidelity, stain
 from ihc2he.metrics.cards import Card
+from ihc2he.models.pixels import pixels
 from ihc2he.ranks import from_all_ranks
 from ihc2he.stain import STAINS, Stain
 
@@ -33,8 +33,7 @@ class TranslationEvaluation:
 
     Fidelity is computed on pairs, what the stains did on every image, nuclei lost and invented in made H&E where the
     true nuclei are known, and FID and KID on all images where a feature network can be had; where it cannot, one log
-    line says so and the others go on. It is no `nn.Module`, so nothing
-    of it enters a checkpoint.
+    line says so and the others go on. It is no `nn.Module`, so nothing of it enters a checkpoint.
 
     Args:
         metrics: names of fidelity metrics.
@@ -148,16 +147,10 @@ class TranslationEvaluation:
 
 def _content(batch: Mapping[str, Any], he_bchw: Tensor) -> dict[str, Tensor]:
     """Return what happened to the true nuclei of each image, (N,) each."""
-    images = zip(
-        _pixels(batch["ihc"]), _pixels(he_bchw), batch["inst"].cpu().numpy(), batch["mpp"].tolist(), strict=True
-    )
+    ihc, he = (np.ascontiguousarray(pixels(_unit(x_bchw))) for x_bchw in (batch["ihc"], he_bchw))
+    images = zip(ihc, he, batch["inst"].cpu().numpy(), batch["mpp"].tolist(), strict=True)
     rows = [content.content_change(*image) for image in images]
     return {f"he/{name}": torch.tensor([row[name] for row in rows], device=he_bchw.device) for name in content.CARDS}
-
-
-def _pixels(x_bchw: Tensor) -> NDArray[np.uint8]:
-    """Return images in [-1, 1] as NxHxWx3 uint8."""
-    return (_unit(x_bchw) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def _unit(x_bchw: Tensor) -> Tensor:

@@ -49,7 +49,8 @@ class StainTranslation(Task):
 
     A subclass gives the networks to `__init__` and overrides `generator_losses`; a discriminator that sees more than
     images of its stain needs `discriminator_losses` too. Networks that are trained with the generators are assigned as
-    usual, after `super().__init__`. The arguments of the subclass become `hparams`, without those that are modules.
+    usual, after `super().__init__`. A constructor that takes `**options` and hands them on has all that follow
+    `pools` here as arguments of its own. The arguments become `hparams`, without those that are modules.
 
     Batches are dicts: `ihc` and `he`, and for evaluation `name`, `group` and `paired` besides (see
     `ihc2he.data.translation`). `global_step` counts steps of the generators.
@@ -59,13 +60,13 @@ class StainTranslation(Task):
             and `g_he2ihc`.
         discriminators: likewise, by the stain that they judge. They become `d_ihc` and `d_he`.
         optimizer: node of a `torch.optim.Optimizer` without its parameters.
+        pools: histories of made images by stain, from which the discriminators see some.
         lr_discriminator: learning rate of the discriminators; the optimiser's own where None.
         n_epochs: epochs at the full learning rate.
         n_epochs_decay: epochs over which it then falls linearly towards 0.
         adversarial: `lsgan`, `bce`, `hinge` or `wgan_gp`.
         lambda_gp: weight of the gradient penalty of `wgan_gp`.
         label_smoothing: one-sided, of the discriminators' target for real images; `lsgan` and `bce`.
-        pools: histories of made images by stain, from which the discriminators see some.
         ema_decay: of an exponential moving average of the generators, which then evaluates and is exported; 0 is off.
         gradient_clip_val: largest norm of the gradients, per optimiser; None is off.
         accumulate: batches per optimiser step.
@@ -88,13 +89,14 @@ class StainTranslation(Task):
         generators: Mapping[Direction, Node],
         discriminators: Mapping[Stain, Node],
         optimizer: Mapping[str, Any],
+        pools: Mapping[Stain, ImagePool] | None = None,
+        *,
         lr_discriminator: float | None = None,
         n_epochs: int = 100,
         n_epochs_decay: int = 100,
         adversarial: str = "lsgan",
         lambda_gp: float = 10.0,
         label_smoothing: float = 0.0,
-        pools: Mapping[Stain, ImagePool] | None = None,
         ema_decay: float = 0.0,
         gradient_clip_val: float | None = None,
         accumulate: int = 1,

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from ihc2he.errors import ConfigError
 from ihc2he.models.bundle import bundles_in, load_bundle
 from ihc2he.models.checkpoint import read_checkpoint
-from ihc2he.models.starting import misfits, settings_to_change
+from ihc2he.models.starting import misfits, settings_to_change, warn_of_pixel_size
 from ihc2he.stain import STAINS
 
 log = logging.getLogger(__name__)
 
 _RANGE = [-1.0, 1.0]  # of the images of generators that are trained here
-_SIMILAR = 1.1  # ratio of pixel sizes up to which tissue looks the same
 
 
 class _Found(NamedTuple):
@@ -63,12 +62,8 @@ def start_from(
     level = logging.WARNING if any(name.startswith("g_") for name in left) else logging.INFO
     random = f"; with random weights: {', '.join(left)}" if left else ""
     log.log(level, "Starting from %s: %s%s.", source, ", ".join(started), random)
-    for size in {one.mpp for one in found.values() if one.mpp and mpp}:
-        if max(size / mpp, mpp / size) > _SIMILAR:  # type: ignore[operator]  # mpp is known here
-            log.warning(
-                "model.init=%s was trained at %s um/px and this data has %s, so nuclei have another size. To keep "
-                "theirs pass data.target_mpp=%s.", source, size, mpp, size,
-            )  # fmt: skip
+    for size in {one.mpp for one in found.values()}:
+        warn_of_pixel_size(source, mpp, size)
 
 
 def _fits(source: str, name: str, network: nn.Module, nodes: Mapping[str, Any], found: Mapping[str, _Found]) -> bool:

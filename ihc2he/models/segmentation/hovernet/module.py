@@ -22,26 +22,17 @@ class HoverNetSegmenter(NucleiSegmenter):
 
     Args:
         encoder: node or module, see `ihc2he.models.segmentation.encoders`. A module is not saved in `hparams`.
-        optimizer: see `NucleiSegmenter`, likewise those not named here.
-        scheduler: likewise.
+        optimizer: see `NucleiSegmenter`.
         classes: likewise.
         mode: `same`, `fast` or `original`, see `HoverNet`.
         width: channels of the decoders' finest skip; 256 in the reference.
         losses: weight of each term, see `ihc2he.losses.hover.TERMS`.
         msge_axis: `aligned` or `cross`, see `ihc2he.losses.hover.msge_loss`.
-        lr_encoder: likewise.
         weights: a published checkpoint of the reference to start from, in the model's mode and with as many types, in
             its order; `init` takes that of PanNuke by the names of its types.
         keep_unmarked: of the decoder, if none is given; the reference does not.
         decoder: node or object of a `HoverDecoder`.
-        window: likewise.
-        overlap: likewise.
-        tta: likewise.
-        ensemble: likewise.
-        workers: likewise.
-        channels_last: likewise.
-        compile: likewise.
-        init: likewise.
+        options: of `NucleiSegmenter`, the keyword-only ones.
 
     Raises:
         ConfigError: for an unknown mode, loss or axis, no loss at all, an overlap that does not fit the window, or both
@@ -52,27 +43,18 @@ class HoverNetSegmenter(NucleiSegmenter):
         self,
         encoder: Mapping[str, Any] | nn.Module,
         optimizer: Mapping[str, Any],
-        scheduler: Mapping[str, Any] | None = None,
         classes: Sequence[str] | None = None,
         mode: str = "same",
         width: int = 256,
         losses: Mapping[str, float] | None = None,
         msge_axis: str = "aligned",
-        lr_encoder: float | None = None,
         weights: str | None = None,
         keep_unmarked: bool = True,
         decoder: Mapping[str, Any] | HoverDecoder | None = None,
-        window: int = 256,
-        overlap: int = 64,
-        tta: bool = False,
-        ensemble: Sequence[str] = (),
-        workers: int = 2,
-        channels_last: bool = True,
-        compile: bool = False,  # noqa: A002
-        init: str | None = None,
+        **options: Any,
     ) -> None:
-        if weights and init:
-            msg = f"model.weights={weights} and model.init={init}: expected one of them, to start from."
+        if weights and options.get("init"):
+            msg = f"model.weights={weights} and model.init={options['init']}: expected one of them, to start from."
             raise ConfigError(msg)
         terms = dict(REFERENCE_LOSSES if losses is None else losses)
         check_terms(terms)
@@ -86,10 +68,7 @@ class HoverNetSegmenter(NucleiSegmenter):
         own = hover_node(keep_unmarked) if decoder is None else decoder
         build(own, HoverDecoder)  # no other maps than this network's
         network = HoverNet(encoder, len(classes or ()), mode, width)
-        super().__init__(
-            network, own, optimizer, scheduler, classes, lr_encoder, window, overlap, tta, ensemble, workers,
-            channels_last, compile, init,
-        )  # fmt: skip
+        super().__init__(network, own, optimizer, classes=classes, **options)
         self.losses = terms
         if isinstance(encoder, Mapping):
             self.network_node = {

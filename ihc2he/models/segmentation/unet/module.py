@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,19 +24,9 @@ class UNetSegmenter(NucleiSegmenter):
     Args:
         encoder: node or module, see `ihc2he.models.segmentation.encoders`. A module is not saved in `hparams`.
         decoder: node or object of a `CentresDecoder` or a `HoverDecoder`, which also says what the loss is.
-        optimizer: see `NucleiSegmenter`, likewise those not named here.
-        scheduler: likewise.
-        classes: likewise.
+        optimizer: see `NucleiSegmenter`.
         width: of the U-Net, see `UNet`.
-        lr_encoder: likewise.
-        window: likewise.
-        overlap: likewise.
-        tta: likewise.
-        ensemble: likewise.
-        workers: likewise.
-        channels_last: likewise.
-        compile: likewise.
-        init: likewise.
+        options: of `NucleiSegmenter`, the keyword-only ones.
 
     Raises:
         ConfigError: see `NucleiSegmenter`; or for another decoder.
@@ -47,18 +37,8 @@ class UNetSegmenter(NucleiSegmenter):
         encoder: Mapping[str, Any] | nn.Module,
         decoder: Mapping[str, Any] | Decoder,
         optimizer: Mapping[str, Any],
-        scheduler: Mapping[str, Any] | None = None,
-        classes: Sequence[str] | None = None,
         width: int = 16,
-        lr_encoder: float | None = None,
-        window: int = 256,
-        overlap: int = 64,
-        tta: bool = False,
-        ensemble: Sequence[str] = (),
-        workers: int = 2,
-        channels_last: bool = True,
-        compile: bool = False,  # noqa: A002
-        init: str | None = None,
+        **options: Any,
     ) -> None:
         made = build(decoder, Decoder)  # type: ignore[type-abstract]
         if not isinstance(made, CentresDecoder | HoverDecoder):
@@ -67,13 +47,10 @@ class UNetSegmenter(NucleiSegmenter):
                 f"{type(made).__name__}. Derive from NucleiSegmenter and write `terms`."
             )
             raise ConfigError(msg)
-        channels = made.channels(len(classes or ()))
+        channels = made.channels(len(options.get("classes") or ()))
         node = {"_target_": "ihc2he.models.segmentation.networks.UNet", "encoder": encoder, "width": width}
         network = node if isinstance(encoder, Mapping) else UNet(encoder, channels, width)
-        super().__init__(
-            network, decoder, optimizer, scheduler, classes, lr_encoder, window, overlap, tta, ensemble, workers,
-            channels_last, compile, init,
-        )  # fmt: skip
+        super().__init__(network, decoder, optimizer, **options)
 
     def terms(self, maps: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weighted terms of the loss by name."""

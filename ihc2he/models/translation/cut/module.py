@@ -26,7 +26,7 @@ class CUT(StainTranslation):
     Args:
         generator: with its layers in a Sequential `model`, as `ResnetGenerator` has them.
         discriminator: of the stain that is made.
-        optimizer: as in `StainTranslation`, and so are all that are not described here.
+        optimizer: as in `StainTranslation`.
         to: the stain that is made, `he` or `ihc`.
         lambda_gan: weight of the adversarial loss.
         lambda_nce: weight of the contrast.
@@ -37,6 +37,7 @@ class CUT(StainTranslation):
         temperature: of the contrast.
         width: features of a patch.
         seed: of the places and the mirroring.
+        options: of `StainTranslation`, the keyword-only ones.
 
     Raises:
         ConfigError: for a value outside its range, an unknown loss or metric, or a generator without such layers.
@@ -50,7 +51,6 @@ class CUT(StainTranslation):
         discriminator: Node,
         optimizer: Mapping[str, Any],
         to: Stain = "he",
-        lr_discriminator: float | None = None,
         n_epochs: int = 200,
         n_epochs_decay: int = 200,
         lambda_gan: float = 1.0,
@@ -61,18 +61,8 @@ class CUT(StainTranslation):
         n_patches: int = 256,
         temperature: float = 0.07,
         width: int = 256,
-        adversarial: str = "lsgan",
-        lambda_gp: float = 10.0,
-        label_smoothing: float = 0.0,
-        ema_decay: float = 0.0,
-        gradient_clip_val: float | None = None,
-        accumulate: int = 1,
-        channels_last: bool = True,
-        compile: bool = False,  # noqa: A002
-        metrics: list[str] | None = None,
-        features: str | Mapping[str, Any] | None = None,
         seed: int = 0,
-        init: str | None = None,
+        **options: Any,
     ) -> None:
         require("lambda_gan", lambda_gan, lambda_gan >= 0, "0 or more")
         require("lambda_nce", lambda_nce, lambda_nce > 0, "above 0")
@@ -81,20 +71,9 @@ class CUT(StainTranslation):
             {direction: generator},
             {to: discriminator},
             optimizer=optimizer,
-            lr_discriminator=lr_discriminator,
             n_epochs=n_epochs,
             n_epochs_decay=n_epochs_decay,
-            adversarial=adversarial,
-            lambda_gp=lambda_gp,
-            label_smoothing=label_smoothing,
-            ema_decay=ema_decay,
-            gradient_clip_val=gradient_clip_val,
-            accumulate=accumulate,
-            channels_last=channels_last,
-            compile=compile,
-            metrics=metrics,
-            features=features,
-            init=init,
+            **options,
         )
         self.lambda_gan, self.lambda_nce = lambda_gan, lambda_nce
         self.identity, self.flip_equivariance, self.seed = identity, flip_equivariance, seed

@@ -28,7 +28,7 @@ class CycleGAN(StainTranslation):
     Args:
         generator: node or module; a node is built twice, a module is copied. Modules are not saved in `hparams`.
         discriminator: likewise.
-        optimizer: as in `StainTranslation`, and so are all that are not described here.
+        optimizer: as in `StainTranslation`.
         lambda_cycle: weight of the cycle loss.
         lambda_identity: weight of the identity loss, relative to `lambda_cycle`; 0 leaves it out.
         lambda_nuclear: weight of `nuclear_loss` between images and their translations, in both directions; 0 is off.
@@ -41,6 +41,7 @@ class CycleGAN(StainTranslation):
         nce_layers: whose features are compared, by index in the generator's `model`.
         pool_size: images in the history of fakes; 0 turns it off.
         seed: of the image pool, to which the rank is added, and of the places of patches.
+        options: of `StainTranslation`, the keyword-only ones.
 
     Raises:
         ConfigError: for a value outside its range, an unknown loss or metric, or smoothing with a loss that has no
@@ -57,9 +58,6 @@ class CycleGAN(StainTranslation):
         generator: Node,
         discriminator: Node,
         optimizer: Mapping[str, Any],
-        lr_discriminator: float | None = None,
-        n_epochs: int = 100,
-        n_epochs_decay: int = 100,
         lambda_cycle: float = 10.0,
         lambda_identity: float = 0.5,
         lambda_nuclear: float = 0.0,
@@ -68,19 +66,9 @@ class CycleGAN(StainTranslation):
         segmenter: str | None = None,
         lambda_nce: float = 0.0,
         nce_layers: Sequence[int] = (0, 4, 8, 12, 16),
-        adversarial: str = "lsgan",
-        lambda_gp: float = 10.0,
-        label_smoothing: float = 0.0,
         pool_size: int = 50,
-        ema_decay: float = 0.0,
-        gradient_clip_val: float | None = None,
-        accumulate: int = 1,
-        channels_last: bool = True,
-        compile: bool = False,  # noqa: A002
-        metrics: list[str] | None = None,
-        features: str | Mapping[str, Any] | None = None,
         seed: int = 0,
-        init: str | None = None,
+        **options: Any,
     ) -> None:
         require("lambda_cycle", lambda_cycle, lambda_cycle >= 0, "0 or more")
         require("lambda_identity", lambda_identity, lambda_identity >= 0, "0 or more")
@@ -94,21 +82,8 @@ class CycleGAN(StainTranslation):
             {"ihc2he": generator, "he2ihc": generator},
             {"ihc": discriminator, "he": discriminator},
             optimizer=optimizer,
-            lr_discriminator=lr_discriminator,
-            n_epochs=n_epochs,
-            n_epochs_decay=n_epochs_decay,
-            adversarial=adversarial,
-            lambda_gp=lambda_gp,
-            label_smoothing=label_smoothing,
             pools={"ihc": ImagePool(pool_size, seed), "he": ImagePool(pool_size, seed + 1)},
-            ema_decay=ema_decay,
-            gradient_clip_val=gradient_clip_val,
-            accumulate=accumulate,
-            channels_last=channels_last,
-            compile=compile,
-            metrics=metrics,
-            features=features,
-            init=init,
+            **options,
         )
         self.lambda_cycle, self.lambda_identity = lambda_cycle, lambda_identity
         self.lambda_nuclear, self.nuclear_dab = lambda_nuclear, nuclear_dab

@@ -31,7 +31,7 @@ class Pix2Pix(StainTranslation):
     Args:
         generator: node or module.
         discriminator: of six channels.
-        optimizer: as in `StainTranslation`, and so are all that are not described here.
+        optimizer: as in `StainTranslation`.
         to: the stain that is made, `he` or `ihc`.
         lambda_l1: weight of the L1 loss at full resolution.
         lambda_pyramid: weight of the L1 loss of each octave below it; 0 leaves it out.
@@ -44,6 +44,7 @@ class Pix2Pix(StainTranslation):
         temperature: of the contrasts.
         width: features of a patch.
         seed: of the places.
+        options: of `StainTranslation`, the keyword-only ones.
 
     Raises:
         ConfigError: for a value outside its range, an unknown loss or metric, or data without pairs.
@@ -55,9 +56,6 @@ class Pix2Pix(StainTranslation):
         discriminator: Node,
         optimizer: Mapping[str, Any],
         to: Stain = "he",
-        lr_discriminator: float | None = None,
-        n_epochs: int = 100,
-        n_epochs_decay: int = 100,
         lambda_l1: float = 100.0,
         lambda_pyramid: float = 0.0,
         octaves: int = 3,
@@ -68,17 +66,8 @@ class Pix2Pix(StainTranslation):
         temperature: float = 0.07,
         width: int = 256,
         adversarial: str = "bce",
-        lambda_gp: float = 10.0,
-        label_smoothing: float = 0.0,
-        ema_decay: float = 0.0,
-        gradient_clip_val: float | None = None,
-        accumulate: int = 1,
-        channels_last: bool = True,
-        compile: bool = False,  # noqa: A002
-        metrics: list[str] | None = None,
-        features: str | Mapping[str, Any] | None = None,
         seed: int = 0,
-        init: str | None = None,
+        **options: Any,
     ) -> None:
         weights = {"l1": lambda_l1, "pyramid": lambda_pyramid, "asp": lambda_asp, "nce": lambda_nce}
         for name, weight in weights.items():
@@ -89,20 +78,8 @@ class Pix2Pix(StainTranslation):
             {direction: generator},
             {to: discriminator},
             optimizer=optimizer,
-            lr_discriminator=lr_discriminator,
-            n_epochs=n_epochs,
-            n_epochs_decay=n_epochs_decay,
             adversarial=adversarial,
-            lambda_gp=lambda_gp,
-            label_smoothing=label_smoothing,
-            ema_decay=ema_decay,
-            gradient_clip_val=gradient_clip_val,
-            accumulate=accumulate,
-            channels_last=channels_last,
-            compile=compile,
-            metrics=metrics,
-            features=features,
-            init=init,
+            **options,
         )
         self.lambda_l1, self.lambda_pyramid, self.octaves = lambda_l1, lambda_pyramid, octaves
         self.lambda_asp, self.lambda_nce, self.seed = lambda_asp, lambda_nce, seed
