@@ -19,10 +19,13 @@ class DataInfo:
 
     Attributes:
         mpp: um/px of the images in its batches; None = every image has its own.
-        classes: names of the classes from 1; empty if there are none.
+        classes: names of the classes; empty if there are none. Types of nuclei count from 1, as 0 is the background;
+            classes of whole tiles from 0.
         truth_classes: names of the types in the complete truth, which only simulated tissue has.
         store: file of the tile store; None if there is none.
         paired: whether the stains in a training batch show the same place; None: not known.
+        size: side of square images that all have one size, px; None: they differ, or the model need not know it.
+        channels: of an image.
 
     Raises:
         ConfigError: for a pixel size that is not above 0, or class names that repeat or have another meaning in tables.
@@ -33,6 +36,8 @@ class DataInfo:
     truth_classes: Sequence[str] = ()
     store: Path | None = None
     paired: bool | None = None
+    size: int | None = None
+    channels: int = 3
 
     def __post_init__(self) -> None:
         if self.mpp is not None and not 0 < self.mpp < float("inf"):

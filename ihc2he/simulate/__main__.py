@@ -15,7 +15,7 @@ Write simulated tissue in the public layout of a dataset.
   python -m ihc2he.simulate LAYOUT out=FOLDER tiles=N [size=PIXELS] [seed=S] [workers=W]
 
 LAYOUT
-  bci        pairs of H&E and IHC (HER2), 0.46 um/px   [size=1024] [aligned=false]
+  bci        pairs of H&E and IHC (HER2), 0.46 um/px   [size=1024] [aligned=false] [cases=0]
   pannuke    H&E of 19 tissues in three folds, 0.25    [size=256]
   endonuke   IHC with keypoints, 0.5                   [size=200]
   nuclei     H&E with instances, 0.25                  [size=512]
@@ -25,6 +25,7 @@ LAYOUT
   size       side of a tile in pixels
   seed       the same seed gives the same bytes        [seed=0]
   aligned    bci: both stains show the same cells
+  cases      bci: cases whose tiles are in both splits; 0 = a case in one only
   workers    processes                                 [workers=number of cores]
 """
 LAYOUTS = {"bci": write_bci, "pannuke": write_pannuke, "endonuke": write_endonuke, "nuclei": write_nuclei}

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ihc2he.errors import ConfigError
+from ihc2he.files import write_csv
 from ihc2he.images.writing import write_png
 from ihc2he.simulate.scene import cut, cut_neighbour, draw_block
 from ihc2he.simulate.tile import draw_case, photograph_he, photograph_ihc, tile_rng, write_truth
@@ -35,7 +37,14 @@ class _Pair:
 
 
 def write_bci(
-    out: Path | str, tiles: int, size: int = 1024, seed: int = 0, *, aligned: bool = False, workers: int = 1
+    out: Path | str,
+    tiles: int,
+    size: int = 1024,
+    seed: int = 0,
+    *,
+    aligned: bool = False,
+    cases: int = 0,
+    workers: int = 1,
 ) -> Path:
     """Return `out` after writing tiles in the public layout of BCI, and their truth.
 
@@ -43,39 +52,68 @@ def write_bci(
     instances, types and markers of both stains, and in ``he/IHC`` the H&E tile of exactly the cells in the IHC tile,
     which the real data does not have. If a call is killed, the same call continues it.
 
+    With `cases` it can be measured what a split by tile pretends: the tiles of a case, which share tissue, stain and
+    scanner, are in both splits, and ``cases.csv`` says which they are. The level is that of the case, every level has
+    as many cases, and H&E tells nothing of it.
+
     Args:
         out: folder to write to.
         tiles: number of pairs over both splits.
         size: side of a tile in pixels.
         seed: the same seed gives the same bytes.
         aligned: both stains show the same section instead of neighbouring ones.
+        cases: number of cases with equally many tiles; 0: one for each 12 tiles of a split and level.
         workers: number of processes.
 
     Raises:
+        ConfigError: for fewer cases than levels, or more than tiles.
         DataError: if `out` holds something else.
     """
-    out = open_simulation(out, "HE", "bci", tiles, size, seed, aligned=aligned)
-    pairs = _pairs(out, tiles, size, seed, aligned)
+    if cases and not len(LEVELS) <= cases <= tiles:
+        msg = f"cases={cases}: expected {len(LEVELS)} or more, one for each level, and at most tiles={tiles}."
+        raise ConfigError(msg)
+    settings = {"aligned": aligned, **({"cases": cases} if cases else {})}
+    out = open_simulation(out, "HE", "bci", tiles, size, seed, **settings)
+    pairs = list(_pairs(out, tiles, size, seed, aligned, cases))
+    if cases:
+        write_csv(out / "cases.csv", [{"name": pair.name, "case": f"case_{pair.case:03d}"} for pair in pairs])
     # The H&E tile is written last: if it exists, the whole pair does.
     run(_draw, [p for p in pairs if not (out / "HE" / p.split / p.name).exists()], workers, "BCI")
     return out
 
 
-def _pairs(out: Path, tiles: int, size: int, seed: int, aligned: bool) -> Iterator[_Pair]:
+def _pairs(out: Path, tiles: int, size: int, seed: int, aligned: bool, cases: int = 0) -> Iterator[_Pair]:
     n_test = min(tiles - 1, max(1, round(tiles * sum(PUBLISHED["test"]) / 4873)))
+    counts = {"train": tiles - n_test, "test": n_test}
+    slides = _mixed(counts, cases, seed) if cases else _apart(counts, seed)
     index = 0
-    for split, n, first in (("train", tiles - n_test, 0), ("test", n_test, 10_000)):
+    for split in counts:
+        for number, (level, case) in enumerate(slides[split]):
+            name = f"{number:05d}_{split}_{LEVELS[level]}.png"
+            yield _Pair(out, name, split, level, index, case, size, seed, aligned)
+            index += 1
+
+
+def _apart(counts: dict[str, int], seed: int) -> dict[str, list[tuple[int, int]]]:
+    """Return level and case of the tiles of each split; no case is in both."""
+    found = {}
+    for (split, n), first in zip(counts.items(), (0, 10_000), strict=True):
         # All tiles of a slide have the same level, so the slides of a level are consecutive.
         slides = [
             (level, first + 1000 * level + k // _TILES_PER_CASE)
             for level, count in enumerate(share_out(n, PUBLISHED[split]))
             for k in range(count)
         ]
-        for number, row in enumerate(np.random.default_rng([seed, n]).permutation(n)):
-            level, case = slides[row]
-            name = f"{number:05d}_{split}_{LEVELS[level]}.png"
-            yield _Pair(out, name, split, level, index, case, size, seed, aligned)
-            index += 1
+        found[split] = [slides[row] for row in np.random.default_rng([seed, n]).permutation(n)]
+    return found
+
+
+def _mixed(counts: dict[str, int], cases: int, seed: int) -> dict[str, list[tuple[int, int]]]:
+    """Return level and case of the tiles of each split; the tiles of every case are divided at random."""
+    n = sum(counts.values())
+    case_n = [int(row) % cases for row in np.random.default_rng([seed, n]).permutation(n)]
+    slides = [(case % len(LEVELS), case) for case in case_n]
+    return {"train": slides[: counts["train"]], "test": slides[counts["train"] :]}
 
 
 def _draw(pair: _Pair) -> None:

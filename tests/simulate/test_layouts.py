@@ -11,7 +11,7 @@ import yaml
 
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.simulate import write_bci, write_endonuke, write_nuclei, write_pannuke
-from ihc2he.simulate.bci import _pairs
+from ihc2he.simulate.bci import _draw, _Pair, _pairs
 
 
 def png(path):
@@ -81,6 +81,29 @@ def test_bci_has_the_published_levels(tmp_path):
     assert len({pair.index for pair in pairs}) == 4873
     assert not {p.case for p in pairs if p.split == "train"} & {p.case for p in pairs if p.split == "test"}
     assert all(len({p.level for p in pairs if p.case == case}) == 1 for case in {p.case for p in pairs[:300]})
+
+
+def test_cases_of_bci_are_in_both_splits_and_named(tmp_path):
+    root = write_bci(tmp_path / "bci", tiles=12, size=16, seed=1, cases=4)
+    with (root / "cases.csv").open() as file:
+        case_of = {row["name"]: row["case"] for row in csv.DictReader(file)}
+    assert sorted(case_of) == sorted(path.name for path in (root / "IHC").rglob("*.png"))
+    assert Counter(case_of.values()) == dict.fromkeys(("case_000", "case_001", "case_002", "case_003"), 3)
+    assert {(case, name.split("_")[2]) for name, case in case_of.items()} == {
+        ("case_000", "0.png"), ("case_001", "1+.png"), ("case_002", "2+.png"), ("case_003", "3+.png"),
+    }  # fmt: skip
+    pairs = list(_pairs(tmp_path, 480, 64, 0, False, 8))
+    assert {p.case for p in pairs if p.split == "train"} == {p.case for p in pairs if p.split == "test"}
+    with pytest.raises(ConfigError, match="cases=3: expected 4 or more, one for each level, and at most tiles=12"):
+        write_bci(tmp_path / "other", tiles=12, size=16, cases=3)
+
+
+def test_he_tells_nothing_of_the_level(tmp_path):
+    for level in (0, 3):
+        _draw(_Pair(tmp_path / str(level), "a.png", "train", level, 5, 2, 64, 0, False))
+    for stain, same in (("HE", True), ("IHC", False)):
+        tiles = [png(tmp_path / str(level) / stain / "train" / "a.png") for level in (0, 3)]
+        assert np.array_equal(*tiles) == same
 
 
 def test_aligned_bci_shows_the_same_cells(tmp_path):

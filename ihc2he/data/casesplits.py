@@ -1,0 +1,118 @@
+"""Splits of labelled tiles: by tile, or by whole cases; and what is left of the training for a learning curve."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from ihc2he.data.splits import SPLITS, stratified_sample
+from ihc2he.errors import ConfigError
+
+
+def split_by_tile(
+    published: Sequence[str], labels: Sequence[str], shares: Mapping[str, float], seed: int
+) -> dict[str, list[int]]:
+    """Return the tiles of each split as published; a missing split is a share of the training tiles.
+
+    Args:
+        published: split of each tile; what is none of the three is training.
+        labels: class of each tile; every split gets its share of each.
+        shares: of the training tiles, for the splits that are missing.
+        seed: of the choice.
+
+    >>> split_by_tile(["train"] * 4 + ["test"], ["0", "0", "3+", "3+", "0"], {"test": 0.5, "val": 0.5}, seed=0)["test"]
+    [4]
+    """
+    records = {split: [i for i, own in enumerate(published) if own == split] for split in ("val", "test")}
+    train = [i for i, own in enumerate(published) if own not in records]
+    for split, share in shares.items():
+        if not records[split]:
+            records[split] = _sample(train, labels, share, seed)
+            train = sorted(set(train) - set(records[split]))
+    return {"train": train, **records}
+
+
+def split_by_case(
+    cases: Sequence[str], labels: Sequence[str], shares: Mapping[str, float], seed: int
+) -> dict[str, list[int]]:
+    """Return the tiles of each split, no case in two; every split gets its share of the cases of each class.
+
+    A case counts for the class of most of its tiles. Of the cases of a class, each split with a share gets at least
+    one, as long as one is left for the training.
+
+    Args:
+        cases: of each tile.
+        labels: class of each tile.
+        shares: of the cases of each class, by split.
+        seed: of the choice.
+
+    Raises:
+        ConfigError: if a split would get no case at all.
+
+    >>> records = split_by_case(["a", "b", "c", "a"], ["0"] * 4, {"test": 0.3, "val": 0.3}, seed=0)
+    >>> {split: sorted({"abca"[i] for i in own}) for split, own in records.items()}
+    {'train': ['b'], 'val': ['a'], 'test': ['c']}
+    """
+    split_of: dict[str, str] = {}
+    by_class: dict[str, list[str]] = {}
+    for case, label in sorted(class_of_cases(cases, labels).items()):
+        by_class.setdefault(label, []).append(case)
+    rng = np.random.default_rng(seed)
+    for label in sorted(by_class):
+        left = [by_class[label][i] for i in rng.permutation(len(by_class[label]))]
+        n = len(left)
+        for split, share in shares.items():
+            count = min(max(round(share * n), int(share > 0)), max(len(left) - 1, 0))
+            split_of |= dict.fromkeys(left[:count], split)
+            left = left[count:]
+    records = {split: [i for i, case in enumerate(cases) if split_of.get(case, "train") == split] for split in SPLITS}
+    if empty := [split for split, share in shares.items() if share and not records[split]]:
+        n_cases = len(set(cases))
+        msg = f"data.split: {n_cases} cases, one or two of a class, are too few for a {' and a '.join(empty)} split."
+        raise ConfigError(msg)
+    return records
+
+
+def class_of_cases(cases: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
+    """Return the class of most tiles of each case.
+
+    >>> class_of_cases(["a", "a", "a", "b"], ["1+", "2+", "2+", "0"])
+    {'a': '2+', 'b': '0'}
+    """
+    counts: dict[str, Counter[str]] = {}
+    for case, label in zip(cases, labels, strict=True):
+        counts.setdefault(case, Counter())[label] += 1
+    return {case: max(sorted(own), key=own.__getitem__) for case, own in counts.items()}
+
+
+def reduced(records: Iterable[int], cases: Sequence[str], labels: Sequence[str], share: float, seed: int) -> list[int]:
+    """Return the tiles of a share of the cases, or of the tiles where no case is known; every class keeps its share.
+
+    At least one case of every class is left.
+
+    Args:
+        records: numbers of the tiles.
+        cases: of all tiles, by number.
+        labels: class of all tiles, by number.
+        share: above 0, at most 1.
+        seed: of the choice.
+
+    >>> reduced(range(4), ["a", "a", "b", "b"], ["0", "0", "0", "0"], 0.5, seed=0)
+    [0, 1]
+    """
+    records = list(records)
+    if share == 1:
+        return records
+    if not all(cases[i] for i in records):
+        return _sample(records, labels, share, seed)
+    found = class_of_cases([cases[i] for i in records], [labels[i] for i in records])
+    rng = np.random.default_rng(seed)
+    kept: set[str] = set()
+    for label in sorted(set(found.values())):
+        own = sorted(case for case, its in found.items() if its == label)
+        kept |= {own[i] for i in rng.permutation(len(own))[: max(1, round(share * len(own)))]}
+    return [i for i in records if cases[i] in kept]
+
+
+def _sample(records: Sequence[int], labels: Sequence[str], share: float, seed: int) -> list[int]:
+    return [records[k] for k in stratified_sample([labels[i] for i in records], share, seed)]
