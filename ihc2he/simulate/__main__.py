@@ -7,20 +7,23 @@ from collections.abc import Callable
 
 from ihc2he.errors import ConfigError, Ihc2heError, did_you_mean
 from ihc2he.explain import write_what_is_possible
-from ihc2he.simulate import write_bci, write_endonuke, write_nuclei, write_pannuke
+from ihc2he.simulate import write_bci, write_endonuke, write_nuclei, write_pannuke, write_slide
 
 HELP = """\
-Write simulated tissue in the public layout of a dataset.
+Write simulated tissue in the public layout of a dataset, or as a slide.
 
   python -m ihc2he.simulate LAYOUT out=FOLDER tiles=N [size=PIXELS] [seed=S] [workers=W]
+  python -m ihc2he.simulate slide out=FILE.ome.tif [stain=ihc|he] [mpp=UM] [size=PIXELS] [seed=S] [workers=W]
 
 LAYOUT
   bci        pairs of H&E and IHC (HER2), 0.46 um/px   [size=1024] [aligned=false] [cases=0]
   pannuke    H&E of 19 tissues in three folds, 0.25    [size=256]
   endonuke   IHC with keypoints, 0.5                   [size=200]
   nuclei     H&E with instances, 0.25                  [size=512]
+  slide      a slide of any size, and a table of its nuclei; both stains show the same cells
+                                                       [size=20000] [stain=ihc] [mpp=0.25]
 
-  out        folder to write to; a killed run continues there
+  out        folder to write to; a killed run continues there. For slide: the file
   tiles      total number over all folds and splits
   size       side of a tile in pixels
   seed       the same seed gives the same bytes        [seed=0]
@@ -28,7 +31,13 @@ LAYOUT
   cases      bci: cases whose tiles are in both splits; 0 = a case in one only
   workers    processes                                 [workers=number of cores]
 """
-LAYOUTS = {"bci": write_bci, "pannuke": write_pannuke, "endonuke": write_endonuke, "nuclei": write_nuclei}
+LAYOUTS: dict[str, Callable] = {
+    "bci": write_bci,
+    "pannuke": write_pannuke,
+    "endonuke": write_endonuke,
+    "nuclei": write_nuclei,
+    "slide": write_slide,
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +55,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def parse(arguments: list[str]) -> tuple[Callable, dict[str, str | int | bool]]:
+def parse(arguments: list[str]) -> tuple[Callable, dict[str, str | int | float | bool]]:
     """Return the function that writes the layout, and its keyword arguments.
 
     >>> parse(["nuclei", "out=here", "tiles=4", "workers=1"])[1]
@@ -60,21 +69,21 @@ def parse(arguments: list[str]) -> tuple[Callable, dict[str, str | int | bool]]:
         msg = f"There is no layout '{layout}'.{did_you_mean(layout, LAYOUTS)}"
         raise ConfigError(msg)
     known = inspect.signature(LAYOUTS[layout]).parameters
-    values: dict[str, str | int | bool] = {"workers": os.cpu_count() or 1}
+    values: dict[str, str | int | float | bool] = {"workers": os.cpu_count() or 1}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or name not in known:
             msg = f"'{pair}' is not a name=value that {layout} accepts.{did_you_mean(name, known)}"
             raise ConfigError(msg)
         values[name] = _value(name, text, str if name == "out" else type(known[name].default))
-    missing = [name for name in ("out", "tiles") if name not in values]
+    missing = [name for name in known if known[name].default is inspect.Parameter.empty and name not in values]
     if missing:
         msg = f"{layout} needs {' and '.join(f'{name}=...' for name in missing)}."
         raise ConfigError(msg)
     return LAYOUTS[layout], values
 
 
-def _value(name: str, text: str, kind: type) -> str | int | bool:
+def _value(name: str, text: str, kind: type) -> str | int | float | bool:
     if kind is str:
         return text
     if kind is bool:
@@ -83,9 +92,9 @@ def _value(name: str, text: str, kind: type) -> str | int | bool:
         msg = f"{name}={text} must be true or false."
         raise ConfigError(msg)
     try:
-        return int(text)
+        return float(text) if kind is float else int(text)
     except ValueError:
-        msg = f"{name}={text} is not a whole number."
+        msg = f"{name}={text} is not a {'number' if kind is float else 'whole number'}."
         raise ConfigError(msg) from None
 
 

@@ -39,7 +39,14 @@ _VERTICES = 32
 _MITOSES = 0.012  # of neoplastic nuclei
 
 
-def sow(plan: Plan, tissue: Tissue, malignant: bool, rng: np.random.Generator, kept: Nuclei | None = None) -> Nuclei:
+def sow(
+    plan: Plan,
+    tissue: Tissue,
+    malignant: bool | NDArray[np.bool_],
+    rng: np.random.Generator,
+    kept: Nuclei | None = None,
+    kept_spacing: float = 0.7,
+) -> Nuclei:
     """Return the nuclei of a section, in drawing order: later ones lie on top.
 
     Candidates are placed at random. The plan gives their type and direction, and candidates too close to an earlier one
@@ -48,9 +55,10 @@ def sow(plan: Plan, tissue: Tissue, malignant: bool, rng: np.random.Generator, k
     Args:
         plan: of the section.
         tissue: its proportions, spacings and habits.
-        malignant: whether the epithelium is neoplastic.
+        malignant: whether the epithelium is neoplastic; or where it is, HxW.
         rng: source of randomness.
-        kept: nuclei of the neighbouring section that reach into this one; they come first.
+        kept: nuclei of the neighbouring section, or beside this one, that reach into it; they come first.
+        kept_spacing: of these, as for `spread`.
     """
     h, w = plan.region_hw.shape
     n = rng.poisson(_CANDIDATES * h * w * plan.mpp**2)
@@ -64,7 +72,7 @@ def sow(plan: Plan, tissue: Tissue, malignant: bool, rng: np.random.Generator, k
     _orient(nuclei, plan, tissue, rng)
     if kept is not None:
         nuclei = np.concatenate([kept, nuclei])
-        spacing_n = np.concatenate([np.full(len(kept), 0.7, np.float32), spacing_n])
+        spacing_n = np.concatenate([np.full(len(kept), kept_spacing, np.float32), spacing_n])
     chosen_n = spread(nuclei, spacing_n, plan.mpp)
     return nuclei[chosen_n][rng.permutation(chosen_n.sum())]
 
@@ -102,7 +110,7 @@ def outlines(nuclei: Nuclei, mpp: float) -> Map:
 
 
 def _settle(
-    plan: Plan, tissue: Tissue, malignant: bool, nuclei: Nuclei, rng: np.random.Generator
+    plan: Plan, tissue: Tissue, malignant: bool | NDArray[np.bool_], nuclei: Nuclei, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], Map]:
     """Type (0 = removed) and spacing of candidates, given by their region."""
     at = nuclei["y"].astype(int), nuclei["x"].astype(int)
@@ -130,7 +138,8 @@ def _settle(
         epithelium &= (depth_n > 0.14 * tissue.layer) & (depth_n < 0.68 * tissue.layer)
     else:
         epithelium &= depth_n > 2.0
-    kind_n[epithelium] = NEOPLASTIC if malignant else EPITHELIAL
+    malignant_n = np.broadcast_to(malignant, plan.region_hw.shape)[at]
+    kind_n[epithelium] = np.where(malignant_n, NEOPLASTIC, EPITHELIAL)[epithelium]
     kind_n[epithelium & (v_n < 0.02)] = INFLAMMATORY
     kind_n[epithelium & (v_n > 0.997)] = DEAD
     density_n[epithelium] = tissue.epithelial_density

@@ -18,6 +18,7 @@ from ihc2he.simulate.tissue import Tissue
 from ihc2he.stain.noise import Map, smooth_noise
 
 _SEPTA = 0.12  # stroma is within this distance of the field's zero lines
+THREAD = 0.4  # um, width of a fibre
 _CLEFT = -1.9  # there are gaps between bundles of fibres where the weave is thinner than this
 
 Fields = dict[str, Map]
@@ -54,7 +55,7 @@ class Plan:
 
 def draw_fields(shape: tuple[int, int], mpp: float, tissue: Tissue, rng: np.random.Generator) -> Fields:
     """Return the random fields of a plan, each HxW with zero mean and unit variance."""
-    return {name: smooth_noise(shape, scale / mpp, rng) for name, scale in _scales(tissue).items()}
+    return {name: smooth_noise(shape, scale / mpp, rng) for name, scale in field_scales(tissue).items()}
 
 
 def neighbour(
@@ -70,7 +71,7 @@ def neighbour(
     bend = [smooth_noise(shape, 60.0 / mpp, rng) for _ in "xy"]
     move_hw2 = np.stack([(shift[k] + 0.25 * distance * bend[k]) / mpp for k in range(2)], -1).astype(np.float32)
     out = {}
-    for name, scale in _scales(tissue).items():
+    for name, scale in field_scales(tissue).items():
         # Over 4 um a structure of 40 um hardly changes; one of 4 um is replaced by another.
         keep = np.float32(np.exp(-0.5 * (distance / scale) ** 2))
         mixed_hw = keep * fields[name] + np.sqrt(1 - keep**2) * smooth_noise(shape, scale / mpp, rng)
@@ -78,8 +79,8 @@ def neighbour(
     return out, move_hw2
 
 
-def _scales(tissue: Tissue) -> dict[str, float]:
-    """Correlation length in um of each field."""
+def field_scales(tissue: Tissue) -> dict[str, float]:
+    """Return the correlation length in um of each field."""
     return {
         "epithelium": tissue.width / 2,
         "septum": 0.55 * tissue.width,
@@ -108,17 +109,52 @@ def draw_plan(fields: Fields, tissue: Tissue, mpp: float, angle: float, rng: np.
         angle: rad, main direction of the fibres.
         rng: source of the fibres' texture.
     """
+    inside_hw = epithelium(fields, tissue)
+    depth_hw = signed_distance(inside_hw, mpp)
+    across_hw = transverse(fields, mpp, angle)
+    # Fibres wrap around glands: near epithelium the distance to it is used as the transverse coordinate.
+    across_hw = across_hw - np.exp(np.minimum(depth_hw, 0) / 10) * (depth_hw + 0.5 * across_hw)
+    weave_hw = smooth_noise(depth_hw.shape, max(THREAD / mpp, 0.6), rng)  # type: ignore[arg-type]
+    fibre_hw, weave_hw = weave(fields, across_hw, weave_hw, mpp)
+    return structures(
+        fields, tissue, mpp, inside_hw, depth_hw, fibre_hw, weave_hw / max(weave_hw.std(), np.float32(1e-6))
+    )
+
+
+def epithelium(fields: Fields, tissue: Tissue) -> NDArray[np.bool_]:
+    """Return where the epithelium is, its lumina included."""
     inside_hw = fields["epithelium"] + 0.12 * fields["border"] > -ndtri(tissue.epithelium)
     if tissue.layer:  # thin walls of stroma divide large patches of epithelium into glands
         inside_hw &= np.abs(fields["septum"]) > _SEPTA
-    depth_hw = _signed_distance(inside_hw, mpp)
+    return inside_hw
+
+
+def structures(
+    fields: Fields,
+    tissue: Tissue,
+    mpp: float,
+    inside_hw: NDArray[np.bool_],
+    depth_hw: Map,
+    fibre_hw: Map,
+    weave_hw: Map,
+) -> Plan:
+    """Return the plan, of fields and of what has been derived from them.
+
+    Args:
+        fields: as for `draw_plan`.
+        tissue: likewise.
+        mpp: likewise.
+        inside_hw: from `epithelium`.
+        depth_hw: um inside it, from `signed_distance`.
+        fibre_hw: from `weave`.
+        weave_hw: from `weave`, of unit variance.
+    """
     region_hw = np.full(inside_hw.shape, Region.STROMA, np.uint8)
     # Positive in dense stroma; the tissue gets thinner before it ends.
     solid_hw = -1.17 * ndtri(tissue.gaps) - (fields["gap"] + 0.35 * fields["ragged"] + 0.5 * fields["bend_x"])
     region_hw[solid_hw < 0] = Region.GAP
     lymph_hw = np.clip(1.5 * (fields["lymph"] + ndtri(max(tissue.inflammation, 1e-3))) + 0.5, 0, 1)
     region_hw[(region_hw == Region.GAP) & (lymph_hw > 0.7)] = Region.STROMA
-    fibre_hw, weave_hw = _weave(fields, depth_hw, mpp, angle, rng)
     region_hw[weave_hw < _CLEFT] = Region.GAP
     flooded_hw = _above(fields["blood"], tissue.blood)
     region_hw[flooded_hw & (fields["gap"] > -0.9) & (lymph_hw < 0.5)] = Region.BLOOD
@@ -149,25 +185,38 @@ def draw_plan(fields: Fields, tissue: Tissue, mpp: float, angle: float, rng: np.
     )
 
 
-def _weave(fields: Fields, depth_hw: Map, mpp: float, angle: float, rng: np.random.Generator) -> tuple[Map, Map]:
-    """Direction and texture of fibres that run along the level lines of a bent coordinate."""
-    h, w = depth_hw.shape
-    y_hw, x_hw = np.mgrid[:h, :w].astype(np.float32) * np.float32(mpp)
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    across_hw = y_hw * cos - x_hw * sin + 12 * fields["bend_y"]
-    # Fibres wrap around glands: near epithelium the distance to it is used as the transverse coordinate.
-    near_hw = np.exp(np.minimum(depth_hw, 0) / 10)
-    across_hw = across_hw - near_hw * (depth_hw + 0.5 * across_hw)
+def transverse(fields: Fields, mpp: float, angle: float, corner: tuple[int, int] = (0, 0)) -> Map:
+    """Return a coordinate in um across the fibres of the stroma, bent.
+
+    Args:
+        fields: as for `draw_plan`.
+        mpp: likewise.
+        angle: likewise.
+        corner: row and column of the first pixel, px.
+    """
+    h, w = fields["bend_y"].shape
+    y_hw, x_hw = np.ogrid[corner[0] : corner[0] + h, corner[1] : corner[1] + w]
+    y_hw, x_hw = (np.float32(mpp) * v_hw.astype(np.float32) for v_hw in (y_hw, x_hw))
+    return y_hw * np.float32(np.cos(angle)) - x_hw * np.float32(np.sin(angle)) + 12 * fields["bend_y"]
+
+
+def weave(fields: Fields, across_hw: Map, white_hw: Map, mpp: float) -> tuple[Map, Map]:
+    """Return direction and texture of fibres, which run along the level lines of a coordinate.
+
+    Args:
+        fields: as for `draw_plan`.
+        across_hw: the coordinate, um.
+        white_hw: noise, which is averaged along the fibres.
+        mpp: um/px.
+    """
     gx, gy = _gradient(across_hw, 2.0 / mpp)
     fibre_hw = np.arctan2(gy, gx) + np.float32(np.pi / 2) + np.float32(0.3) * fields["crimp"]
-
-    # White noise averaged along the fibres, over twice the length at each pass.
-    weave_hw = smooth_noise((h, w), max(0.4 / mpp, 0.6), rng)
+    weave_hw = white_hw
     u_hw, v_hw = np.cos(fibre_hw) / np.float32(mpp), np.sin(fibre_hw) / np.float32(mpp)
-    for length in (0.5, 1.0, 2.0, 4.0):
+    for length in (0.5, 1.0, 2.0, 4.0):  # twice the length at each pass
         ahead_hw2 = np.stack([length * u_hw, length * v_hw], -1).astype(np.float32)
         weave_hw = (weave_hw + _sample(weave_hw, ahead_hw2) + _sample(weave_hw, -ahead_hw2)) / 3
-    return fibre_hw, weave_hw / max(weave_hw.std(), np.float32(1e-6))
+    return fibre_hw, weave_hw
 
 
 def _above(field_hw: Map, share: float) -> NDArray[np.bool_]:
@@ -182,7 +231,8 @@ def _distance(mask_hw: NDArray[np.bool_], mpp: float) -> Map:
     return cv2.distanceTransform(mask_hw.astype(np.uint8), cv2.DIST_L2, 5) * np.float32(mpp)
 
 
-def _signed_distance(mask_hw: NDArray[np.bool_], mpp: float) -> Map:
+def signed_distance(mask_hw: NDArray[np.bool_], mpp: float) -> Map:
+    """Return the distance in um to the border of a mask, negative outside of it."""
     return np.where(mask_hw, _distance(mask_hw, mpp), -_distance(~mask_hw, mpp))
 
 

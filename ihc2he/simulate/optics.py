@@ -66,17 +66,22 @@ def expose(od_hwc: Map, mpp: float, scanner: Scanner, rng: np.random.Generator) 
         od_hwc = od_hwc * (1 + 0.8 * _stroke(shape, 12 / mpp, rng)[..., None])
     if rng.random() < scanner.pen:
         od_hwc = od_hwc + _stroke(shape, 40 / mpp, rng)[..., None] * rng.uniform(0.1, 0.9, 3).astype(np.float32)
+    light_hwc = light(od_hwc, mpp, scanner)
+    light_hwc *= (1 + np.float32(scanner.shading) * smooth_noise(shape, max(shape) / 2, rng))[..., None]
+    light_hwc += np.float32(scanner.noise) * rng.standard_normal(light_hwc.shape, np.float32)
+    image = np.clip(np.round(light_hwc), 0, 255).astype(np.uint8)
+    return samples_of(as_jpeg(image, scanner.quality)).rgb8()
+
+
+def light(od_hwc: Map, mpp: float, scanner: Scanner) -> Map:
+    """Return what reaches the camera through an optical density, 0 to 255, HxWx3; see `expose`."""
     light_hwc = np.exp(-np.float32(np.log(10)) * od_hwc)
     light_hwc = cv2.GaussianBlur(light_hwc, (0, 0), max(scanner.blur / mpp, 0.25))
     if scanner.sharpening:
         halo_hwc = cv2.GaussianBlur(light_hwc, (0, 0), 1.2)
         light_hwc = np.maximum(light_hwc + np.float32(scanner.sharpening) * (light_hwc - halo_hwc), 0)
     # Because of stray light no scan is black: it limits how dark the darkest brown can be.
-    light_hwc = (light_hwc + np.float32(scanner.glare)) * (scanner.white / (1 + scanner.glare)).astype(np.float32)
-    light_hwc *= (1 + np.float32(scanner.shading) * smooth_noise(shape, max(shape) / 2, rng))[..., None]
-    light_hwc += np.float32(scanner.noise) * rng.standard_normal(light_hwc.shape, np.float32)
-    image = np.clip(np.round(light_hwc), 0, 255).astype(np.uint8)
-    return samples_of(as_jpeg(image, scanner.quality)).rgb8()
+    return (light_hwc + np.float32(scanner.glare)) * (scanner.white / (1 + scanner.glare)).astype(np.float32)
 
 
 def _stroke(shape: tuple[int, int], width: float, rng: np.random.Generator) -> Map:

@@ -16,6 +16,17 @@ from ihc2he.stain.noise import Map, smooth_noise
 
 _MARGIN = 8.0  # um around the tile, because cells and optics depend on what is beyond its border
 _RED_CELL = 5.0  # um, diameter after fixation
+# Correlation lengths in um of the bends of membranes, and of what is inside cells.
+WAVES = {"wave_x": 2.0, "wave_y": 2.0}
+TEXTURES = {
+    "chromatin_fine": 0.25,
+    "chromatin_coarse": 0.55,
+    "grain_fine": 0.25,
+    "grain_middle": 0.6,
+    "grain_coarse": 1.5,
+    "patch": 10.0,
+    "web": 2.6,
+}
 
 
 @dataclass(frozen=True)
@@ -64,11 +75,37 @@ def cut(block: Block, rng: np.random.Generator, kept: Nuclei | None = None) -> S
     """Return a section of the block; `kept` nuclei reach into it from the section before."""
     plan = draw_plan(block.fields, block.tissue, block.mpp, block.angle, rng)
     nuclei = sow(plan, block.tissue, block.malignant, rng, kept)
-    mpp, shape = block.mpp, plan.region_hw.shape
+
+    def textures(scales: dict[str, float]) -> Fields:
+        return {
+            name: smooth_noise(plan.region_hw.shape, max(scale / block.mpp, 0.5), rng) for name, scale in scales.items()
+        }
+
+    waves = textures(WAVES)
+    red_cells = sow_red_cells(plan, rng)
+    nucleoli = sow_nucleoli(nuclei, block.tissue, block.mpp, rng)
+    return compose(block.tissue, plan, nuclei, red_cells, nucleoli, waves | textures(TEXTURES), block.margin)
+
+
+def compose(
+    tissue: Tissue, plan: Plan, nuclei: Nuclei, red_cells: Nuclei, nucleoli: Nuclei, textures: Fields, margin: int
+) -> Section:
+    """Return the section that consists of these.
+
+    Args:
+        tissue: its habits.
+        plan: of the section.
+        nuclei: in drawing order.
+        red_cells: likewise.
+        nucleoli: of the nuclei.
+        textures: a field for each of `WAVES` and `TEXTURES`.
+        margin: px, between the border of the maps and the tile.
+    """
+    mpp, shape = plan.mpp, plan.region_hw.shape
     top_hw, bottom_hw, cover_hw = draw_masks(nuclei, shape, mpp)
     cell_hw, reach_hw = _nearest(top_hw, mpp)
     return Section(
-        tissue=block.tissue,
+        tissue=tissue,
         plan=plan,
         nuclei=nuclei,
         top_hw=top_hw,
@@ -77,14 +114,14 @@ def cut(block: Block, rng: np.random.Generator, kept: Nuclei | None = None) -> S
         edge_hw=_inside(top_hw, mpp),
         cell_hw=cell_hw,
         reach_hw=reach_hw,
-        membrane_hw=_membrane(cell_hw, plan, rng),
-        red_hw=_red_cells(plan, rng),
-        nucleoli_hw=_nucleoli(nuclei, block.tissue, shape, mpp, rng),
-        chromatin_hw=_mix(shape, (0.25 / mpp, 0.55 / mpp), rng),
-        grain_hw=_mix(shape, (0.25 / mpp, 0.6 / mpp, 1.5 / mpp), rng),
-        patch_hw=smooth_noise(shape, 10 / mpp, rng),
-        web_hw=np.exp(-((smooth_noise(shape, 2.6 / mpp, rng) / 0.16) ** 2)),
-        margin=block.margin,
+        membrane_hw=_membrane(cell_hw, plan, textures["wave_x"], textures["wave_y"]),
+        red_hw=_inside(draw_masks(red_cells, shape, mpp)[0], mpp),
+        nucleoli_hw=draw_masks(nucleoli, shape, mpp)[2],
+        chromatin_hw=_mix(textures, "chromatin"),
+        grain_hw=_mix(textures, "grain"),
+        patch_hw=textures["patch"],
+        web_hw=np.exp(-((textures["web"] / 0.16) ** 2)),
+        margin=margin,
     )
 
 
@@ -149,12 +186,12 @@ def _nearest(label_hw: NDArray[np.int32], mpp: float) -> tuple[NDArray[np.int32]
     return of_source[source_hw], reach_hw * np.float32(mpp)
 
 
-def _membrane(cell_hw: NDArray[np.int32], plan: Plan, rng: np.random.Generator) -> Map:
+def _membrane(cell_hw: NDArray[np.int32], plan: Plan, wave_x_hw: Map, wave_y_hw: Map) -> Map:
     """Distance to the borders between epithelial cells, and to the outline of the epithelium."""
     shape, mpp = cell_hw.shape, plan.mpp
     y_hw, x_hw = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     # The line halfway between two nuclei is straight, but a membrane is not.
-    x_hw, y_hw = (v_hw + np.float32(0.7 / mpp) * smooth_noise(shape, 2.0 / mpp, rng) for v_hw in (x_hw, y_hw))
+    x_hw, y_hw = x_hw + np.float32(0.7 / mpp) * wave_x_hw, y_hw + np.float32(0.7 / mpp) * wave_y_hw
     wavy_hw = cv2.remap(cell_hw.astype(np.float32), x_hw, y_hw, cv2.INTER_NEAREST)
     tissue_hw = np.where(plan.region_hw == Region.EPITHELIUM, wavy_hw, 0)
     border_hw = np.zeros(shape, bool)
@@ -165,8 +202,8 @@ def _membrane(cell_hw: NDArray[np.int32], plan: Plan, rng: np.random.Generator) 
     return cv2.distanceTransform((~border_hw).astype(np.uint8), cv2.DIST_L2, 5) * np.float32(mpp)
 
 
-def _red_cells(plan: Plan, rng: np.random.Generator) -> Map:
-    """Red cells, dense in blood and sparse in vessels."""
+def sow_red_cells(plan: Plan, rng: np.random.Generator) -> Nuclei:
+    """Return red cells, dense in blood and sparse in vessels."""
     h, w = plan.region_hw.shape
     n = rng.poisson(0.2 * h * w * plan.mpp**2)
     x_n, y_n = rng.uniform(0, w - 1, n), rng.uniform(0, h - 1, n)
@@ -177,12 +214,11 @@ def _red_cells(plan: Plan, rng: np.random.Generator) -> Map:
     cells["length"] = rng.uniform(0.8, 1.1, len(cells)) * _RED_CELL
     cells["width"] = cells["length"] * rng.uniform(0.7, 1, len(cells))
     cells["angle"] = rng.uniform(0, np.pi, len(cells))
-    cells = cells[spread(cells, np.full(len(cells), 0.85, np.float32), plan.mpp)]
-    return _inside(draw_masks(cells, (h, w), plan.mpp)[0], plan.mpp)
+    return cells[spread(cells, np.full(len(cells), 0.85, np.float32), plan.mpp)]
 
 
-def _nucleoli(nuclei: Nuclei, tissue: Tissue, shape: tuple[int, int], mpp: float, rng: np.random.Generator) -> Map:
-    """Dark dots in the inner half of nuclei, as many as each type has on average."""
+def sow_nucleoli(nuclei: Nuclei, tissue: Tissue, mpp: float, rng: np.random.Generator) -> Nuclei:
+    """Return dark dots in the inner half of nuclei, as many as each type has on average."""
     mean_n = np.array([tissue.habits[kind].nucleoli for kind in nuclei["type"]], np.float32) * ~nuclei["mitosis"]
     owner = np.repeat(np.arange(len(nuclei)), rng.poisson(mean_n))
     turn, away = rng.uniform(0, 2 * np.pi, len(owner)), np.sqrt(rng.uniform(0, 0.25, len(owner)))
@@ -192,9 +228,9 @@ def _nucleoli(nuclei: Nuclei, tissue: Tissue, shape: tuple[int, int], mpp: float
     dots["y"] = nuclei["y"][owner] + reach * np.sin(turn)
     dots["length"] = rng.uniform(0.10, 0.19, len(owner)) * nuclei["length"][owner] + 0.9 * mpp
     dots["width"] = 0.85 * dots["length"]
-    return draw_masks(dots, shape, mpp)[2]
+    return dots
 
 
-def _mix(shape: tuple[int, int], scales: tuple[float, ...], rng: np.random.Generator) -> Map:
-    layers_lhw = np.stack([smooth_noise(shape, max(scale, 0.5), rng) for scale in scales])
-    return layers_lhw.sum(0) / np.float32(np.sqrt(len(scales)))
+def _mix(textures: Fields, name: str) -> Map:
+    layers_lhw = np.stack([field_hw for key, field_hw in textures.items() if key.startswith(name)])
+    return layers_lhw.sum(0) / np.float32(np.sqrt(len(layers_lhw)))

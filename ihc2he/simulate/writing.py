@@ -77,7 +77,7 @@ def run(draw: Callable[[Job], None], jobs: Iterable[Job], workers: int, title: s
         for job in track(jobs, title):
             draw(job)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=one_thread) as pool:
         futures = [pool.submit(draw, job) for job in jobs]
         try:
             for future in track(as_completed(futures), title, total=len(futures)):
@@ -100,5 +100,6 @@ def share_out(total: int, weights: Iterable[int]) -> list[int]:
     return parts.tolist()
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
+    """Let OpenCV use one thread, in processes that work side by side."""
     cv2.setNumThreads(1)
