@@ -49,6 +49,8 @@ class Specimen:
     """All that is drawn at once for a slide."""
 
     size: int  # px
+    step: int  # px between the positions of the plan on which nuclei are sown
+    side: int  # px, of a block; a multiple of the step
     mpp: float
     stain: str
     seed: int
@@ -58,16 +60,6 @@ class Specimen:
     fold: tuple[float, float, float]  # position and direction (rad) of a line, and width in um
     ink: tuple[float, float, float]
     colour: tuple[float, float, float]  # of the ink, optical density
-
-    @property
-    def step(self) -> int:
-        """Px between the positions of the plan on which nuclei are sown."""
-        return max(1, round(_SOWING / self.mpp))
-
-    @property
-    def side(self) -> int:
-        """Px of a block."""
-        return _SIDE // self.step * self.step
 
     @property
     def blocks(self) -> int:
@@ -89,8 +81,11 @@ def draw_specimen(size: int, stain: str, mpp: float, seed: int) -> Specimen:
         (rng.uniform(0.45, 0.6), rng.uniform(0.76, 0.8), rng.uniform(0.2, 0.28), rng.uniform(0.1, 0.13)),
     )
     inks = ((0.9, 0.5, 0.15), (0.75, 0.2, 0.5), (1.1, 1.05, 1.0))  # blue, green, black
+    step = max(1, round(_SOWING / mpp))
     return Specimen(
         size=size,
+        step=step,
+        side=_SIDE // step * step,
         mpp=mpp,
         stain=stain,
         seed=seed,
