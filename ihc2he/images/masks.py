@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ihc2he.images.areas import Area
 from ihc2he.images.source import ArraySource, ImageSource
 from ihc2he.stain.deconvolution import optical_density
 from ihc2he.stain.white import FULL, relative_to_white
@@ -24,36 +25,8 @@ _GREEN_RADIUS = 1.5  # um; no stain is green, so less of it is enough
 _EDGE = 1.0  # um; width of a stroke's pale border
 
 
-class Ink:
-    """Where ink covers an image of any size.
-
-    Args:
-        found_hw: the map of ink, about 1 um/px.
-        shape: height and width of the image, px.
-    """
-
-    def __init__(self, found_hw: NDArray[np.bool_], shape: tuple[int, int]) -> None:
-        self._found_hw = found_hw
-        # For each row and column of the image, the one of the map.
-        self._rows, self._columns = (
-            np.arange(size) * small // size for size, small in zip(shape, found_hw.shape, strict=True)
-        )
-
-    @property
-    def share(self) -> float:
-        """Share of the image that ink covers."""
-        height, width = (np.bincount(of) for of in (self._rows, self._columns))
-        return float(height @ self._found_hw @ width) / (len(self._rows) * len(self._columns))
-
-    def region(self, rows: slice, columns: slice) -> NDArray[np.bool_]:
-        """Return where ink covers a region, one value for each of its pixels."""
-        return self._found_hw[self._rows[rows][:, None], self._columns[columns]]
-
-    def at(self, points_n2: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Return whether ink covers points, in px of the image."""
-        x_n, y_n = np.rint(points_n2).astype(np.intp).T
-        rows_n, columns_n = (np.clip(at, 0, len(of) - 1) for at, of in ((y_n, self._rows), (x_n, self._columns)))
-        return self._found_hw[self._rows[rows_n], self._columns[columns_n]]
+class Ink(Area):
+    """Where ink covers an image of any size."""
 
 
 def find_ink(image: ImageSource, white: Sequence[float] | None = None) -> Ink:
@@ -118,13 +91,14 @@ def _ink(od_hwc: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:
     )
     for coloured_hw, radius in inks:
         if coloured_hw.any():
-            disc = _disc(radius / mpp)
-            wide_hw = cv2.morphologyEx(coloured_hw.view(np.uint8), cv2.MORPH_OPEN, disc)
+            around = disc(radius / mpp)
+            wide_hw = cv2.morphologyEx(coloured_hw.view(np.uint8), cv2.MORPH_OPEN, around)
             if wide_hw.any():  # with the pixels of its colour around it
-                found_hw |= cv2.dilate(wide_hw, disc) & coloured_hw.view(np.uint8)
-    return cv2.dilate(found_hw, _disc(_EDGE / mpp)) if found_hw.any() else found_hw  # type: ignore[return-value]
+                found_hw |= cv2.dilate(wide_hw, around) & coloured_hw.view(np.uint8)
+    return cv2.dilate(found_hw, disc(_EDGE / mpp)) if found_hw.any() else found_hw  # type: ignore[return-value]
 
 
-def _disc(radius: float) -> NDArray[np.uint8]:
+def disc(radius: float) -> NDArray[np.uint8]:
+    """Return a disc of a radius in px, at least 1, for the morphology of masks."""
     side = 2 * max(1, round(radius)) + 1
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)).astype(np.uint8)

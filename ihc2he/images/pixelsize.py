@@ -54,12 +54,24 @@ def stated_mpp(path: Path) -> float | None:
     Raises:
         DataError: if its pixels are not square.
     """
-    stated = _stated(path)
+    return square_mpp(str(path), _stated(path))
+
+
+def square_mpp(name: str, stated: Stated | None) -> float | None:
+    """Return um/px of what a file states, or None if it states nothing.
+
+    Args:
+        name: of the file, for messages.
+        stated: by the file.
+
+    Raises:
+        DataError: if its pixels are not square.
+    """
     if stated is None:
         return None
     if not stated.is_square:
         msg = (
-            f"{path}: states pixels of {stated.x:.4g} x {stated.y:.4g} um, expected square ones. Resample it; or, if "
+            f"{name}: states pixels of {stated.x:.4g} x {stated.y:.4g} um, expected square ones. Resample it; or, if "
             "that is wrong, pass data.mpp or write um_per_px to tiles.csv."
         )
         raise DataError(msg)
@@ -99,9 +111,14 @@ def _stated(path: Path) -> Stated | None:
         if not tiff.is_tiff(path):
             return None
         with tiff.opened(path) as page:
-            return _of_ome(page.parent) or _of_resolution(page)
+            return stated_by(page)
     except (OSError, ValueError):  # reading the image tells what is wrong with the file
         return None
+
+
+def stated_by(page: tifffile.TiffPage) -> Stated | None:
+    """Return what the file of a page states, if that can be true."""
+    return _of_ome(page.parent) or _of_resolution(page)
 
 
 def _of_ome(file: tifffile.TiffFile) -> Stated | None:

@@ -56,6 +56,11 @@ class ImageSource(ABC):
             DataError: if the file cannot be read.
         """
 
+    def level_shape(self, level: int) -> tuple[int, int]:
+        """Return height and width of a level in px."""
+        height, width = (max(1, int(side / self.levels[level])) for side in self.shape)
+        return height, width
+
     @cached_property
     def white(self) -> White:
         """The white point of the whole image: the colour of its glass, see `ihc2he.stain.white`."""
@@ -70,18 +75,23 @@ class ImageSource(ABC):
         return self.whole() if self.shape[0] * self.shape[1] <= WHOLE_PX else self.thumbnail(most_px)
 
     def thumbnail(self, most_px: int) -> NDArray[np.uint8]:
-        """Return the whole image, its longer side at most this number of px, HxWx3 uint8 RGB; read strip by strip."""
-        height, width = self.shape
-        factor = max(1.0, max(height, width) / most_px)
+        """Return the whole image, its longer side at most this number of px, HxWx3 uint8 RGB; read strip by strip.
+
+        It is made of the smallest level that is large enough.
+        """
+        factor = max(1.0, max(self.shape) / most_px)
         if factor == 1:
             return self.whole()
-        made_h, made_w = max(1, int(height / factor)), max(1, int(width / factor))
+        made_h, made_w = (max(1, int(side / factor)) for side in self.shape)
+        level = max(i for i, other in enumerate(self.levels) if other <= factor)
+        height, width = self.level_shape(level)
+        factor /= self.levels[level]
         step = max(1, int(_ROWS / factor))
         strips = []
         for start in range(0, made_h, step):
             stop = min(start + step, made_h)
             rows = slice(start * height // made_h, stop * height // made_h)
-            strips.append(resize(self.read(rows, slice(0, width)), stop - start, made_w))
+            strips.append(resize(self.read(rows, slice(0, width), level), stop - start, made_w))
         return np.concatenate(strips)
 
 

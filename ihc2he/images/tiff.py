@@ -42,6 +42,46 @@ def opened(path: Path) -> Iterator[tifffile.TiffPage]:
     Raises:
         ValueError: if it is damaged, truncated, or does not have a single image of grey or RGB.
     """
+    with _file(path) as tiff:
+        full = [page for page in _pages(tiff) if not page.is_reduced]
+        if len(full) > 1:
+            msg = f"the TIFF holds {len(full)} pages, not one"
+            raise ValueError(msg)
+        yield _checked(tiff, full[0] if full else None)
+
+
+@contextmanager
+def opened_pyramid(path: Path) -> Iterator[list[tifffile.TiffPage]]:
+    """Yield the largest page of a TIFF and, from large to small, those that are smaller copies of it.
+
+    Copies are in sub-directories, or are marked as such, or have tiles like the largest. Other pages, such as the
+    label of a slide, are not counted.
+
+    Raises:
+        ValueError: if it is damaged, truncated, or its largest image is not the only one of its size, or has other
+            colours than grey or RGB.
+    """
+    with _file(path) as tiff:
+        pages = _pages(tiff)
+        full = [page for page in pages if not page.is_reduced]
+        most = max((_pixels(page) for page in full), default=0)
+        largest = [page for page in full if _pixels(page) == most]
+        if len(largest) > 1:
+            msg = f"the TIFF holds {len(largest)} images of the same size, not one"
+            raise ValueError(msg)
+        page = _checked(tiff, largest[0] if largest else None)
+        try:
+            inside = [level.aspage() for level in page.pages or ()]
+        except Exception as error:
+            msg = f"the TIFF is damaged ({error})"
+            raise ValueError(msg) from error
+        beside = [other for other in pages if other.is_tiled == page.is_tiled and (other.is_reduced or other.is_tiled)]
+        smaller = [level for level in (*inside, *beside) if _pixels(level) < most and _fits(level, page)]
+        yield [page, *(_checked(tiff, level) for level in sorted(smaller, key=_pixels, reverse=True))]
+
+
+@contextmanager
+def _file(path: Path) -> Iterator[tifffile.TiffFile]:
     import tifffile
 
     try:
@@ -52,28 +92,48 @@ def opened(path: Path) -> Iterator[tifffile.TiffPage]:
         msg = f"the TIFF is damaged ({error})"
         raise ValueError(msg) from error
     with tiff:
-        yield _page(tiff, path.stat().st_size)
+        yield tiff
 
 
-def _page(tiff: tifffile.TiffFile, size: int) -> tifffile.TiffPage:
-    truncated = f"the TIFF is truncated after {size} bytes"
+def _pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     try:
-        full = [page for page in (page.aspage() for page in tiff.pages) if not page.is_reduced]
+        return [page.aspage() for page in tiff.pages]
     except Exception as error:
         msg = f"the TIFF is damaged ({error})"
         raise ValueError(msg) from error
-    problem = None
-    if not full:
-        problem = truncated
-    elif len(full) > 1:
-        problem = f"the TIFF holds {len(full)} pages, not one"
-    elif any(offset + count > size for offset, count in zip(full[0].dataoffsets, full[0].databytecounts, strict=True)):
-        problem = truncated
-    else:
-        problem = _colour_problem(full[0])
+
+
+def _checked(tiff: tifffile.TiffFile, page: tifffile.TiffPage | None) -> tifffile.TiffPage:
+    """Return a page, after checking that it is there and complete and has colours that are known."""
+    size = tiff.filehandle.size
+    if page is None or any(
+        offset + count > size for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+    ):
+        msg = f"the TIFF is truncated after {size} bytes"
+        raise ValueError(msg)
+    problem = _colour_problem(page)
     if problem:
         raise ValueError(problem)
-    return full[0]
+    return page
+
+
+def _pixels(page: tifffile.TiffPage) -> int:
+    return int(page.imagelength * page.imagewidth)
+
+
+def _fits(level: tifffile.TiffPage, page: tifffile.TiffPage) -> bool:
+    """Return whether a page may be a smaller copy of another: its sides are as long, up to rounding."""
+    height, width = page.imagelength, page.imagewidth
+    return _pixels(level) > 0 and abs(height * level.imagewidth - width * level.imagelength) <= height + width
+
+
+def is_of_scanner(path: Path) -> bool:
+    """Return whether a TIFF has the layout of a scanner's maker, by its tags."""
+    try:
+        with _file(path) as tiff:
+            return bool(tiff.is_svs or tiff.is_ndpi or tiff.is_scn or tiff.is_bif or tiff.is_philips)
+    except (OSError, ValueError):  # reading it tells what is wrong with it
+        return False
 
 
 def _colour_problem(page: tifffile.TiffPage) -> str | None:
@@ -196,11 +256,11 @@ def _region(page: tifffile.TiffPage, rows: slice, columns: slice) -> NDArray[Any
                 tile, _, shape = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
                 if tile is not None:
                     corner = i * tile_h - rows.start, j * tile_w - columns.start
-                    _paste(values[plane, 0], tile[0, : shape[1], : shape[2]], corner)
+                    paste(values[plane, 0], tile[0, : shape[1], : shape[2]], corner)
     return values
 
 
-def _paste(target_hws: NDArray[Any], part_hws: NDArray[Any], corner: tuple[int, int]) -> None:
+def paste(target_hws: NDArray[Any], part_hws: NDArray[Any], corner: tuple[int, int]) -> None:
     """Put a part in its place, as far as it is inside."""
     top, left = corner
     height, width = part_hws.shape[:2]
