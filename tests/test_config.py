@@ -22,6 +22,8 @@ GROUPS = [
     "model/discriminator",
     "model/encoder",
     "model/scheduler",
+    "model/gan",
+    "model/features",
     "trainer",
     "logger",
     "callbacks",
@@ -65,6 +67,8 @@ def test_every_option_composes_and_passes_preflight(option):
         experiment = "hovernet_pannuke"
     elif option == "model=pipeline":
         experiment = "pipeline_endonuke"
+    elif option == "model=gan" or option.startswith(("model/gan", "model/features")):
+        experiment = "gan_her2"
     config.preflight(composed(f"experiment={experiment}", option))
 
 

@@ -111,6 +111,51 @@ def test_two_processes_compare_the_same_patches(experiment, options, cli, launch
     assert all(one["state_dict"][name].abs().max() > 1e-6 for name in heads)  # which began as 0
 
 
+# Batch normalisation has the statistics of each process's own tiles, so it is left out here.
+PLAIN = """
+from torch import nn
+from ihc2he.models.generation import acgan, dcgan, sngan, wgan_gp
+
+class Same(nn.Module):
+    def forward(self, x, label=None):
+        return x
+
+def plain(base):
+    class Plain(base):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            for module in list(self.modules()):
+                for name, child in module.named_children():
+                    if isinstance(child, nn.BatchNorm2d):
+                        setattr(module, name, Same())
+    return Plain
+
+dcgan, acgan = plain(dcgan.DcganGenerator), plain(acgan.AcganGenerator)
+wgan_gp, sngan = plain(wgan_gp.WganGenerator), plain(sngan.SnganGenerator)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dcgan", ["model.discriminator.spectral_norm=true", "model.diffaugment=[colour,translation,cutout]"]),
+        ("acgan", ["model.discriminator.spectral_norm=true", "model.discriminator.dropout=0"]),
+        ("wgan_gp", ["model.gradient_clip_val=1"]),
+        ("sngan", ["model.d_steps=3"]),
+    ],
+)
+def test_two_processes_train_a_gan_as_one_does(name, options, cli, launch, tmp_path, monkeypatch):
+    (tmp_path / "plain.py").write_text(PLAIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "plain", raising=False)
+    small = ["experiment=smoke/gan_her2", f"model/gan={name}", f"model.generator._target_=plain.{name}"]
+    one, two = one_and_two([*small, *options], cli, launch, tmp_path)
+    assert one["global_step"] == two["global_step"] == (2 if name == "sngan" else 6)
+    assert all(value.dtype == torch.float64 for value in one["state_dict"].values() if value.is_floating_point())
+    torch.testing.assert_close(one["state_dict"], two["state_dict"], atol=1e-12, rtol=0)
+
+
 def one_and_two(arguments, cli, launch, tmp_path):
     """Return the last checkpoints of one process with batches of 4, and of two with batches of 2."""
     common = [*arguments, "stages=[fit]", "trainer.precision=64-true", "data.samples_per_epoch=12"]

@@ -14,7 +14,12 @@ from ihc2he import config
 CONF = config.config_dir()
 SEARCHES = sorted(p.stem for p in CONF.glob("hparams_search/*_*.yaml"))
 LAUNCHERS = sorted(p.stem for p in CONF.glob("launcher/*.yaml"))
-EXPERIMENTS = {"cyclegan": "cyclegan_bci", "hovernet": "hovernet_pannuke", "pipeline": "pipeline_endonuke"}
+EXPERIMENTS = {
+    "cyclegan": "cyclegan_bci",
+    "gan": "gan_her2",
+    "hovernet": "hovernet_pannuke",
+    "pipeline": "pipeline_endonuke",
+}
 PLUGINS = {
     "optuna": "hydra-optuna-sweeper",
     "joblib": "hydra-joblib-launcher",

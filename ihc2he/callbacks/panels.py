@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from ihc2he.internals.lightning import logged_step
 from ihc2he.nuclei.drawing import LINE_PX, write
 
 HEADER_PX = LINE_PX
+COLUMNS = 8  # of a picture of the model itself
 
 
 class ImagePanels(Callback):
     """Writes the pictures of `pl_module.panels(batch)` for the first tiles of a validation or test set.
+
+    After it those of `pl_module.pictures()` follow, which show the model itself.
 
     Args:
         dirpath: pictures go to `<dirpath>/<stage>/`.
@@ -58,23 +62,48 @@ class ImagePanels(Callback):
         """Show the tiles of the batch, while there are too few."""
         self._show(trainer, pl_module, batch, "test")
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the model itself, where tiles were shown."""
+        if not trainer.sanity_checking and trainer.current_epoch % self.every_n_epochs == 0:
+            self._show_model(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the model itself."""
+        self._show_model(trainer, pl_module, "test")
+
+    def _show_model(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        for name, row in pl_module.pictures().items():
+            self._write(trainer, panel(row, self.max_side, COLUMNS), stage, name, name)
+
     def _show(self, trainer: Trainer, pl_module: Any, batch: dict[str, Any], stage: str) -> None:
         if not trainer.is_global_zero or self._shown >= self.n_images:
             return
         rows = pl_module.panels(batch)[: self.n_images - self._shown]
         for name, row in zip(batch["name"], rows, strict=False):
-            picture = panel(row, self.max_side)
-            key = f"{stage}_{self._shown:02d}"
+            self._write(trainer, panel(row, self.max_side), stage, f"{self._shown:02d}", name)
             self._shown += 1
-            write_png(self.dirpath / stage / f"epoch{trainer.current_epoch:03d}_{plain_name(name)}.png", picture)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(f"panels/{key}", [picture], step=logged_step(trainer), caption=[str(name)])
-                elif isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(f"panels/{key}", picture, logged_step(trainer), dataformats="HWC")
+
+    def _write(self, trainer: Trainer, picture: NDArray[np.uint8], stage: str, key: str, name: str) -> None:
+        """Write a picture as a file and to every logger.
+
+        Args:
+            trainer: of the stage.
+            picture: HxWx3.
+            stage: `val` or `test`.
+            key: the same for the same place in each evaluation, for loggers.
+            name: of what it shows.
+        """
+        write_png(self.dirpath / stage / f"epoch{trainer.current_epoch:03d}_{plain_name(name)}.png", picture)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(f"panels/{stage}_{key}", [picture], step=logged_step(trainer), caption=[str(name)])
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(f"panels/{stage}_{key}", picture, logged_step(trainer), dataformats="HWC")
 
 
-def panel(row: list[tuple[str, Tensor]], max_side: int = 512, columns: int = 4) -> NDArray[np.uint8]:
+def panel(row: Sequence[tuple[str, Tensor]], max_side: int = 512, columns: int = 4) -> NDArray[np.uint8]:
     """Return pictures next to each other with their titles above, as HxWx3 uint8 RGB.
 
     Args:

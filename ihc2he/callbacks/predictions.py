@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ihc2he.callbacks.claiming import claim, plain
 from ihc2he.callbacks.imagefiles import KINDS, ImageFiles, read_json, sweep, withdraw, write_json
 from ihc2he.errors import ConfigError, DataError, did_you_mean
-from ihc2he.files import exclusive, write_csv
+from ihc2he.files import write_csv
 from ihc2he.nuclei.counts import THRESHOLDS, Counts, check_thresholds, pooled
 from ihc2he.ranks import from_all_ranks
 
@@ -72,7 +73,7 @@ class PredictionWriter(Callback):
         if stage != "predict":
             return
         settings = {**pl_module.fingerprint, "thresholds": self.thresholds, "write": sorted(self.write)}
-        self._settings = json.loads(json.dumps(settings))  # as it will be when read from the file
+        self._settings = plain(settings)
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
         self._pending.clear()
         self._written, self._failed = 0, {}
@@ -83,27 +84,10 @@ class PredictionWriter(Callback):
 
     def _claim(self) -> str | None:
         """Take the lock; return why the folder must not be used, or None."""
-        busy = f"out={self.out}: another run is writing there. Wait until it ends, or choose another folder."
-        try:
-            self._lock.enter_context(exclusive(self.out / ".lock", busy))
-        except ConfigError as error:
-            return str(error)
-        path = self.out / "settings.json"
-        if not path.is_file():
-            return None
-        before = read_json(path)
-        different = [
-            f"{key}: {before.get(key)!r} before, {self._settings.get(key)!r} now"
-            for key in sorted({*before, *self._settings})
-            if before.get(key) != self._settings.get(key)
-        ]
-        if not different:
+        problem = claim(self.out, self._settings, self._lock)
+        if problem is None:
             sweep(self.out)
-            return None
-        return (
-            f"out={self.out} was begun with other settings: {'; '.join(different)}. Images of both would not be "
-            "comparable: repeat the previous settings, or choose another folder."
-        )
+        return problem
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the settings, before the first image."""

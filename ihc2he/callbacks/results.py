@@ -112,7 +112,7 @@ def table(
             if isinstance(value, float) and value == value:  # noqa: PLR0124  # NaN is not counted
                 counts.update({(key, ""), (key, str(row.get("group", "")))})
     columns = {key for row in rows for key in row}
-    n_images = len({row["name"] for row in rows})
+    images = {(row["name"], str(row.get("group", ""))) for row in rows}
     lines = []
     for key, value in values.items():
         name = key.removeprefix("test/")
@@ -127,10 +127,15 @@ def table(
                 "metric": metric,
                 "group": group,
                 "value": value,
-                "n": counts[metric, group] if metric in columns else n_images,
+                "n": counts[metric, group] if metric in columns else _number(images, group),
                 "better": card.better if card else "",
                 "protocol": card.protocol if card else "",
                 "versions": versions,
             }
         )
     return lines
+
+
+def _number(images: Iterable[tuple[str, str]], group: str) -> int:
+    """Return how many images are of a group; "" for all."""
+    return len({name for name, own in images if group in ("", own)})

@@ -80,6 +80,7 @@ def gradient_penalty(
     real_bchw: Tensor,
     fake_bchw: Tensor,
     generator: torch.Generator | None = None,
+    mix_b: Tensor | None = None,
 ) -> Tensor:
     """Return the WGAN-GP penalty `(|grad D(x)| - 1)^2` at random points between real and generated images; scalar.
 
@@ -88,9 +89,10 @@ def gradient_penalty(
         real_bchw: (N, 3, H, W).
         fake_bchw: (N, 3, H, W), detached here.
         generator: a CPU generator for the mixing weights; None = the global one.
+        mix_b: (N,) the mixing weights, in [0, 1]; None: they are drawn.
     """
     n = len(real_bchw)
-    mix = torch.rand(n, 1, 1, 1, generator=generator).to(real_bchw)
+    mix = (torch.rand(n, generator=generator) if mix_b is None else mix_b).to(real_bchw).view(n, 1, 1, 1)
     points = (mix * real_bchw + (1 - mix) * fake_bchw).detach().requires_grad_()
     with torch.enable_grad():
         logits = discriminator(points).float()

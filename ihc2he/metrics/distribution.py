@@ -112,7 +112,7 @@ class Distribution(Metric):
             log.warning("FID and KID need two images, found %d real and %d fake: NaN.", len(real_nd), len(fake_nd))
         else:
             result["fid"] = frechet_distance(real_nd, fake_nd)
-            result["kid"], result["kid_std"] = _kernel_distance(real_nd, fake_nd, subset)
+            result["kid"], result["kid_std"] = kernel_distance(real_nd, fake_nd, subset)
         sizes = {"n_real": len(real_nd), "n_fake": len(fake_nd), "kid_subset": subset}
         result |= {name: torch.tensor(size) for name, size in sizes.items()}
         return {name: value.to(self.device) for name, value in result.items()}
@@ -152,8 +152,15 @@ def frechet_distance(real_nd: Tensor, fake_nd: Tensor) -> Tensor:
     return distance.clamp(min=0).float()
 
 
-def _kernel_distance(real_nd: Tensor, fake_nd: Tensor, subset: int) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of KID over random subsets, the same ones every time."""
+def kernel_distance(real_nd: Tensor, fake_nd: Tensor, subset: int = _SUBSET_SIZE) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of KID over random subsets, the same ones every time.
+
+    Args:
+        real_nd: (N, D) features.
+        fake_nd: (M, D) features.
+        subset: rows of each that a subset has, at least 2; at most N and M.
+    """
+    subset = min(subset, len(real_nd), len(fake_nd))
     # If a subset is all of both sets, all subsets are equal.
     subsets = 1 if len(real_nd) == len(fake_nd) == subset else _SUBSETS
     generator = torch.Generator().manual_seed(0)

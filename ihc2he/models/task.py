@@ -136,6 +136,10 @@ class Task(LightningModule):
         """Return, for each image of an evaluation batch, pictures and their titles; (3, H, W) in [-1, 1]."""
         return []
 
+    def pictures(self) -> Mapping[str, Sequence[tuple[str, Tensor]]]:
+        """Return pictures of the model itself after an evaluation, by name: images with titles, in rows of eight."""
+        return {}
+
 
 def rows_of(outputs: Any) -> list[dict[str, Any]]:
     """Return the rows in the result of a step of a test or validation; none if it is not an `Outcome`.

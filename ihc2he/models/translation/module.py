@@ -11,22 +11,19 @@ import logging
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ihc2he.build import build
 from ihc2he.errors import ConfigError, require_setting
 from ihc2he.internals.lightning import count_no_steps, trainer_of
 from ihc2he.losses import adversarial as gan
 from ihc2he.metrics.cards import Card
-from ihc2he.models.task import Export, Scores, Task
+from ihc2he.models.adversarial import AdversarialTask
+from ihc2he.models.task import Export, Scores
 from ihc2he.models.translation.evaluation import TranslationEvaluation
 from ihc2he.models.translation.pool import ImagePool
 from ihc2he.models.translation.starting import start_from
@@ -44,7 +41,7 @@ DIRECTIONS: dict[Direction, tuple[Stain, Stain]] = {"ihc2he": ("ihc", "he"), "he
 _MAKES: dict[Stain, Direction] = {to: direction for direction, (_, to) in DIRECTIONS.items()}
 
 
-class StainTranslation(Task):
+class StainTranslation(AdversarialTask):
     """Generators that translate IHC to H&E, or back, or both, and discriminators that judge what they make.
 
     A subclass gives the networks to `__init__` and overrides `generator_losses`; a discriminator that sees more than
@@ -164,6 +161,16 @@ class StainTranslation(Task):
         return {stain: self.get_submodule(f"d_{stain}") for stain in self._judges}
 
     @property
+    def judges(self) -> list[nn.Module]:
+        """The discriminators."""
+        return list(self.discriminators.values())
+
+    @property
+    def averages(self) -> list[tuple[nn.Module, nn.Module]]:
+        """The averaged generators, each with the one that is trained."""
+        return [(average, self.get_submodule(name)) for name, average in self.g_ema.items()]
+
+    @property
     def requires_checkpoint(self) -> bool:
         """Whether evaluation without a checkpoint would judge random weights."""
         return True
@@ -263,10 +270,8 @@ class StainTranslation(Task):
         if self.compiles:
             for network in (*self.generators.values(), *self.discriminators.values()):
                 network.compile()
+        super().setup(stage)
         if stage == "fit":
-            if self.gradient_clip_val is not None and self.trainer.precision == "16-mixed":
-                msg = "gradient_clip_val would clip the scaled gradients of trainer.precision=16-mixed; use bf16-mixed."
-                raise ConfigError(msg)
             for pool in self.pools.values():
                 pool.generator.manual_seed(pool.seed + len(self.pools) * self.global_rank)
 
@@ -280,21 +285,6 @@ class StainTranslation(Task):
             nodes = {f"g_{direction}": node for direction, node in self._nodes.items()}
             start_from(self._init, networks | judges, nodes, self.data.mpp)
         self._init = None
-
-    def configure_optimizers(self) -> tuple[list[Optimizer], list[LambdaLR]]:
-        """Return one optimiser for the discriminators and one for all else, with the linear decay of each."""
-        judges = [p for network in self.discriminators.values() for p in network.parameters()]
-        apart = {id(p) for p in chain(judges, self.g_ema.parameters())}
-        node = dict(self.optimizer)
-        opt_g = build(node, Optimizer, params=[p for p in self.parameters() if id(p) not in apart])
-        if self.lr_discriminator is not None:
-            node["lr"] = self.lr_discriminator
-        opt_d = build(node, Optimizer, params=judges)
-        return [opt_g, opt_d], [LambdaLR(opt, self._lr_factor) for opt in (opt_g, opt_d)]
-
-    def _lr_factor(self, epoch: int) -> float:
-        decayed = max(0, epoch + 1 - self.n_epochs)
-        return max(0.0, 1.0 - decayed / (self.n_epochs_decay + 1))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Step the generators, then the discriminators on the same made images; return the sum of their losses."""
@@ -311,7 +301,7 @@ class StainTranslation(Task):
             loss_g = torch.stack(list(losses.values())).sum()
             self._backward_and_step(loss_g, opt_g, batch_idx)
         if len(self.g_ema) and self._is_step(batch_idx):
-            self._update_ema()
+            self.update_averages()
 
         with self.toggled_optimizer(opt_d):
             losses_d = self.discriminator_losses(batch, {stain: image.detach() for stain, image in made.items()})
@@ -328,33 +318,8 @@ class StainTranslation(Task):
 
     def _backward_and_step(self, loss: Tensor, optimizer: Any, batch_idx: int) -> None:
         self.manual_backward(loss / self.accumulate)
-        if not self._is_step(batch_idx):
-            return
-        if self.gradient_clip_val is not None:
-            self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
-        optimizer.step()
-
-    @torch.no_grad()
-    def _update_ema(self) -> None:
-        # Not torch's AveragedModel: it begins with a copy of the first step, asks the device at every step whether it
-        # has begun, and has other names of weights.
-        average = get_ema_multi_avg_fn(self.ema_decay)
-        for direction, online in self.generators.items():
-            averaged = self.g_ema[f"g_{direction}"]
-            average(list(averaged.parameters()), list(online.parameters()), 0)
-            for kept, new in zip(averaged.buffers(), online.buffers(), strict=True):
-                kept.copy_(new)
-
-    def on_train_start(self) -> None:
-        """Set the learning rates of the schedule, which a resumed run may have lengthened."""
-        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
-            for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
-                group["lr"] = lr * self._lr_factor(scheduler.last_epoch)
-
-    def on_train_epoch_end(self) -> None:
-        """Step both learning-rate schedulers, which manual optimisation leaves to the module."""
-        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
-            scheduler.step()
+        if self._is_step(batch_idx):
+            self.step(optimizer)
 
     # ------------------------------------------------------------------ evaluation
 

@@ -1,0 +1,96 @@
+"""What models with discriminators share: two optimisers, their schedule, clipping, and averages of the generators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ihc2he.build import build
+from ihc2he.errors import ConfigError
+from ihc2he.models.task import Task
+
+
+class AdversarialTask(Task):
+    """A model that is trained by manual optimisation against discriminators.
+
+    Attributes:
+        optimizer: node of a `torch.optim.Optimizer` without its parameters.
+        lr_discriminator: learning rate of the discriminators; the optimiser's own where None.
+        n_epochs: epochs at the full learning rate.
+        n_epochs_decay: epochs over which it then falls linearly towards 0.
+        ema_decay: of an exponential moving average of the generators; 0 is off.
+        gradient_clip_val: largest norm of the gradients, per optimiser; None is off.
+    """
+
+    optimizer: Mapping[str, Any]
+    lr_discriminator: float | None
+    n_epochs: int
+    n_epochs_decay: int
+    ema_decay: float
+    gradient_clip_val: float | None
+
+    @property
+    def judges(self) -> Sequence[nn.Module]:
+        """The discriminators."""
+        raise NotImplementedError
+
+    @property
+    def averages(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        """The averaged generators, each with the one that is trained; none where `ema_decay` is 0."""
+        return ()
+
+    def setup(self, stage: str) -> None:
+        """Refuse clipping where gradients are scaled."""
+        if stage == "fit" and self.gradient_clip_val is not None and self.trainer.precision == "16-mixed":
+            msg = "gradient_clip_val would clip the scaled gradients of trainer.precision=16-mixed; use bf16-mixed."
+            raise ConfigError(msg)
+
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[LambdaLR]]:
+        """Return one optimiser for the discriminators and one for all else, with the linear decay of each."""
+        judges = [p for network in self.judges for p in network.parameters()]
+        apart = {id(p) for p in chain(judges, *(average.parameters() for average, _ in self.averages))}
+        node = dict(self.optimizer)
+        opt_g = build(node, Optimizer, params=[p for p in self.parameters() if id(p) not in apart])
+        if self.lr_discriminator is not None:
+            node["lr"] = self.lr_discriminator
+        opt_d = build(node, Optimizer, params=judges)
+        return [opt_g, opt_d], [LambdaLR(opt, self._lr_factor) for opt in (opt_g, opt_d)]
+
+    def _lr_factor(self, epoch: int) -> float:
+        decayed = max(0, epoch + 1 - self.n_epochs)
+        return max(0.0, 1.0 - decayed / (self.n_epochs_decay + 1))
+
+    def step(self, optimizer: Any) -> None:
+        """Clip the gradients, where asked, and step an optimiser."""
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
+        optimizer.step()
+
+    @torch.no_grad()
+    def update_averages(self) -> None:
+        """Move the averaged generators towards those that are trained."""
+        # Not torch's AveragedModel: it begins with a copy of the first step, asks the device at every step whether it
+        # has begun, and has other names of weights.
+        average = get_ema_multi_avg_fn(self.ema_decay)
+        for averaged, online in self.averages:
+            average(list(averaged.parameters()), list(online.parameters()), 0)
+            for kept, new in zip(averaged.buffers(), online.buffers(), strict=True):
+                kept.copy_(new)
+
+    def on_train_start(self) -> None:
+        """Set the learning rates of the schedule, which a resumed run may have lengthened."""
+        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
+            for group, lr in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+                group["lr"] = lr * self._lr_factor(scheduler.last_epoch)
+
+    def on_train_epoch_end(self) -> None:
+        """Step both learning-rate schedulers, which manual optimisation leaves to the module."""
+        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
+            scheduler.step()
