@@ -344,6 +344,10 @@ class LabelledDataModule(StoreDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._eval_loader("test")
 
+    def known_dataloader(self) -> DataLoader:
+        """Return the training tiles, each once and unchanged, in which copies are searched."""
+        return self._eval_loader("train")
+
     def _eval_loader(self, split: str) -> DataLoader:
         tiles = self.part(split)
         return self._loader(LabelledTiles(tiles), self._shard_sampler(len(tiles), split), self.eval_batch_size)
