@@ -38,8 +38,10 @@ def test_it_trains_is_judged_and_makes_tiles_to_train_on(cli, tmp_path, name, te
     done = cli("experiment=gan_tiles", weights, "data.count=8", "out=tiles", "trainer=cpu")
     assert done.status == 0, done.err
     assert len(rows(tmp_path / "tiles" / "manifest.csv")) == len([*(tmp_path / "tiles").glob("*/*.png")]) == 8
+    if name == "dcgan":  # the fast one
+        return
     done = cli(
-        "experiment=smoke/gan_her2", "data.real_share=0", "data.synthetic=tiles", "data.synthetic_share=0.1",
+        "experiment=smoke/gan_her2", "data.real_share=0", "data.synthetic=tiles", "data.synthetic_share=0.5",
         "stages=[fit]", "model.n_epochs=1", "hydra.run.dir=again",
     )  # fmt: skip
     assert done.status == 0, done.err
