@@ -61,7 +61,7 @@ def test_every_experiment_composes_and_passes_preflight(name):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_passes_preflight(option):
     experiment = "cyclegan_bci"
-    if option in ("model=hovernet", "model=centres", "model=lite") or option.startswith(
+    if option in ("model=hovernet", "model=centres", "model=lite", "model=adapted") or option.startswith(
         ("model/encoder", "model/scheduler", "model/decoder=hover")
     ):
         experiment = "hovernet_pannuke"

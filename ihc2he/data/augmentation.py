@@ -15,6 +15,7 @@ from ihc2he.errors import require_setting
 from ihc2he.stain.deconvolution import DAB, EOSIN, HEMATOXYLIN, optical_density, unmixing_matrix
 
 _ELASTIC_REACH = 12.0  # px, distance over which displacements are similar: about a nucleus at 0.25 um/px
+_SQUARES = (1, 8)  # that hide parts of a crop
 _UNMIX_cs = unmixing_matrix((HEMATOXYLIN, EOSIN, DAB))
 _MIX_sc = np.linalg.inv(_UNMIX_cs)
 
@@ -37,6 +38,7 @@ class NucleiAugmentation:
         hed: change of the hematoxylin, eosin and residual stain: factors of 1 - hed to 1 + hed, and shifts of -hed to
             +hed in optical density (Tellez et al., Med Image Anal 2019: 0.05 = light, 0.2 = strong).
         hsv: change of saturation and value, as a fraction of their range; hue changes by a quarter of that.
+        cutout: side of black squares that hide parts of half of the crops, as a fraction of the crop; labels stay.
         paint: a `Painter`, or its configuration, which paints some of the crops as IHC before all other changes; None:
             none.
 
@@ -54,6 +56,7 @@ class NucleiAugmentation:
         noise: float = 0.03,
         hed: float = 0.05,
         hsv: float = 0.1,
+        cutout: float = 0.0,
         paint: dict[str, Any] | Painter | None = None,
     ) -> None:
         for name, value, limit in (
@@ -63,6 +66,7 @@ class NucleiAugmentation:
             ("noise", noise, 1),
             ("hed", hed, 1),
             ("hsv", hsv, 1),
+            ("cutout", cutout, 0.5),
         ):
             require_setting("data.augmentation", name, value, 0 <= value <= limit, f"from 0 to {limit}")
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise its import asks a server for updates
@@ -92,6 +96,10 @@ class NucleiAugmentation:
             steps.append(A.GaussianBlur(sigma_limit=(0.1, max(0.1, blur)), p=0.25))
         if noise:
             steps.append(A.GaussNoise(std_range=(0, noise), p=0.25))
+        if cutout:
+            sides = (cutout / 4, cutout)
+            steps.append(A.CoarseDropout(_SQUARES, hole_height_range=sides, hole_width_range=sides, p=0.5))
+        self.moves = bool(dihedral or scale or elastic)
         self.paint = None if paint is None else build(paint, Painter)
         self.hed = hed
         self.steps = A.Compose(steps)

@@ -133,11 +133,14 @@ class SegmentationDataModule(StoreDataModule):
             targets=None if self._decoder is None else partial(self._decoder.targets, mpp=self.target_mpp),
         )
 
+    def training_set(self) -> Dataset[dict[str, torch.Tensor]]:
+        """Return the samples of the training, numbered as the training tiles are."""
+        return self.train_crops()
+
     def train_dataloader(self) -> DataLoader:
-        dataset = self.train_crops()
-        records = dataset.records
+        records = self._required("train")
         sampler = self._epoch_sampler(len(records), self.samples_per_epoch or len(records), self._weights(records))
-        return self._loader(dataset, sampler, self.batch_size, drop_last=True)
+        return self._loader(self.training_set(), sampler, self.batch_size, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader(self.records["val"], "val")
@@ -237,24 +240,13 @@ class NucleiCrops(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, key: int | SampleIndex) -> dict[str, torch.Tensor]:
         epoch, index = key if isinstance(key, SampleIndex) else (0, key)
         rng = np.random.default_rng((self.seed, epoch, index))
-        image, *labels = self._crop(self.records[index % len(self.records)], rng)
+        image, *labels = random_crop(self.store, self.records[index % len(self.records)], self.crop_size, rng)
         if self.augmentation is not None:
             image, labels = self.augmentation(image, labels, int(rng.integers(2**32)))
         inst_hw = relabel_pieces(labels[0])
         targets = {} if self.targets is None else self.targets(inst_hw)
         learned = {name: torch.from_numpy(target) for name, target in targets.items()}
         return _tensors(image, inst_hw, *labels[1:]) | learned
-
-    def _crop(self, number: int, rng: np.random.Generator) -> list[NDArray]:
-        """Return the same random window of the image and its label maps, reflected if the tile is smaller."""
-        height, width = self.store.rows[number]["shapes"]["image"][:2]
-        top, left = rng.integers((max(height - self.crop_size, 0) + 1, max(width - self.crop_size, 0) + 1))
-        window = (slice(top, top + self.crop_size), slice(left, left + self.crop_size))
-        missing = [((m := max(self.crop_size - side, 0)) // 2, m - m // 2) for side in (height, width)]
-        arrays = [_read(self.store, number, field, window) for field in self.store.rows[number]["shapes"]]
-        if height < self.crop_size or width < self.crop_size:
-            arrays = [np.pad(array, missing + [(0, 0)] * (array.ndim - 2), mode="symmetric") for array in arrays]
-        return arrays
 
 
 class NucleiTiles(Dataset[dict[str, Any]]):
@@ -272,6 +264,25 @@ class NucleiTiles(Dataset[dict[str, Any]]):
         row = self.store.rows[number]
         arrays = (_read(self.store, number, field) for field in row["shapes"])
         return _tensors(*arrays) | {"name": row["name"], "group": row["group"]}
+
+
+def random_crop(store: TileStore, number: int, side: int, rng: np.random.Generator) -> list[NDArray]:
+    """Return the same random window of the image of a tile and its label maps, reflected if the tile is smaller.
+
+    Args:
+        store: of the tile.
+        number: of its record.
+        side: of the window, px.
+        rng: source of randomness.
+    """
+    height, width = store.rows[number]["shapes"]["image"][:2]
+    top, left = rng.integers((max(height - side, 0) + 1, max(width - side, 0) + 1))
+    window = (slice(top, top + side), slice(left, left + side))
+    missing = [((m := max(side - length, 0)) // 2, m - m // 2) for length in (height, width)]
+    arrays = [_read(store, number, field, window) for field in store.rows[number]["shapes"]]
+    if height < side or width < side:
+        arrays = [np.pad(array, missing + [(0, 0)] * (array.ndim - 2), mode="symmetric") for array in arrays]
+    return arrays
 
 
 def _read(store: TileStore, number: int, field: str, window: tuple[slice, slice] = WHOLE) -> NDArray[Any]:

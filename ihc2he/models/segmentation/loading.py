@@ -115,7 +115,8 @@ def _of_run(path: str) -> tuple[MapNetwork, Mapping[str, Any]]:
     if not isinstance(info, Mapping) or not isinstance(info.get("module"), Mapping):
         msg = f"{path}: holds no description of a segmenter. Pass the bundle of a segmenter: RUN/bundles/segmenter."
         raise ConfigError(msg)
-    state = {key.removeprefix("network."): value for key, value in content["state_dict"].items()}
+    own = "network."  # and not that of a teacher
+    state = {key.removeprefix(own): value for key, value in content["state_dict"].items() if key.startswith(own)}
     try:
         refuse_foreign(info)
         network = build(info["module"], MapNetwork)

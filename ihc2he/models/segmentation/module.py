@@ -313,7 +313,7 @@ class NucleiSegmenter(Task):
         encoder = list(self.encoder.parameters())
         known = {id(parameter) for parameter in encoder}
         groups: list[dict[str, Any]] = [
-            {"params": [parameter for parameter in self.parameters() if id(parameter) not in known]}
+            {"params": [parameter for parameter in self.network.parameters() if id(parameter) not in known]}
         ]
         if encoder:
             groups.append({"params": encoder, **({} if self.lr_encoder is None else {"lr": self.lr_encoder})})
@@ -362,23 +362,37 @@ class NucleiSegmenter(Task):
         Raises:
             ConfigError: if the model has classes and the batch no types, or the batch lacks a target.
         """
+        maps = self.network(self._in_format(batch["image"]))
+        return self._logged(self.losses_of(maps, batch), len(batch["image"]))
+
+    def losses_of(self, maps: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weighted terms of the loss of a labelled batch by name.
+
+        Args:
+            maps: the raw maps of its images.
+            batch: as in training.
+
+        Raises:
+            ConfigError: if the model has classes and the batch no types, or the batch lacks a target.
+        """
         if self.classes and "type" not in batch:
             msg = f"model.classes={self.classes}, but the training batches hold no types of nuclei. Pass [] for none."
             raise ConfigError(msg)
-        maps = self.network(self._in_format(batch["image"]))
         size = next(iter(maps.values())).shape[-2:]
         labels = {key: value for key, value in batch.items() if key != "image" and isinstance(value, Tensor)}
         targets = {key: centre_crop(value, *size) for key, value in labels.items()}
         try:
-            losses = self.terms(maps, targets)
+            return self.terms(maps, targets)
         except KeyError as error:
             msg = (
                 f"The training batches hold {', '.join(batch)}, and {type(self).__name__} also needs {error}. Give the "
                 "DataModule the decoder of the model: data.decoder=${model.decoder}."
             )
             raise ConfigError(msg) from error
+
+    def _logged(self, losses: Mapping[str, Tensor], n: int) -> Tensor:
+        """Return the sum of the terms of a batch of n, and log them."""
         loss = torch.stack(list(losses.values())).sum()
-        n = len(batch["image"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=n)
         self.log_dict({f"train/loss_{name}": term.detach() for name, term in losses.items()}, batch_size=n)
         return loss

@@ -1,15 +1,19 @@
 """A whole run of the light network through the command line, on simulated tissue."""
 
+import csv
 import json
 import shutil
 
 import cv2
 import numpy as np
+import pytest
 
 from ihc2he.loggers.lineage import hash_files
 from ihc2he.models.bundle import save_bundle
 from ihc2he.models.segmentation.loading import load_segmenter
 from ihc2he.models.segmentation.networks import UNet
+from ihc2he.simulate.endonuke import write_endonuke
+from ihc2he.simulate.nuclei import write_nuclei
 
 
 def test_the_smoke_run_leaves_a_small_bundle_of_averaged_weights(cli, tmp_path):
@@ -66,3 +70,48 @@ def test_a_trained_network_goes_on_on_the_users_tiles_and_run_json_names_it(cli,
     shutil.rmtree(trained)
     again = cli(*small, "model.width=4", "hydra.run.dir=run", "ckpt_path=auto", "stages=[test]")
     assert again.status == 0, again.err
+
+
+@pytest.fixture
+def slides(tmp_path):
+    """Simulated H&E with labels, and IHC whose labels are not there."""
+    write_nuclei(tmp_path / "he", tiles=15, size=128)
+    write_endonuke(tmp_path / "slides", tiles=2, size=200)
+    (tmp_path / "slides" / "dataset" / "images").rename(tmp_path / "ihc")
+    return "data.ihc=ihc", "data.ihc_mpp=0.5", "data.root=he", "stages=[fit]"
+
+
+@pytest.mark.slow
+def test_the_weights_in_the_box_adapt_to_ihc_and_a_drift_ends_without_a_bundle(cli, tmp_path, slides):
+    done = cli("experiment=smoke/nuclei_adapt", *slides, "hydra.run.dir=good")
+    assert done.status == 0, done.err
+    with (tmp_path / "good" / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [float(row["val/agreement"]) > 0.9 for row in rows if row["val/agreement"]] == [True, True]
+    assert any(row["train/loss_unlabelled_centre"] for row in rows)
+    info = json.loads((tmp_path / "good" / "bundles" / "segmenter" / "config.json").read_text())
+    assert info["terms"] == {"unlabelled": 1.0}
+
+    drifts = cli(
+        "experiment=smoke/nuclei_adapt", *slides, "hydra.run.dir=bad", "model.optimizer.lr=1", "model.lr_encoder=1",
+        "callbacks.average=null",
+    )  # fmt: skip
+    assert drifts.status == 1
+    (line,) = [line for line in drifts.err.splitlines() if line.startswith("ihc2he: ")]
+    assert line.startswith("ihc2he: The network has drifted by step 2: on 2 tiles of data.ihc it finds")
+    assert "Traceback" not in drifts.err
+    assert not (tmp_path / "bad" / "bundles").exists()
+    assert json.loads((tmp_path / "bad" / "run.json").read_text())["status"].startswith("DriftError: ")
+
+
+@pytest.mark.slow
+def test_two_processes_adapt_too_and_judge_alike(command, tmp_path, slides):
+    smoke = ("experiment=smoke/nuclei_adapt", *slides, "data.samples_per_epoch=8")
+    done = command(*smoke, "trainer=ddp_cpu", "hydra.run.dir=two")
+    assert done.status == 0, done.err
+    assert load_segmenter(str(tmp_path / "two" / "bundles" / "segmenter")).mpp == 0.5
+    wild = ("model.optimizer.lr=1", "model.lr_encoder=1", "callbacks.average=null")
+    drifts = command(*smoke, "trainer=ddp_cpu", "hydra.run.dir=bad", *wild)
+    assert drifts.status == 1
+    assert "The network has drifted by step 2" in drifts.err
+    assert not (tmp_path / "bad" / "bundles").exists()
