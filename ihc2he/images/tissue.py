@@ -17,11 +17,11 @@ from ihc2he.images.masks import disc, find_ink
 from ihc2he.images.source import ArraySource, ImageSource
 from ihc2he.stain.deconvolution import optical_density
 from ihc2he.stain.white import FULL, White, relative_to_white, white_point
-from ihc2he.tiling.resampling import resample
+from ihc2he.tiling.resampling import resample, resized_labels
 
 _MPP = 4.0  # um/px for the search; coarser for large slides
 _SIDE = 4096  # px, of the longer side in the search
-_SMOOTH = 8.0  # um; standard deviation of the window in which tissue has colour
+_SMOOTH = 6.0  # um; standard deviation of the window in which tissue has colour
 _COLOUR = 0.012  # least spread of the optical densities of the channels in tissue
 _GREY = 0.12  # least spread in an object, as a share of its optical density; dirt and edges of glass have less
 _BLACK = 45  # of the brightest channel of a scanner's border
@@ -29,15 +29,30 @@ _FILL = 254  # of the darkest channel where nothing was scanned
 _FILLED = 0.05  # share of an image that is looked at as unscanned
 _NEAR = 12  # grey levels from the white point
 _GLASS = 0.3  # share of the scanned part that has to be glass to be believed
+_PEN = 16.0  # um; least radius of the strokes of a pen
 _CLOSE = 30.0  # um; radius of gaps that belong to tissue, such as fat cells
-_OPEN = 12.0  # um; radius of what is too thin for tissue
+_OPEN = 4.0  # um; radius of what is too thin for tissue
 _LEAST = 0.002  # mm2; smaller objects are dirt
 _HOLE = 0.05  # mm2; smaller holes belong to the tissue
+_LINE = (0, 160, 0)  # colour of the outline in a picture
 _MARGIN = 10.0  # um; of tissue, so that no nucleus at its rim is lost
 
 
 class Tissue(Area):
     """Where an image of any size shows tissue."""
+
+    def picture(self, image: ImageSource, most_px: int = 2000) -> NDArray[np.uint8]:
+        """Return the image with an outline of the tissue and all else darkened, HxWx3 uint8 RGB.
+
+        Args:
+            image: whose tissue it is.
+            most_px: longer side of the picture.
+        """
+        picture = image.thumbnail(most_px).copy()
+        inside_hw = resized_labels(self.map_hw.view(np.uint8), *picture.shape[:2]).astype(np.uint8)
+        picture[inside_hw == 0] //= 2
+        picture[cv2.morphologyEx(inside_hw, cv2.MORPH_GRADIENT, disc(1)) > 0] = _LINE
+        return picture
 
 
 def find_tissue(image: ImageSource) -> Tissue:
@@ -81,7 +96,7 @@ def _tissue(seen: NDArray[np.uint8], mpp: float, white: White) -> NDArray[np.boo
         for values_hw in (od_hwc.max(-1) - od_hwc.min(-1), od_hwc.mean(-1))
     )
     found_hw = (spread_hw > np.maximum(_COLOUR, _GREY * mean_hw)).astype(np.uint8)
-    outside_hw = _border(seen, mpp) | find_ink(ArraySource(seen, mpp), white).region(slice(None), slice(None))
+    outside_hw = _border(seen, mpp) | _pen(seen, mpp, white)
     found_hw[outside_hw] = 0
     # Around the image the tissue goes on, or else a tile would lose its rim.
     around = round(_CLOSE / mpp)
@@ -92,6 +107,13 @@ def _tissue(seen: NDArray[np.uint8], mpp: float, white: White) -> NDArray[np.boo
     found_hw = _without_small(found_hw, _LEAST * 1e6 / mpp**2)
     found_hw = 1 - _without_small(1 - found_hw, _HOLE * 1e6 / mpp**2)
     return (cv2.dilate(found_hw, disc(_MARGIN / mpp)) > 0) & ~outside_hw
+
+
+def _pen(seen: NDArray[np.uint8], mpp: float, white: White) -> NDArray[np.bool_]:
+    """Return what is as wide as a pen's stroke and has the colour of ink; smaller things are nuclei and blood."""
+    ink_hw = find_ink(ArraySource(seen, mpp), white).region(slice(None), slice(None)).astype(np.uint8)
+    stroke_hw = cv2.morphologyEx(ink_hw, cv2.MORPH_OPEN, disc(_PEN / mpp))
+    return cv2.dilate(stroke_hw, disc(2 * _SMOOTH / mpp)) > 0  # with the rim that smoothing colours
 
 
 def _border(seen: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
@@ -22,15 +23,33 @@ from numpy.typing import NDArray
 
 from ihc2he.errors import DataError, did_you_mean
 from ihc2he.files import complete
+from ihc2he.images.areas import Area
 from ihc2he.nuclei.colours import colour_of, name_of
 from ihc2he.nuclei.decoders.base import Nuclei
 from ihc2he.nuclei.instances import foreground
-from ihc2he.nuclei.outlines import Outlines
+from ihc2he.nuclei.outlines import Outlines, outlines
 from ihc2he.nuclei.raster import fill
 from ihc2he.nuclei.table import NucleiTable, measurements
 
 _UNKNOWN = name_of(0, ())
 _json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+def write_area(path: Path, area: Area, name: str) -> None:
+    """Write a part of an image as one QuPath annotation, in pixels of the image.
+
+    Args:
+        path: the file, `.geojson` or `.geojson.gz`.
+        area: the part; nothing is written into the file if it is empty.
+        name: of its class.
+    """
+    found = outlines(area.map_hw.astype(np.int32))
+    scale_2 = np.array(area.shape[::-1]) / area.map_hw.shape[::-1]
+    scaled = replace(found, corners_e2=np.rint(found.corners_e2 * scale_2).astype(np.int32))
+    with complete(path) as temporary, _opened(temporary) as stream:
+        properties = _json({"objectType": "annotation", "classification": {"name": name}, "isLocked": True})
+        parts = [f'{{"type":"Feature","geometry":{shape},"properties":{properties}}}' for shape in _geometries(scaled)]
+        stream.write(f'{{"type":"FeatureCollection","features":[{",".join(parts)}]}}\n')
 
 
 def write_geojson(path: Path, table: NucleiTable, classes: Sequence[str]) -> None:
@@ -125,13 +144,13 @@ def read_geojson(path: Path, shape: tuple[int, int], classes: Sequence[str]) -> 
     polygon_r: list[int] = []
     number_p: list[int] = []
     types, shares = [], []
-    for number, (place, feature) in enumerate(_features(path), 1):
-        for polygon in _polygons(feature, place):
+    for number, (place, feature) in enumerate(features(path), 1):
+        for polygon in polygons_of(feature, place):
             rings += polygon
             polygon_r += [len(number_p)] * len(polygon)
             number_p.append(number)
         properties = feature.get("properties") or {}
-        types.append(_type(_names(properties.get("classification")), classes, place))
+        types.append(_type(class_parts(properties.get("classification")), classes, place))
         shares.append(_share(properties))
     inst_hw = fill(shape, rings, polygon_r, number_p)
     seen = foreground(inst_hw).ids_n
@@ -140,7 +159,12 @@ def read_geojson(path: Path, shape: tuple[int, int], classes: Sequence[str]) -> 
     return Nuclei(new_ids[inst_hw], np.array(types, np.int64)[seen - 1], np.array(shares, np.float32)[seen - 1])
 
 
-def _features(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def features(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the features of a GeoJSON file, compressed or not, each with its place for messages.
+
+    Raises:
+        DataError: if the file cannot be read or is of another kind.
+    """
     try:
         text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         content = json.loads(text)
@@ -156,13 +180,22 @@ def _features(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield f"{path}: feature {i}", feature
 
 
-def _polygons(feature: Mapping[str, Any], place: str) -> list[list[NDArray[np.float64]]]:
-    """Return the rings of each polygon of a feature."""
+def polygons_of(feature: Mapping[str, Any], place: str, what: str = "nuclei") -> list[list[NDArray[np.float64]]]:
+    """Return the rings of each polygon of a feature, (P, 2) each: the outer one, then those of holes.
+
+    Args:
+        feature: of a file.
+        place: of it, for messages.
+        what: the features are, for messages.
+
+    Raises:
+        DataError: if it has no geometry, or another one.
+    """
     try:
         geometry = feature.get("nucleusGeometry") or feature["geometry"]
         kind, coordinates = geometry["type"], geometry["coordinates"]
         if kind not in ("Polygon", "MultiPolygon"):
-            msg = f"{place} is a {kind}; nuclei are Polygons or MultiPolygons. Delete it or export without it."
+            msg = f"{place} is a {kind}; {what} are Polygons or MultiPolygons. Delete it or export without it."
             raise DataError(msg)
         polygons = [coordinates] if kind == "Polygon" else coordinates
         return [[_corners(ring) for ring in polygon] for polygon in polygons]
@@ -180,18 +213,20 @@ def _corners(ring: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     return corners_p2
 
 
-def _names(classification: Any) -> list[str]:
+def class_parts(classification: Any) -> list[str]:
     """Return the parts of a class of QuPath's, the basic one first; before version 0.4 each part named its parent.
 
-    >>> _names({"names": ["epithelium", "Positive"]}), _names({"name": "stroma", "color": [0, 0, 0]}), _names(None)
-    (['epithelium', 'Positive'], ['stroma'], [])
+    >>> class_parts({"names": ["epithelium", "Positive"]}), class_parts(None)
+    (['epithelium', 'Positive'], [])
+    >>> class_parts({"name": "stroma", "color": [0, 0, 0]})
+    ['stroma']
     """
     if not classification:
         return []
     if isinstance(classification, str):
         return [classification]
     own = classification.get("names") or [classification[key] for key in ("name",) if classification.get(key)]
-    return [*_names(classification.get("parentClass")), *own]
+    return [*class_parts(classification.get("parentClass")), *own]
 
 
 def _type(names: Sequence[str], classes: Sequence[str], place: str) -> int:
