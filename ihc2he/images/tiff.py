@@ -96,11 +96,19 @@ def _file(path: Path) -> Iterator[tifffile.TiffFile]:
 
 
 def _pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    pages: dict[int, tifffile.TiffPage] = {}
     try:
-        return [page.aspage() for page in tiff.pages]
+        for page in tiff.pages:
+            if page.offset in pages:
+                break
+            pages[page.offset] = page.aspage()
+        else:
+            return list(pages.values())
     except Exception as error:
         msg = f"the TIFF is damaged ({error})"
         raise ValueError(msg) from error
+    msg = "the TIFF is damaged (its pages lead back to an earlier one)"
+    raise ValueError(msg)
 
 
 def _checked(tiff: tifffile.TiffFile, page: tifffile.TiffPage | None) -> tifffile.TiffPage:
@@ -111,7 +119,7 @@ def _checked(tiff: tifffile.TiffFile, page: tifffile.TiffPage | None) -> tifffil
     ):
         msg = f"the TIFF is truncated after {size} bytes"
         raise ValueError(msg)
-    problem = _colour_problem(page)
+    problem = _colour_problem(page) if _pixels(page) else "the TIFF is damaged (its image has no pixels)"
     if problem:
         raise ValueError(problem)
     return page

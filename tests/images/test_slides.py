@@ -1,6 +1,8 @@
 """Slides are read by region, with the levels of their pyramids, and what is wrong with them is said."""
 
+import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import tifffile
 
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.slides import open_slide
+from ihc2he.images.source import FileSource
 
 RNG = np.random.default_rng(0)
 IMAGE = np.kron(RNG.integers(0, 256, (75, 100, 3)), np.ones((4, 4, 1))).astype(np.uint8)  # 300 x 400 px
@@ -74,3 +77,159 @@ def test_text_and_empty_folders_are_no_slides(tmp_path):
         open_slide(tmp_path)
     with pytest.raises(DataError, match=r"none\.svs: cannot be read"):
         open_slide(tmp_path / "none.svs")
+
+
+def aperio(path):
+    """Write a slide as scanners of Aperio do, with two levels."""
+    text = "Aperio Image Library v10\n400x300 (64x64)|AppMag = 20|MPP = 0.5"
+    options = {"tile": (64, 64), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(IMAGE, description=text, **options)
+        writer.write(IMAGE[::3, ::3].copy(), description=text, **options)
+    return path
+
+
+def spoil_tile(path, page=0, tile=8):
+    """Overwrite a tile with zeros."""
+    with tifffile.TiffFile(path) as file:
+        start, count = file.pages[page].dataoffsets[tile], file.pages[page].databytecounts[tile]
+    data = bytearray(path.read_bytes())
+    data[start : start + count] = bytes(count)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("write", [aperio, pyramid])
+def test_a_tile_that_does_not_decode_fails_alone(tmp_path, write):
+    pytest.importorskip("openslide")
+    path = write(tmp_path / ("a.svs" if write is aperio else "a.ome.tif"))
+    whole = open_slide(path).whole()
+    slide = open_slide(spoil_tile(path))  # the second row of tiles, the second of it
+    bad = slice(70, 120), slice(70, 120)
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"{path.name}: level 0 .*row 70, column 70.* leave this region out"):
+            slide.read(*bad)
+        good = slice(130, 200), slice(0, 400)
+        assert np.array_equal(slide.read(*good), whole[good])
+
+
+def test_levels_of_openslide_have_no_seams(tmp_path):
+    pytest.importorskip("openslide")
+    path = tmp_path / "a.svs"
+    text = "Aperio Image Library v10\n1000x900 (64x64)|AppMag = 20|MPP = 0.5"
+    image = np.tile(IMAGE, (3, 3, 1))[:900, :1000]
+    options = {"tile": (64, 64), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(image, description=text, **options)
+        writer.write(image[: 900 // 3 - 1, : 1000 // 3 - 1].copy(), description=text, **options)
+    slide = open_slide(path)
+    assert not slide.levels[1].is_integer()
+    height, width = slide.level_shape(1)
+    whole = slide.read(slice(0, height), slice(0, width), 1)
+    for rows, columns in ((slice(7, 280), slice(11, 290)), (slice(255, 257), slice(250, 300))):
+        assert np.array_equal(slide.read(rows, columns, 1), whole[rows, columns])
+
+
+def test_a_label_is_no_level(tmp_path):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(IMAGE, tile=(64, 64), photometric="rgb")
+        writer.write(IMAGE[::2, ::2].copy(), tile=(64, 64), photometric="rgb", subfiletype=1)
+        writer.write(IMAGE[:60, :90].copy(), tile=(64, 64), photometric="rgb", subfiletype=1)  # of another shape
+        writer.write(IMAGE[::4, ::4].copy(), photometric="rgb")  # without tiles: a thumbnail of a label
+    assert open_slide(path).levels == (1.0, 2.0)
+
+
+def test_levels_of_the_same_size_are_no_slide(tmp_path):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for _ in range(2):
+            writer.write(IMAGE, tile=(64, 64), photometric="rgb")
+    with pytest.raises(DataError, match=r"a\.tif: the TIFF holds 2 images of the same size, not one"):
+        open_slide(path)
+
+
+def test_loops_in_a_pyramid_end(tmp_path):
+    path = pyramid(tmp_path / "a.tif", sub=False)
+    with tifffile.TiffFile(path) as file:
+        first, last = file.pages[0].offset, file.pages[2].offset
+        count = len(file.pages[2].tags)
+    data = bytearray(path.read_bytes())
+    data[last + 2 + 12 * count : last + 6 + 12 * count] = first.to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.tif: the TIFF is damaged \(its pages lead back to an earlier one\)"):
+        open_slide(path)
+    with pytest.raises(DataError, match=r"a\.tif: the TIFF is damaged \(its pages lead back to an earlier one\)"):
+        FileSource(path)
+    nested = pyramid(tmp_path / "a.ome.tif")
+    with tifffile.TiffFile(nested) as file:
+        page = file.pages[0]
+        where, own = page.tags["SubIFDs"].valueoffset, page.offset
+    data = bytearray(nested.read_bytes())
+    data[where : where + 4] = own.to_bytes(4, "little")
+    nested.write_bytes(data)
+    slide = open_slide(nested)
+    assert (slide.levels, np.array_equal(slide.whole(), IMAGE)) == ((1.0, 4.0), True)
+
+
+@pytest.mark.parametrize("text", ["MPP = 0.0001", "MPP = 40"])
+def test_a_pixel_size_that_cannot_be_is_refused_or_replaced(tmp_path, text):
+    pytest.importorskip("openslide")
+    path = tmp_path / "a.svs"
+    tifffile.imwrite(
+        path, IMAGE, tile=(64, 64), photometric="rgb", compression="jpeg", metadata=None,
+        description=f"Aperio Image Library v10\n400x300 (256x256)|AppMag = 20|{text}",
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"a\.svs: states pixels of .* Pass the right size as data\.mpp"):
+        open_slide(path)
+    assert open_slide(path, mpp=0.5).mpp == 0.5
+
+
+@pytest.mark.parametrize("write", [aperio, pyramid])
+@pytest.mark.parametrize("seed", range(12))
+def test_damaged_slides_end_in_a_message(tmp_path, write, seed):
+    """Whatever bytes are lost or changed, the file is refused by name, or some of its regions are."""
+    pytest.importorskip("openslide")
+    rng = np.random.default_rng(seed)
+    path = write(tmp_path / ("a.svs" if write is aperio else "a.ome.tif"))
+    data = bytearray(path.read_bytes())
+    start = int(rng.integers(len(data)))
+    if seed % 3 == 0:
+        data = data[:start]
+    elif seed % 3 == 1:
+        data[start : start + 500] = bytes(len(data[start : start + 500]))
+    else:
+        for _ in range(5):
+            data[int(rng.integers(min(len(data), 1000)))] = int(rng.integers(256))
+    path.write_bytes(data)
+    said = f"{path}: Copy it"
+    try:
+        slide = open_slide(path, mpp=0.5)
+        for level in range(len(slide.levels)):
+            height, width = (min(side, 512) for side in slide.level_shape(level))
+            seen = slide.read(slice(0, height), slice(0, width), level)
+            assert seen.shape == (height, width, 3)
+    except DataError as error:
+        said = str(error)
+    assert said.startswith(f"{path}: ")
+    assert "Copy " in said or "copy " in said
+
+
+def test_without_the_extra_pyramids_are_read_and_others_name_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openslide", None)
+    assert np.array_equal(open_slide(pyramid(tmp_path / "a.ome.tif")).whole(), IMAGE)
+    (tmp_path / "a.mrxs").write_text("a slide")
+    for path in (aperio(tmp_path / "a.svs"), tmp_path / "a.mrxs"):
+        with pytest.raises(ConfigError, match=r'needs OpenSlide: pip install "ihc2he\[slides\]"'):
+            open_slide(path)
+
+
+def test_another_process_reads_too(tmp_path):
+    slide = open_slide(pyramid(tmp_path / "a.ome.tif"))
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        os.write(writing, b"y" if np.array_equal(slide.read(slice(0, 300), slice(0, 400)), IMAGE) else b"n")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 1) == b"y"
+    assert np.array_equal(slide.whole(), IMAGE)
