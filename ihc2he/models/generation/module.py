@@ -312,8 +312,12 @@ class Gan(AdversarialTask):
     def _evaluate(self, batch: dict[str, Any]) -> Scores:
         self._check_tiles(batch["image"])
         self.evaluation.update(batch, self._counterparts(batch))
-        groups = [self.levels[label] for label in batch["label"].tolist()]
-        return {"rows": [{"name": name, "group": group} for name, group in zip(batch["name"], groups, strict=True)]}
+        named = zip(batch["name"], self._levels_of(batch), strict=True)
+        return {"rows": [{"name": name, "group": level} for name, level in named]}
+
+    def _levels_of(self, batch: dict[str, Any]) -> list[str]:
+        levels = self.levels
+        return [levels[label] for label in batch["label"].tolist()]
 
     def _counterparts(self, batch: dict[str, Any]) -> Tensor:
         """Return made tiles of the levels of real ones, always the same by name."""
@@ -363,10 +367,9 @@ class Gan(AdversarialTask):
     def panels(self, batch: dict[str, Any]) -> list[list[tuple[str, Tensor]]]:
         """Return, for each tile of a batch, itself and a made one of its level."""
         made = self._counterparts(batch)
-        titles = [self.levels[label] for label in batch["label"].tolist()]
         return [
-            [(title, real), (f"made {title}", fake)]
-            for title, real, fake in zip(titles, batch["image"], made, strict=True)
+            [(level, real), (f"made {level}", fake)]
+            for level, real, fake in zip(self._levels_of(batch), batch["image"], made, strict=True)
         ]
 
     def pictures(self) -> dict[str, list[tuple[str, Tensor]]]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from ihc2he.metrics import distribution
 from ihc2he.metrics.cards import card_of
+from ihc2he.models.generation import evaluation
 from ihc2he.models.generation.evaluation import GenerationEvaluation, collapsed, copies
 from ihc2he.models.generation.features import EncoderFeatures, RandomFeatures
 
@@ -27,12 +28,12 @@ def judge(levels):
 
     def run(make, batch_size=5, n=32, known=True):
         data = levels(n=n, size=32)
-        evaluation = GenerationEvaluation(METRICS, RANDOM)
+        judging = GenerationEvaluation(METRICS, RANDOM)
         if known:
-            evaluation.know(batches(data.train))
+            judging.know(batches(data.train))
         for batch in batches(data.unseen, batch_size):
-            evaluation.update(batch, make(batch, data))
-        return evaluation.compute_and_reset(LEVELS), evaluation
+            judging.update(batch, make(batch, data))
+        return judging.compute_and_reset(LEVELS), judging
 
     return run
 
@@ -66,19 +67,19 @@ def test_fresh_tiles_are_better_than_noise(judge):
 
 
 def test_every_value_has_a_card_and_a_direction(judge):
-    values, evaluation = judge(fresh)
-    cards = evaluation.cards
+    values, judged = judge(fresh)
+    cards = judged.cards
     assert {key.removesuffix(f"/{level}") for key in values for level in LEVELS if key.endswith(level)} == cards.keys()
     assert all(card_of(f"val/{key}", cards) is not None for key in values)
     better = {f"nearest/{name}": cards[f"nearest/{name}"].better for name in METRICS}
     assert list(better.values()) == ["higher", "higher", "lower", "lower", "higher"]
-    assert {row["group"] for row in evaluation.rows} == set(LEVELS)
-    assert set(evaluation.rows[0]) == {"name", "group", *better, "nearest", "train_ratio", "nearest_trained"}
+    assert {row["group"] for row in judged.rows} == set(LEVELS)
+    assert set(judged.rows[0]) == {"name", "group", *better, "nearest", "train_ratio", "nearest_trained"}
 
 
 def test_a_planted_copy_raises_the_alarm_and_is_named(judge):
-    values, evaluation = judge(planted)
-    (found,) = copies(evaluation.rows)
+    values, judged = judge(planted)
+    (found,) = copies(judged.rows)
     assert (found["name"], found["nearest_trained"]) == ("01000", "00012")
     assert values["memorised"] == pytest.approx(1 / 32)
     assert values["memorised/0"] == pytest.approx(1 / 8)
@@ -88,9 +89,9 @@ def test_a_planted_copy_raises_the_alarm_and_is_named(judge):
 
 
 def test_without_the_training_tiles_nothing_is_said_of_copies(judge):
-    values, evaluation = judge(planted, known=False)
+    values, judged = judge(planted, known=False)
     assert not {"memorised", "train_ratio"} & values.keys()
-    assert copies(evaluation.rows) == []
+    assert copies(judged.rows) == []
 
 
 def test_a_collapsed_level_is_named(judge):
@@ -109,14 +110,26 @@ def test_batches_do_not_matter(judge):
     assert few == pytest.approx(many, rel=1e-4, abs=1e-6)
 
 
+def test_ranks_do_not_matter(judge, levels, monkeypatch):
+    whole, _ = judge(fresh, known=False)
+    data = levels(n=32, size=32)
+    ranks = [GenerationEvaluation(METRICS, RANDOM) for _ in range(2)]
+    for i, batch in enumerate(batches(data.unseen)):
+        ranks[i % 2].update(batch, fresh(batch, data))
+    everything = [rank._pairs for rank in ranks]
+    monkeypatch.setattr(evaluation, "from_all_ranks", lambda own: everything)
+    found = [rank.compute_and_reset(LEVELS) for rank in ranks]
+    assert found[0] == found[1] == pytest.approx(whole, rel=1e-4, abs=1e-6)
+
+
 def test_a_copy_is_compared_with_the_tile_it_is_a_turn_of(judge):
     def make(batch, data):
         return batch["image"].rot90(1, (-2, -1)).flip(-1)
 
-    values, evaluation = judge(make)
+    values, judged = judge(make)
     assert values["nearest/psnr"] == 100
     assert values["nearest/mdsi"] == pytest.approx(0, abs=1e-4)
-    assert all(row["name"] == row["nearest"] for row in evaluation.rows)
+    assert all(row["name"] == row["nearest"] for row in judged.rows)
 
 
 def test_a_level_without_tiles_is_not_a_number(judge):
