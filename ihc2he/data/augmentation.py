@@ -109,6 +109,10 @@ class NucleiAugmentation:
         if self.paint is not None:
             self.paint.prepare()
 
+    def paints(self, seed: int) -> bool:
+        """Return whether a call with this seed paints the crop as IHC."""
+        return self.paint is not None and self.paint.paints(seed)
+
     def __call__(
         self, image: NDArray[np.uint8], labels: Sequence[Labels], seed: int
     ) -> tuple[NDArray[np.uint8], list[Labels]]:

@@ -82,6 +82,10 @@ class Painter:
         rng = np.random.default_rng((seed, _STREAM))
         return self.paint(image, inst_hw, type_hw, rng) if rng.random() < self.share else image
 
+    def paints(self, seed: int) -> bool:
+        """Return whether a call with this seed paints."""
+        return bool(np.random.default_rng((seed, _STREAM)).random() < self.share)
+
     def paint(
         self,
         image: NDArray[np.uint8],

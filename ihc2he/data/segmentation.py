@@ -57,7 +57,8 @@ class SegmentationDataModule(StoreDataModule):
     A training batch is ``{"image": (N, 3, H, W) float32 in [0, 1], "inst": (N, H, W) int32, "type": (N, H, W) int64}``
     and the targets of the decoder, for instance ``"hv": (N, 2, H, W) float32``: random crops, augmented, reflected
     where a tile is smaller than the crop; the pieces into which a crop cuts a nucleus are instances of their own. 0 =
-    background in ``inst`` and ``type``; ``type`` is absent if there are no types. A validation or test batch holds
+    background in ``inst`` and ``type``; ``type`` is absent if there are no types. ``painted`` (N,) says which crops the
+    augmentation has painted as IHC; it is absent without one. A validation or test batch holds
     whole tiles, no targets, and also ``name`` and ``group`` (the tissue) as lists of str. Order and randomness depend
     on (seed, epoch, index) alone. `StoreDataModule` documents the other arguments.
 
@@ -241,12 +242,15 @@ class NucleiCrops(Dataset[dict[str, torch.Tensor]]):
         epoch, index = key if isinstance(key, SampleIndex) else (0, key)
         rng = np.random.default_rng((self.seed, epoch, index))
         image, *labels = random_crop(self.store, self.records[index % len(self.records)], self.crop_size, rng)
+        known = {}
         if self.augmentation is not None:
-            image, labels = self.augmentation(image, labels, int(rng.integers(2**32)))
+            seed = int(rng.integers(2**32))
+            image, labels = self.augmentation(image, labels, seed)
+            known = {"painted": torch.tensor(self.augmentation.paints(seed))}
         inst_hw = relabel_pieces(labels[0])
         targets = {} if self.targets is None else self.targets(inst_hw)
         learned = {name: torch.from_numpy(target) for name, target in targets.items()}
-        return _tensors(image, inst_hw, *labels[1:]) | learned
+        return _tensors(image, inst_hw, *labels[1:]) | learned | known
 
 
 class NucleiTiles(Dataset[dict[str, Any]]):

@@ -21,7 +21,7 @@ from ihc2he.datainfo import info_of
 from ihc2he.models.bundle import bundles_in
 from ihc2he.weights import BUILTIN
 
-WEIGHTS = ("weights", "ensemble", "init")  # arguments of models that name the files of their weights
+WEIGHTS = ("weights", "ensemble", "init", "generator")  # arguments of models that name the files of their weights
 BUNDLE = ("config.json", "model.safetensors")
 
 

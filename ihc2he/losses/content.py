@@ -34,13 +34,18 @@ def nuclear_loss(ihc_bchw: Tensor, he_bchw: Tensor, dab: float = 1.0) -> Tensor:
     >>> nuclear_loss(x_bchw, torch.ones(1, 3, 4, 4)).item()
     1.0
     """
+    return 1 - nuclear_correlation(ihc_bchw, he_bchw, dab).mean()
+
+
+def nuclear_correlation(ihc_bchw: Tensor, he_bchw: Tensor, dab: float = 1.0) -> Tensor:
+    """Return the correlation of `nuclear_loss` for each image, (N,)."""
     with torch.autocast(ihc_bchw.device.type, enabled=False):  # bfloat16 has too few digits for optical densities
         h_bhw, dab_bhw = separate_batch(ihc_bchw, IHC).unbind(1)
         a_bn = (h_bhw + dab * dab_bhw).flatten(1)
         b_bn = separate_batch(he_bchw, HE)[:, 0].flatten(1)
         a_bn, b_bn = (x_bn - x_bn.mean(1, keepdim=True) for x_bn in (a_bn, b_bn))
         variances_b = (a_bn.square().mean(1) + _FLOOR) * (b_bn.square().mean(1) + _FLOOR)
-        return 1 - ((a_bn * b_bn).mean(1) / variances_b.sqrt()).mean()
+        return (a_bn * b_bn).mean(1) / variances_b.sqrt()
 
 
 def segmentation_loss(maps: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:

@@ -65,7 +65,10 @@ def make(tmp_path, write_image):
         data.setup("fit")
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
-        return {key: np.concatenate([batch[key].numpy() for batch in loader]) for key in ("image", "inst", "type")}
+        return {
+            key: np.concatenate([batch[key].numpy() for batch in loader])
+            for key in ("image", "inst", "type", "painted")
+        }
 
     return make
 
@@ -81,6 +84,12 @@ def test_a_share_of_the_crops_is_painted_and_their_labels_stay(make):
 def test_without_a_share_nothing_changes_in_any_bit(make):
     plain = make()
     assert all((plain[key] == found).all() for key, found in make(share=0.0).items())
+
+
+def test_a_batch_says_which_crops_are_painted(make):
+    painted = make(share=0.5)
+    changed = [(a != b).any() for a, b in zip(make()["image"], painted["image"], strict=True)]
+    assert painted["painted"].tolist() == changed
 
 
 def test_painting_depends_on_seed_epoch_and_index_alone(make, reference):

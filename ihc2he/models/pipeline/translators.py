@@ -263,9 +263,13 @@ class LearnedTranslator(Translator):
         ConfigError: without weights or pixel size, with weights that do not fit together or have another direction, or
             for a window that is too small for a halo.
         DataError: for weights that cannot be read.
+
+    Attributes:
+        stains: from what to what the network translates.
     """
 
     files = ("weights",)
+    stains: tuple[str, str] = ("IHC", "H&E")
 
     def __init__(
         self,
@@ -284,7 +288,9 @@ class LearnedTranslator(Translator):
             )
             raise ConfigError(msg)
         sources = [weights] if isinstance(weights, str) else list(weights)
-        loaded = [_of_run(source) if source.endswith(".ckpt") else _of_bundle(source) for source in sources]
+        loaded = [
+            _of_run(source) if source.endswith(".ckpt") else _of_bundle(source, *self.stains) for source in sources
+        ]
         self.mpp = _common_mpp(dict(zip(sources, (one.mpp for one in loaded), strict=True)), mpp, key)
         self.members = len(loaded)
         self.networks = nn.ModuleList(one.network for one in loaded)
@@ -320,13 +326,14 @@ class _Generator(NamedTuple):
     value_range: tuple[float, float]
 
 
-def _of_bundle(source: str) -> _Generator:
+def _of_bundle(source: str, stain_in: str, stain_out: str) -> _Generator:
     network, info = load_bundle(source)
     found = tuple(info.get(key) for key in ("role", "stain_in", "stain_out"))
-    if found != ("translator", "IHC", "H&E"):
+    if found != ("translator", stain_in, stain_out):
+        usual = "g_ihc2he" if stain_in == "IHC" else "g_he2ihc"
         msg = (
             f"{source}: this is the bundle of a {found[0]} from {found[1]} to {found[2]}; expected a translator from "
-            "IHC to H&E, such as RUN/bundles/g_ihc2he of a CycleGAN or of CUT."
+            f"{stain_in} to {stain_out}, such as RUN/bundles/{usual} of a CycleGAN or of CUT."
         )
         raise ConfigError(msg)
     try:

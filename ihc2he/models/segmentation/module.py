@@ -28,6 +28,7 @@ from ihc2he.models.handover import Handover, Job
 from ihc2he.models.segmentation.evaluation import SegmentationEvaluation, Truth, paper_row, pictures, truths
 from ihc2he.models.segmentation.loading import load_segmenter
 from ihc2he.models.segmentation.networks import MapNetwork, centre_crop
+from ihc2he.models.segmentation.painting import NetworkPainter
 from ihc2he.models.segmentation.starting import start_from
 from ihc2he.models.task import Export, Scores, Task, required_mpp
 from ihc2he.nuclei.decoders.base import Decoder, Nuclei, find_and_vote
@@ -64,6 +65,7 @@ class NucleiSegmenter(Task):
         compile: compile the network in place.
         init: trained weights to start from: a bundle (folder, hub id or `builtin`), a checkpoint of a run, or the
             authors' of HoVer-Net for PanNuke; None: random ones, with the encoder's own `weights`.
+        paint: node or object of a `NetworkPainter`, which paints a share of the training crops as IHC; None: none.
 
     Raises:
         ConfigError: for a network that does not give the decoder's maps, class names that tables cannot tell apart, or
@@ -87,11 +89,14 @@ class NucleiSegmenter(Task):
         channels_last: bool = True,
         compile: bool = False,  # noqa: A002
         init: str | None = None,
+        paint: Mapping[str, Any] | NetworkPainter | None = None,
     ) -> None:
         super().__init__()
         own = signature(type(self)).parameters
         self.save_hyperparameters(*own, logger=False)
-        for name in [key for key, value in self.hparams.items() if isinstance(value, nn.Module | Decoder)]:
+        for name in [
+            key for key, value in self.hparams.items() if isinstance(value, nn.Module | Decoder | NetworkPainter)
+        ]:
             del self.hparams[name]  # checkpoints hold plain values
         if lr_encoder is not None and lr_encoder <= 0:
             msg = f"model.lr_encoder={lr_encoder}: expected a number above 0, or null."
@@ -122,6 +127,7 @@ class NucleiSegmenter(Task):
         self.compiles, self.init = compile, init
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self._memory_format)
+        self.painter = None if paint is None else build(paint, NetworkPainter)
         self.members: list[MapNetwork] = []  # of the ensemble, besides this one; a list, so no checkpoint holds them
         self.handover: Handover[tuple[Truth, Job]] = Handover(workers)
         self.evaluation = SegmentationEvaluation(self.classes)
@@ -253,8 +259,10 @@ class NucleiSegmenter(Task):
             self.network.compile()
 
     def on_fit_start(self) -> None:
-        """Load the initial weights."""
+        """Load the initial weights, and the generator that paints."""
         self._start("fit")
+        if self.painter is not None:
+            self.painter.prepare(self.device)
 
     def on_validation_start(self) -> None:
         """Load the initial weights, if nothing has been trained."""
@@ -362,8 +370,27 @@ class NucleiSegmenter(Task):
         Raises:
             ConfigError: if the model has classes and the batch no types, or the batch lacks a target.
         """
-        maps = self.network(self._in_format(batch["image"]))
+        maps = self.network(self._in_format(self.seen(batch, batch_idx)))
         return self._logged(self.losses_of(maps, batch), len(batch["image"]))
+
+    def seen(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the labelled images of a batch as the network sees them: some painted as IHC, if there is a painter.
+
+        Which are drawn depends on seed, epoch and place in the batch of all processes together.
+        """
+        image_bchw = batch["image"]
+        if self.painter is None or not self.painter.share:
+            return image_bchw
+        trainer = self.trainer
+        place = (trainer.current_epoch, batch_idx, trainer.global_rank, trainer.world_size)
+        drawn_b = self.painter.draw(len(image_bchw), *place).to(self.device)
+        if "painted" in batch:
+            drawn_b &= ~batch["painted"]
+        made_bchw, painted_b = self.painter(image_bchw, drawn_b, self.mpp)
+        n = len(image_bchw)
+        self.log("train/painted_share", painted_b.float().mean(), batch_size=n)
+        self.log("train/refused_share", (drawn_b & ~painted_b).float().mean(), batch_size=n)
+        return made_bchw
 
     def losses_of(self, maps: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weighted terms of the loss of a labelled batch by name.
@@ -379,7 +406,11 @@ class NucleiSegmenter(Task):
             msg = f"model.classes={self.classes}, but the training batches hold no types of nuclei. Pass [] for none."
             raise ConfigError(msg)
         size = next(iter(maps.values())).shape[-2:]
-        labels = {key: value for key, value in batch.items() if key != "image" and isinstance(value, Tensor)}
+        labels = {
+            key: value
+            for key, value in batch.items()
+            if key != "image" and isinstance(value, Tensor) and value.dim() > 1
+        }
         targets = {key: centre_crop(value, *size) for key, value in labels.items()}
         try:
             return self.terms(maps, targets)

@@ -104,7 +104,7 @@ class AdaptedUNet(UNetSegmenter):
             msg = f"The training batches hold {', '.join(batch)}, and no unlabelled IHC. Pass data=adapting."
             raise ConfigError(msg)
         n = len(batch["image"])
-        maps = self.network(self._in_format(torch.cat([batch["image"], batch["strong"]])))
+        maps = self.network(self._in_format(torch.cat([self.seen(batch, batch_idx), batch["strong"]])))
         losses = self.losses_of({name: map_bchw[:n] for name, map_bchw in maps.items()}, batch)
         teacher_bkhw = self.teach(batch["weak"])
         unlabelled = consistency_losses(
