@@ -77,6 +77,11 @@ def _of_dicom(folder: Path) -> Path:
     if not found:
         msg = f"{folder}: a folder without .dcm files is not a slide. Pass the file of the slide."
         raise DataError(msg)
+    series = {SlideSource(path, mpp=1.0).series: path for path in reversed(found)}
+    if len(series) > 1:
+        names = ", ".join(sorted(path.name for path in series.values()))
+        msg = f"{folder}: holds {len(series)} slides, expected one. Pass a file of the one that you mean, of: {names}."
+        raise DataError(msg)
     return found[0]
 
 
@@ -156,6 +161,9 @@ class SlideSource(_Slide):
         mpp: um/px; None: what the file states.
         name: for messages; None: the path.
 
+    Attributes:
+        series: of DICOM, by which the files of a slide belong together; None in other formats.
+
     Raises:
         DataError: with the file, what is wrong with it, and what to do.
         ConfigError: if OpenSlide is not installed.
@@ -169,6 +177,7 @@ class SlideSource(_Slide):
             x, y, width, height = (int(stated[f"openslide.bounds-{key}"]) for key in ("x", "y", "width", "height"))
         except (KeyError, ValueError):
             x, y, (width, height) = 0, 0, slide.dimensions
+        self.series = stated.get("dicom.SeriesInstanceUID")
         self._corner = x, y
         self._factors = slide.level_downsamples
         whole = slide.dimensions

@@ -233,3 +233,49 @@ def test_another_process_reads_too(tmp_path):
     os.waitpid(child, 0)
     assert os.read(reading, 1) == b"y"
     assert np.array_equal(slide.whole(), IMAGE)
+
+
+def dicom(folder, series, steps=(1, 2)):
+    """Write a slide of uncompressed DICOM files, one a level."""
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.uid import ExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage
+
+    folder.mkdir(exist_ok=True)
+    for step in steps:
+        image = IMAGE[::step, ::step]
+        height, width = image.shape[:2]
+        down, across = -(-height // 64), -(-width // 64)
+        padded = np.pad(image, ((0, down * 64 - height), (0, across * 64 - width), (0, 0)))
+        frames = padded.reshape(down, 64, across, 64, 3).transpose(0, 2, 1, 3, 4)
+        data, measures, shared, path = (pydicom.Dataset() for _ in range(4))
+        measures.PixelSpacing, measures.SliceThickness = [0.00025 * step] * 2, 0.001
+        shared.PixelMeasuresSequence = [measures]
+        path.OpticalPathIdentifier = "1"
+        data.update({
+            "SOPClassUID": VLWholeSlideMicroscopyImageStorage, "SOPInstanceUID": f"{series}.{step}",
+            "SeriesInstanceUID": series, "StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4", "Modality": "SM",
+            "ImageType": ["ORIGINAL", "PRIMARY", "VOLUME", "NONE" if step == 1 else "RESAMPLED"],
+            "DimensionOrganizationType": "TILED_FULL", "TotalPixelMatrixColumns": width, "TotalPixelMatrixRows": height,
+            "TotalPixelMatrixFocalPlanes": 1, "NumberOfOpticalPaths": 1, "NumberOfFrames": down * across,
+            "Rows": 64, "Columns": 64, "SamplesPerPixel": 3, "PhotometricInterpretation": "RGB",
+            "PlanarConfiguration": 0, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0,
+            "SharedFunctionalGroupsSequence": [shared], "OpticalPathSequence": [path],
+        })  # fmt: skip
+        data.PixelData = frames.tobytes()
+        data.file_meta = pydicom.dataset.FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.save_as(folder / f"{series}_{step}.dcm", enforce_file_format=True)
+    return folder
+
+
+def test_dicom_is_read_by_file_and_by_folder(tmp_path):
+    pytest.importorskip("openslide")
+    folder = dicom(tmp_path / "slide", "1.2.5")
+    for path in (folder, folder / "1.2.5_2.dcm"):
+        slide = open_slide(path)
+        assert (slide.shape, slide.levels, slide.mpp) == ((300, 400), (1.0, 2.0), 0.25)
+        assert np.array_equal(slide.read(slice(50, 250), slice(60, 70)), IMAGE[50:250, 60:70])
+        assert np.array_equal(slide.read(slice(0, 150), slice(60, 200), 1), IMAGE[::2, ::2][:, 60:])
+    dicom(folder, "1.2.6")
+    with pytest.raises(DataError, match=r"slide: holds 2 slides, expected one. .*: 1\.2\.5_1\.dcm, 1\.2\.6_1\.dcm"):
+        open_slide(folder)
