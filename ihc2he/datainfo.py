@@ -26,6 +26,7 @@ class DataInfo:
         paired: whether the stains in a training batch show the same place; None: not known.
         size: side of square images that all have one size, px; None: they differ, or the model need not know it.
         channels: of an image.
+        class_counts: number of training images of each class; empty if it is not known yet.
 
     Raises:
         ConfigError: for a pixel size that is not above 0, or class names that repeat or have another meaning in tables.
@@ -38,6 +39,7 @@ class DataInfo:
     paired: bool | None = None
     size: int | None = None
     channels: int = 3
+    class_counts: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.mpp is not None and not 0 < self.mpp < float("inf"):

@@ -65,6 +65,8 @@ def test_every_option_composes_and_passes_preflight(option):
         ("model/encoder", "model/scheduler", "model/decoder=hover")
     ):
         experiment = "hovernet_pannuke"
+    elif option == "model=classifier":
+        experiment = "classifier_her2"
     elif option == "model=pipeline":
         experiment = "pipeline_endonuke"
     elif option == "model=gan" or option.startswith(("model/gan", "model/features")):

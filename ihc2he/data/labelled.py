@@ -188,13 +188,15 @@ class LabelledDataModule(StoreDataModule):
 
     @property
     def info(self) -> DataInfo:
-        """What models, callbacks and the runner can know; pixel size and classes as soon as there is a store."""
+        """What models, callbacks and the runner can know; pixel size and classes once there is a store."""
         info = DataInfo(None, store=self.store_path, size=self.size, channels=3 * len(self.fields))
         if not self.store_path.is_file():
             return info
         store = self._store()
         mpp = self.target_mpp * self._field(store) / self.size
-        return replace(info, mpp=mpp, classes=self.classes_of(store))
+        classes = self.classes_of(store)
+        counts = np.bincount(self._parts["train"].label_n, minlength=len(classes)).tolist() if self._parts else ()
+        return replace(info, mpp=mpp, classes=classes, class_counts=counts)
 
     def _store(self) -> TileStore:
         if getattr(self, "tiles", None) is None:
@@ -304,12 +306,6 @@ class LabelledDataModule(StoreDataModule):
         return used.joined(Tiles(images, label_n, names, [SYNTHETIC] * len(names)))
 
     # ------------------------------------------------------------------ batches
-
-    @property
-    def class_counts(self) -> list[int]:
-        """Training tiles of each class, after `setup`."""
-        n_classes = len(self.info.classes)
-        return np.bincount(self._parts["train"].label_n, minlength=n_classes).tolist()
 
     def part(self, split: str) -> Tiles:
         """Return the tiles of a split, after `setup`; those of the training include synthetic ones.

@@ -48,8 +48,8 @@ def thumbnails_of(image_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return a thumbnail of each tile as a vector of mean 0 and length 1, (N, K)."""
     size = (THUMBNAIL, THUMBNAIL)
     grey = [cv2.resize(image_hwc.mean(-1), size, interpolation=cv2.INTER_AREA) for image_hwc in image_nhwc]
-    value_nk = np.array(grey, np.float32).reshape(len(grey), -1)
-    value_nk -= value_nk.mean(1, keepdims=True) if grey else 0
+    value_nk = np.array(grey, np.float32).reshape(len(grey), THUMBNAIL**2)
+    value_nk -= value_nk.mean(1, keepdims=True)
     return value_nk / np.maximum(np.linalg.norm(value_nk, axis=1, keepdims=True), 1e-6)
 
 

@@ -1,16 +1,19 @@
 """Pseudo-cases: clusters of tiles that look like one slide, for datasets that do not say which slide a tile is from.
 
-A slide is stained and scanned once, so its tiles share the colour of the glass, the colours of the stains and the noise
-of the scanner, whatever tissue they show. Tiles are clustered by these (Ward's method), and the number of clusters is
-the one with the best mean silhouette (Rousseeuw, 1987).
+A slide is stained and scanned once, so its tiles share the colour of the glass, the colours of the stains, and the
+noise and sharpness of the scanner, whatever tissue they show. These are measured on the quarters of each tile: what
+differs from quarter to quarter is the tissue, so distances count in units of that (within-tile covariance, as in linear
+discriminant analysis). Tiles are clustered by Ward's method, and the number of clusters is the one with the best mean
+silhouette (Rousseeuw, 1987).
 
-Shape suffixes: n, m = tiles; f = features; h, w = height, width; c = colour.
+Shape suffixes: n = tiles; q = quarters; f = features; h, w = height, width; c = colour; m = pixels or tiles of a group.
 """
 
 import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import cv2
 import numpy as np
@@ -22,6 +25,7 @@ from ihc2he.data.store import TileStore, map_in_threads
 from ihc2he.files import write_csv
 from ihc2he.images.writing import write_png
 from ihc2he.stain.deconvolution import optical_density
+from ihc2he.stain.white import FULL, White, relative_to_white, white_point
 from ihc2he.tiling.resampling import resize
 
 log = logging.getLogger(__name__)
@@ -29,8 +33,11 @@ log = logging.getLogger(__name__)
 MOST = 60  # pseudo-cases of a class, or of all tiles
 SHOWN = 10  # tiles of each in the picture
 SIDE = 64  # px of a tile in the picture
-_TISSUE = 0.06  # mean optical density from which on a pixel is tissue
-_SMOOTH = 0.05  # share of the smoothest windows, in which only the scanner's noise is left
+_TISSUE = 0.08  # mean optical density from which on a pixel is tissue
+_LEAST = 200  # pixels of tissue from which the stains are measured
+_SMOOTH = 0.03  # share of the smoothest windows, in which only the scanner's noise is left
+_FARTHEST = 8  # times the median score, beyond which a score does not count any more
+_SHRINKAGE = 0.05  # of the covariance within tiles
 
 
 def pseudo_cases(folder: Path, store: TileStore, one_class: bool, most: int = MOST) -> list[str]:
@@ -49,13 +56,9 @@ def pseudo_cases(folder: Path, store: TileStore, one_class: bool, most: int = MO
     if (known := _read(table, names)) is not None:
         return known
     log.info("Looking for pseudo-cases among %d tiles.", len(names))
-    look_nf = np.array([*map_in_threads(lambda i: looks_of(store, i, fields), range(len(names)))])
-    groups = [row["group"] if one_class else "" for row in store.rows]
-    cases, quality = clustered(look_nf, groups, most)
-    rows = [
-        {"name": name, "case": case} | {f"look_{k}": f"{value:.4f}" for k, value in enumerate(look_f)}
-        for name, case, look_f in zip(names, cases, look_nf, strict=True)
-    ]
+    look_nqf = np.concatenate([looks_of(store, name) for name in fields], axis=-1)
+    cases, quality = clustered(look_nqf, [row["group"] if one_class else "" for row in store.rows], most)
+    rows = [{"name": name, "case": case} for name, case in zip(names, cases, strict=True)]
     draw(table.with_suffix(".png"), store, fields[0], cases)
     write_csv(table, rows)
     log.info("%d pseudo-cases (mean silhouette %.2f): %s", len(set(cases)), quality, table)
@@ -71,55 +74,71 @@ def _read(table: Path, names: Sequence[str]) -> list[str] | None:
     return [row["case"] for row in rows] if [row["name"] for row in rows] == [*names] else None
 
 
-def looks_of(store: TileStore, number: int, fields: Sequence[str]) -> NDArray[np.float64]:
-    """Return what the stain and the scanner made of a tile, from all its stains."""
-    return np.concatenate([look_of(store.read(number, name)) for name in fields])
+def looks_of(store: TileStore, stain: str) -> NDArray[np.float64]:
+    """Return what the stain and the scanner made of the four quarters of each tile, (N, Q, F).
+
+    Args:
+        store: with the tiles.
+        stain: array of a record.
+    """
+    numbers = range(len(store.rows))
+    whites = [*map_in_threads(lambda i: white_point(store.read(i, stain)), numbers)]
+    known = [white for white in whites if white != FULL]
+    usual: White = tuple(np.median(known, axis=0).tolist()) if known else FULL
+    own = [usual if white == FULL else white for white in whites]
+    return np.array([*map_in_threads(lambda i: _quarters(store.read(i, stain), own[i]), numbers)])
 
 
-def look_of(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the glass, the stain colours and the noise of a tile; what it does not show is NaN.
+def _quarters(image: NDArray[np.uint8], white: White) -> NDArray[np.float64]:
+    height, width = (side // 2 for side in image.shape[:2])
+    corners = [(top, left) for top in (0, height) for left in (0, width)]
+    return np.array([look_of(image[top : top + height, left : left + width], white) for top, left in corners])
+
+
+def look_of(image: NDArray[np.uint8], white: White) -> NDArray[np.float64]:
+    """Return the colours of glass and stains, noise, sharpness and darkness; what is not shown is NaN.
 
     Args:
         image: HxWx3 uint8 RGB.
+        white: glass of the whole tile, or of other tiles where it shows none.
 
-    >>> look_of(np.full((32, 32, 3), 240, np.uint8))[:3].tolist()
+    >>> look_of(np.full((32, 32, 3), 240, np.uint8), (240.0, 240.0, 240.0))[:3].tolist()
     [240.0, 240.0, 240.0]
     """
-    smooth_hwc = cv2.blur(image, (5, 5))
-    bright_hw = smooth_hwc.min(-1) >= np.percentile(smooth_hwc.min(-1), 97)
-    glass_c = smooth_hwc[bright_hw].mean(0)
-    value_hwc = image.astype(np.float32)
+    value_hwc, own = image.astype(np.float32), white_point(image)
+    glass_c = np.full(3, np.nan) if own == FULL else np.array(own)
     deviation_hwc = np.sqrt(np.maximum(cv2.blur(value_hwc**2, (5, 5)) - cv2.blur(value_hwc, (5, 5)) ** 2, 0))
-    noise_c = np.quantile(deviation_hwc.reshape(-1, 3), _SMOOTH, axis=0)
-    od_hwc = optical_density(np.minimum(255 * value_hwc / np.maximum(glass_c, 1), 255).astype(np.uint8))
-    return np.concatenate([glass_c, noise_c, _stain_colours(od_hwc)])
+    noise_c = np.log(np.quantile(deviation_hwc.reshape(-1, 3), _SMOOTH, axis=0) + 0.2)
+    grey_hw = value_hwc.mean(-1)
+    edges, slopes = cv2.Laplacian(grey_hw, cv2.CV_32F).std(), cv2.Sobel(grey_hw, cv2.CV_32F, 1, 0).std()
+    sharpness = np.log((edges + 1e-3) / (slopes + 1e-3))
+    dark_c = np.log(np.percentile(value_hwc.reshape(-1, 3), 0.5, axis=0) + 5)
+    colours = _stain_colours(optical_density(relative_to_white(image, white)))
+    return np.concatenate([glass_c, noise_c, colours, [sharpness], dark_c])
 
 
 def _stain_colours(od_hwc: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the two outermost directions of the optical density (Macenko et al., ISBI 2009), 2 x 3 values."""
     od_mc = od_hwc[od_hwc.mean(-1) > _TISSUE]
-    if len(od_mc) < 100:
+    if len(od_mc) < _LEAST:
         return np.full(6, np.nan)
-    plane_c2 = np.linalg.eigh(np.cov(od_mc.T))[1][:, [2, 1]]
+    plane_c2 = np.linalg.eigh(od_mc.T @ od_mc)[1][:, [2, 1]]
     plane_c2 = plane_c2 * np.where(plane_c2.sum(0) < 0, -1, 1)
     along_m2 = od_mc @ plane_c2
     angle_m = np.arctan2(along_m2[:, 1], along_m2[:, 0])
-    ends = [plane_c2 @ [np.cos(a), np.sin(a)] for a in np.percentile(angle_m, (2, 98))]
-    ends.sort(key=lambda end_c: -end_c[0])
-    return np.concatenate(ends)
+    ends = [plane_c2 @ [np.cos(angle), np.sin(angle)] for angle in np.percentile(angle_m, (2, 98))]
+    return np.concatenate(sorted(ends, key=lambda end_c: -end_c[0]))
 
 
-def clustered(look_nf: NDArray[np.float64], groups: Sequence[str], most: int = MOST) -> tuple[list[str], float]:
+def clustered(look_nqf: NDArray[np.float64], groups: Sequence[str], most: int = MOST) -> tuple[list[str], float]:
     """Return the name of the cluster of each tile, and the mean silhouette of all tiles.
 
     Args:
-        look_nf: looks of the tiles; what is NaN counts as ordinary.
+        look_nqf: looks of the quarters of each tile; what is NaN counts as ordinary.
         groups: of the tiles; each is clustered on its own.
         most: largest number of clusters of a group.
     """
-    centre_f = np.nanmedian(look_nf, axis=0)
-    spread_f = 1.4826 * np.nanmedian(np.abs(look_nf - centre_f), axis=0)
-    score_nf = np.clip(np.nan_to_num((look_nf - centre_f) / np.maximum(spread_f, 1e-3)), -4, 4)
+    score_nf = _scores(look_nqf)
     names = np.empty(len(groups), object)
     quality_n = np.zeros(len(groups))
     for group in sorted(set(groups)):
@@ -128,6 +147,22 @@ def clustered(look_nf: NDArray[np.float64], groups: Sequence[str], most: int = M
         quality_n[own_n] = quality
         names[own_n] = [f"{group} {cluster:03d}".strip() for cluster in cluster_m]
     return names.tolist(), float(quality_n.mean())
+
+
+def _scores(look_nqf: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the looks of each tile, so scaled and turned that they differ equally much within tiles."""
+    with catch_warnings():
+        simplefilter("ignore", RuntimeWarning)  # a tile, or all of them, may show no glass
+        tile_nf = np.nanmedian(look_nqf, axis=1)
+        within_nqf = look_nqf - tile_nf[:, None]
+        sd_f = np.sqrt(np.nanmean(within_nqf**2, axis=(0, 1)))
+        deviation_nf = np.nan_to_num(tile_nf - np.nanmedian(tile_nf, axis=0))
+    sd_f = np.where(sd_f > 0, sd_f, 1)  # NaN too
+    within_mf = np.nan_to_num(within_nqf).reshape(-1, len(sd_f)) / sd_f
+    variance_f, axes_ff = np.linalg.eigh(within_mf.T @ within_mf / len(within_mf) + _SHRINKAGE * np.eye(len(sd_f)))
+    score_nf = (deviation_nf / sd_f) @ axes_ff / np.sqrt(variance_f)
+    limit = _FARTHEST * np.median(np.abs(score_nf))
+    return np.clip(score_nf, -limit, limit)
 
 
 def _best_clusters(score_mf: NDArray[np.float64], most: int) -> tuple[NDArray[np.int64], float]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
+import numpy as np
 from lightning.pytorch import LightningModule
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -79,6 +81,11 @@ class Task(LightningModule):
     @property
     def tables(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         """Tables of the last test besides the usual ones: rows by file name."""
+        return {}
+
+    @property
+    def pictures(self) -> Mapping[str, NDArray[np.uint8]]:
+        """Pictures of the last test as a whole, HxWx3, by name."""
         return {}
 
     @property

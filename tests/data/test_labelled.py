@@ -78,29 +78,29 @@ def test_published_split_shares_cases_and_says_so(her2, caplog):
 
 @pytest.mark.parametrize("split", ["cases", "pseudo_cases"])
 def test_no_case_is_in_two_splits(her2, split, caplog):
-    data = her2(split=split)
-    cases = [{*data.part(part).cases} for part in ("train", "val", "test")]
+    data = her2(split=split, val_fraction=0)
+    cases = [{*data.part(part).cases} for part in ("train", "test")]
     assert sum(map(len, cases)) == len(set.union(*cases))
     assert all({*data.part(part).label_n} == {0, 1, 2, 3} for part in ("train", "test"))
     assert "are in both" not in caplog.text
 
 
 def test_pseudo_cases_are_found_once_and_drawn(her2, simulated):
-    data = her2(split="pseudo_cases")
+    data = her2(split="pseudo_cases", val_fraction=0)
     with (simulated / "store" / "pseudo_cases.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == [row["name"] for row in data.tiles.rows]
     assert [row["case"][: -len(" 001")] for row in rows] == [row["group"] for row in data.tiles.rows]  # within a level
     assert (simulated / "store" / "pseudo_cases.png").is_file()
-    assert [row["case"] for row in rows] == her2(split="pseudo_cases")._cases
+    assert [row["case"] for row in rows] == her2(split="pseudo_cases", val_fraction=0)._cases
 
 
 def test_clusters_are_those_that_were_made():
     rng = np.random.default_rng(0)
     true = np.repeat(np.arange(5), 8)
-    look_nf = rng.normal(0, 10, (5, 4))[true] + rng.normal(0, 0.3, (40, 4))
-    look_nf[3, 2] = np.nan
-    cases, quality = clustered(look_nf, [""] * 40)
+    look_nqf = rng.normal(0, 10, (5, 1, 4))[true] + rng.normal(0, 0.3, (40, 4, 4))
+    look_nqf[3, :, 2] = np.nan
+    cases, quality = clustered(look_nqf, [""] * 40)
     assert len({*zip(cases, true.tolist(), strict=True)}) == len(set(cases)) == 5
     assert quality > 0.8
 
@@ -113,7 +113,7 @@ def test_shares_of_cases_and_tiles(her2):
     assert len({*whole.part("train").cases}) == 8
     assert len({*half.part("train").cases}) == 4
     assert half.part("test").names == whole.part("test").names
-    counts, reduced_counts = (her2(real_share=share).class_counts for share in (1, 0.5))
+    counts, reduced_counts = (her2(real_share=share).info.class_counts for share in (1, 0.5))
     assert sum(reduced_counts) == sum(counts) // 2
     assert all(abs(n - 2 * kept) <= 2 for n, kept in zip(counts, reduced_counts, strict=True))
 
@@ -163,13 +163,13 @@ def synthetic(tmp_path, make_tile, write_image):
 
 def test_synthetic_tiles_join_the_training(her2, synthetic, caplog):
     caplog.set_level(logging.INFO)
-    real = her2().class_counts
-    assert her2(synthetic=synthetic, synthetic_share=2).class_counts == [3 * n for n in real]
+    real = her2().info.class_counts
+    assert her2(synthetic=synthetic, synthetic_share=2).info.class_counts == [3 * n for n in real]
     assert "synthetic tiles" in caplog.text
-    assert her2(synthetic=synthetic, synthetic_share="balance").class_counts == [max(real)] * 4
+    assert her2(synthetic=synthetic, synthetic_share="balance").info.class_counts == [max(real)] * 4
     only = her2(synthetic=synthetic, real_share=0)
     assert {*only.part("train").cases} == {"synthetic"}
-    assert only.class_counts == real
+    assert only.info.class_counts == real
     assert "synthetic" not in {*only.part("val").cases, *only.part("test").cases}
     with pytest.raises(DataError, match=r"manifest.csv: 20 tiles of level 0, \d+ are needed"):
         her2(synthetic=synthetic, synthetic_share=20)

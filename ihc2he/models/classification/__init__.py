@@ -1,0 +1,1 @@
+"""Classifiers of whole tiles, such as HER2 levels."""
