@@ -84,8 +84,8 @@ class Task(LightningModule):
         return {}
 
     @property
-    def pictures(self) -> Mapping[str, NDArray[np.uint8]]:
-        """Pictures of the last test as a whole, HxWx3, by name."""
+    def figures(self) -> Mapping[str, NDArray[np.uint8]]:
+        """Figures of the last test as a whole, HxWx3, by name."""
         return {}
 
     @property

@@ -117,7 +117,7 @@ class Classifier(Task):
         self._weight_k: Tensor | None = None
         self._started = False
         self._tables: dict[str, list[dict[str, Any]]] = {}
-        self._pictures: dict[str, NDArray[np.uint8]] = {}
+        self._figures: dict[str, NDArray[np.uint8]] = {}
 
     def _from_bundle(self, source: str) -> TileClassifier:
         network, info = load_bundle(source)
@@ -161,9 +161,9 @@ class Classifier(Task):
         return self._tables
 
     @property
-    def pictures(self) -> Mapping[str, NDArray[np.uint8]]:
+    def figures(self) -> Mapping[str, NDArray[np.uint8]]:
         """The confusion matrix and the reliability curve of the last test."""
-        return self._pictures
+        return self._figures
 
     @property
     def ranking(self) -> Ranking:
@@ -271,7 +271,7 @@ class Classifier(Task):
         prob_nk = np.array([[row[f"p {kind}"] for kind in self.classes] for row in rows])
         label_n = np.array([self.classes.index(row["group"]) for row in rows])
         bins_k3 = count(prob_nk, label_n, [row["name"] for row in rows]).total()["bins"]
-        self._pictures = {
+        self._figures = {
             "confusion": confusion_picture(confusion.numpy(), self.classes),
             "reliability": reliability_picture(bins_k3, values["ece"]),
         }

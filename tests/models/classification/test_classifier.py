@@ -89,8 +89,8 @@ def test_a_classifier_learns_and_tests(classifier, trainer):
     lines = {(row["metric"], row["group"]): row for row in module.tables["intervals.csv"]}
     assert lines["accuracy", ""]["low"] == 1
     assert (lines["kappa", ""]["unit"], lines["kappa", ""]["units"], lines["kappa", ""]["tiles"]) == ("case", 3, 6)
-    assert set(module.pictures) == {"confusion", "reliability"}
-    assert all(picture.dtype == np.uint8 and picture.std() > 0 for picture in module.pictures.values())
+    assert set(module.figures) == {"confusion", "reliability"}
+    assert all(picture.dtype == np.uint8 and picture.std() > 0 for picture in module.figures.values())
 
 
 def test_every_logged_metric_has_a_card(classifier, trainer):

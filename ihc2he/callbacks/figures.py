@@ -1,4 +1,4 @@
-"""Pictures of a test as a whole, such as a confusion matrix, as PNG files and in every logger."""
+"""Figures of a test as a whole, such as a confusion matrix, as PNG files and in every logger."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ihc2he.images.writing import write_png
 from ihc2he.internals.lightning import logged_step
 
 
-class TestPictures(Callback):
-    """Writes `pl_module.pictures` after a test.
+class TestFigures(Callback):
+    """Writes `pl_module.figures` after a test.
 
     Args:
-        dirpath: pictures go to `<dirpath>/<name>.png`.
+        dirpath: figures go to `<dirpath>/<name>.png`.
     """
 
     __test__ = False  # no test of pytest's
@@ -28,7 +28,7 @@ class TestPictures(Callback):
         """Write and log them, on the first rank."""
         if not trainer.is_global_zero:
             return
-        for name, picture in pl_module.pictures.items():
+        for name, picture in pl_module.figures.items():
             write_png(self.dirpath / f"{name}.png", picture)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
