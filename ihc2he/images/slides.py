@@ -300,7 +300,7 @@ class PyramidSource(_Slide):
             return tiff.samples(self._opened[level], rows, columns).rgb8()
         except ValueError as error:
             msg = (
-                f"{self.path}: level {level} at row {rows.start}, column {columns.start}: {error}. Copy the slide "
-                "again, or leave this region out."
+                f"{self.path}: level {level} at row {rows.start}, column {columns.start}: {str(error).rstrip('.')}. "
+                "Copy the slide again, or leave this region out."
             )
             raise DataError(msg) from error

@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.slides import open_slide
 from ihc2he.images.source import FileSource
 
+REALDATA = os.environ.get("IHC2HE_REALDATA")
 RNG = np.random.default_rng(0)
 IMAGE = np.kron(RNG.integers(0, 256, (75, 100, 3)), np.ones((4, 4, 1))).astype(np.uint8)  # 300 x 400 px
 
@@ -279,3 +281,26 @@ def test_dicom_is_read_by_file_and_by_folder(tmp_path):
     dicom(folder, "1.2.6")
     with pytest.raises(DataError, match=r"slide: holds 2 slides, expected one. .*: 1\.2\.5_1\.dcm, 1\.2\.6_1\.dcm"):
         open_slide(folder)
+
+
+@pytest.mark.skipif(not REALDATA, reason="IHC2HE_REALDATA names no folder of real tiles")
+@pytest.mark.parametrize(
+    ("name", "shape", "mpp", "levels"),
+    [
+        ("other/cmu-1-small-region.svs", (2967, 2220), 0.499, 1),
+        ("other/OS-1-detail.ome.tif", (1101, 1101), 0.2271, 1),
+        ("ihc_unlabelled/OS-2-ndpi.ome.tif", (2202, 2202), 0.2271, 1),
+        ("ihc_unlabelled/OS-2-vsi.ome.tif", (1445, 1445), 0.3461, 1),
+        ("slides/fluorescence_hamamatsu.ndpi", (4864, 3968), 0.2282, 7),
+        ("slides/small_HE_levels.tiff", (250, 300), None, 4),
+    ],
+)
+def test_real_slides_are_read(name, shape, mpp, levels):
+    pytest.importorskip("openslide")
+    slide = open_slide(Path(str(REALDATA)) / name)
+    assert (slide.shape, len(slide.levels)) == (shape, levels)
+    assert slide.mpp == (mpp and pytest.approx(mpp, abs=1e-4))
+    small = slide.thumbnail(200)
+    assert small.std() > 10
+    part = slide.read(slice(100, 200), slice(50, 250))
+    assert np.array_equal(part[40:], slide.read(slice(140, 200), slice(50, 250)))

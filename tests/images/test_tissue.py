@@ -1,6 +1,8 @@
 """Tissue is found by its colour, whatever else is on a slide."""
 
 import json
+import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,10 +10,11 @@ import pytest
 
 from ihc2he.errors import DataError
 from ihc2he.images.areas import Area
-from ihc2he.images.source import ArraySource
+from ihc2he.images.source import ArraySource, FileSource
 from ihc2he.images.tissue import find_tissue
 from ihc2he.nuclei.geojson import write_area
 
+REALDATA = os.environ.get("IHC2HE_REALDATA")
 MPP = 4.0
 PALE_BLUE, WEAK_BROWN, EOSIN, FOLD = (0.035, 0.04, 0.015), (0.02, 0.04, 0.06), (0.03, 0.2, 0.1), (0.9, 1.1, 1.2)
 
@@ -131,3 +134,15 @@ def test_an_area_is_written_as_an_annotation_in_pixels_of_the_image(tmp_path):
     assert feature["properties"]["classification"] == {"name": "Tissue"}
     corners = np.array(feature["geometry"]["coordinates"][0])
     assert (corners.min(0).tolist(), corners.max(0).tolist()) == ([20, 10], [60, 30])
+
+
+@pytest.mark.skipif(not REALDATA, reason="IHC2HE_REALDATA names no folder of real tiles")
+def test_nuclei_of_real_ihc_lie_in_the_tissue():
+    labels = Path(str(REALDATA)) / "endonuke" / "dataset" / "labels" / "bulk"
+    lost = count = 0
+    for path in sorted(labels.glob("*/*.txt"))[::9]:
+        points = np.loadtxt(path, ndmin=2)[:, :2]
+        inside = find_tissue(FileSource(labels.parents[1] / "images" / f"{path.stem}.png", 0.5)).at(points)
+        lost, count = lost + (~inside).sum(), count + len(points)
+    assert count > 1000
+    assert lost <= 0.002 * count
