@@ -1,7 +1,7 @@
 """Images to find nuclei in, with their names and pixel sizes, in batches of lists; large ones block by block."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -157,14 +157,20 @@ class TilesDataModule(WholeTilesDataModule):
         return [Piece(tile, k, block.rows, block.columns) for k, block in enumerate(blocks)]
 
 
-def find_files(path: str) -> tuple[Path, list[Path]]:
+def find_files(path: str, suffixes: Sequence[str] = SUFFIXES) -> tuple[Path, list[Path]]:
     """Return the folder above all images of a file name, folder or glob, and the images, sorted.
 
     A single file is returned with any extension.
+
+    Args:
+        path: as the user gives it.
+        suffixes: of the files to look for, in small letters.
     """
     given = Path(path).expanduser()
-    if given.is_dir():
+    if given.is_dir() and suffixes == SUFFIXES:
         return given, [given / name for name in find_images(given)]
+    if given.is_dir():
+        return given, _chosen(walk(given), suffixes)
     if given.is_file():
         return given.parent, [given]
     fixed = next((i for i, part in enumerate(given.parts) if set(part) & set("*?[")), None)
@@ -176,7 +182,11 @@ def find_files(path: str) -> tuple[Path, list[Path]]:
         found = [path for path in walk(base) if _matches(path.relative_to(base).parts, pattern)]
     else:
         found = sorted(base.glob(str(Path(*pattern))))
-    return base, regular_files(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return base, _chosen(found, suffixes)
+
+
+def _chosen(found: Iterable[Path], suffixes: Sequence[str]) -> list[Path]:
+    return regular_files(p for p in found if p.suffix.lower() in suffixes and not p.name.startswith("."))
 
 
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:

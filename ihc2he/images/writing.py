@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from uuid import NAMESPACE_OID, uuid5
 
 import cv2
 import numpy as np
@@ -43,6 +44,26 @@ def write_png(path: Path, image: NDArray[np.uint8 | np.uint16]) -> None:
 def _encoded(suffix: str, image: NDArray[Any], *settings: int) -> bytes:
     bgr = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(suffix, bgr, settings)[1].tobytes()
+
+
+def write_maps(path: Path, maps: Mapping[str, NDArray[np.float32]], mpp: float) -> None:
+    """Write maps of one area as the channels of an OME-TIFF of 32-bit numbers.
+
+    Args:
+        path: of the file.
+        maps: HxW each, by the name of the channel.
+        mpp: um/px.
+    """
+    import tifffile
+
+    uuid = uuid5(NAMESPACE_OID, f"{path.name} {list(maps)} {mpp}")  # with one of the moment equal maps would differ
+    metadata: dict[str, Any] = {"axes": "CYX", "UUID": uuid.urn, "Channel": {"Name": list(maps)}}
+    metadata |= {f"PhysicalSize{axis}": mpp for axis in "XY"} | {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
+    with complete(path) as temporary:
+        tifffile.imwrite(
+            temporary, np.stack([*maps.values()]), ome=True, compression="zlib", photometric="minisblack",
+            metadata=metadata,
+        )  # fmt: skip
 
 
 def write_instances(path: Path, inst_hw: NDArray[np.int32]) -> None:

@@ -111,8 +111,18 @@ def count_by_class(
     if "dab" not in table.stain_od:
         msg = f"The table of nuclei has the stains {sorted(table.stain_od)}; counting needs 'dab', measured on the IHC."
         raise ValueError(msg)
+    return counted(table.types_n, table.stain_od["dab"], classes, thresholds)
+
+
+def counted(
+    types_n: NDArray[np.integer],
+    dab_od_n: NDArray[np.floating],
+    classes: Sequence[str],
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> dict[str, Counts]:
+    """Return the counts like `count_by_class`, from the type and the mean `dab` density of each nucleus."""
     kinds = len(classes) + 1
-    cells_n = table.types_n * 4 + strengths(table.stain_od["dab"], thresholds)
+    cells_n = types_n * 4 + strengths(dab_od_n, thresholds)
     found_k4 = np.bincount(cells_n, minlength=4 * kinds).reshape(kinds, 4)
     counts = {name_of(kind, classes): Counts(*found_k4[kind].tolist()) for kind in range(1, kinds)}
     if classes and found_k4[0].any():

@@ -10,7 +10,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -32,6 +32,7 @@ from ihc2he.nuclei.raster import fill
 from ihc2he.nuclei.table import NucleiTable, measurements
 
 _UNKNOWN = name_of(0, ())
+_LEVEL = 3  # of the compression: with 6 a file takes three times as long for a tenth less
 _json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
@@ -62,19 +63,57 @@ def write_geojson(path: Path, table: NucleiTable, classes: Sequence[str]) -> Non
         table: the nuclei.
         classes: names of the types from 1 upwards.
     """
-    measured = {name: np.round(values_n.astype(float), 4).tolist() for name, values_n in measurements(table).items()}
+    with geojson_stream(path, classes) as add:
+        add(table)
+
+
+@contextmanager
+def geojson_stream(path: Path, classes: Sequence[str]) -> Iterator[Callable[[NucleiTable], None]]:
+    """Yield a function that writes the nuclei of further tables into one file, as `write_geojson` does.
+
+    Args:
+        path: the file, `.geojson` or `.geojson.gz`; complete at the end, or not there at all.
+        classes: names of the types from 1 upwards.
+    """
     with complete(path) as temporary, _opened(temporary) as stream:
         stream.write('{"type":"FeatureCollection","features":[')
-        for i, (kind, geometry) in enumerate(zip(table.types_n.tolist(), _geometries(table.outlines), strict=True)):
-            properties = {
-                "objectType": "detection",
-                "name": str(table.ids_n[i]),
-                "classification": {"name": name_of(kind, classes), "color": colour_of(kind)},
-                "measurements": {name: values[i] for name, values in measured.items() if isfinite(values[i])},
-            }
-            feature = f'"geometry":{geometry},"properties":{_json(properties)}'
-            stream.write(f'{"," if i else ""}\n{{"type":"Feature",{feature}}}')
+        first = True
+
+        def add(table: NucleiTable) -> None:
+            nonlocal first
+            text = ",\n".join(_lines(table, classes))
+            if text:
+                stream.write(("\n" if first else ",\n") + text)
+                first = False
+
+        yield add
         stream.write("\n]}\n")
+
+
+def _lines(table: NucleiTable, classes: Sequence[str]) -> Iterator[str]:
+    """Yield each nucleus as JSON, filled into a text for its type, which takes a third of the time of an encoder."""
+    measured = {name: np.round(values_n.astype(float), 4) for name, values_n in measurements(table).items()}
+    whole_n = np.isfinite(np.stack([*measured.values()])).all(0).tolist()
+    rows = zip(*(values_n.tolist() for values_n in measured.values()), strict=True)
+    named = [_json(name).replace("%", "%%") + ":" for name in measured]
+    all_of_them = ",".join(f"{name}%r" for name in named)
+    kinds = {kind: _of_type(kind, classes) for kind in np.unique(table.types_n).tolist()}
+    each = zip(table.ids_n.tolist(), table.types_n.tolist(), _geometries(table.outlines), whole_n, rows, strict=True)
+    for number, kind, geometry, whole, row in each:
+        values = (
+            all_of_them % row
+            if whole
+            else ",".join(f"{name}{value!r}" for name, value in zip(named, row, strict=True) if isfinite(value))
+        )
+        yield (
+            f'{{"type":"Feature","geometry":{geometry},"properties":{{"objectType":"detection","name":"{number}",'
+            f'{kinds[kind]},"measurements":{{{values}}}}}}}'
+        )
+
+
+def _of_type(kind: int, classes: Sequence[str]) -> str:
+    """Return the classification of a type as JSON."""
+    return f'"classification":{_json({"name": name_of(kind, classes), "color": colour_of(kind)})}'
 
 
 @contextmanager
@@ -86,7 +125,7 @@ def _opened(path: Path) -> Iterator[IO[str]]:
         return
     with (
         path.open("wb") as raw,
-        gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,
+        gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0) as packed,
         io.TextIOWrapper(packed, encoding="utf-8") as stream,
     ):
         yield stream

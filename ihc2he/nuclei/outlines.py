@@ -71,6 +71,32 @@ class Outlines:
         """
         return self if corner == (0, 0) else replace(self, corners_e2=self.corners_e2 + np.array(corner, np.int32))
 
+    def scaled(self, x_factor: float, y_factor: float) -> Outlines:
+        """Return the outlines in a larger image of the same, at the nearest corners of its pixels; still valid.
+
+        Args:
+            x_factor: by which it is wider, 1 or more, so that no two corners become one.
+            y_factor: by which it is higher, likewise.
+        """
+        if x_factor == y_factor == 1:
+            return self
+        corners_e2 = np.floor(self.corners_e2 * np.array([x_factor, y_factor]) + 0.5).astype(np.int32)
+        return replace(self, corners_e2=corners_e2)
+
+    def only(self, keep_n: NDArray[np.bool_]) -> Outlines:
+        """Return the outlines of some of the nuclei."""
+        if keep_n.all():
+            return self
+        keep_r = keep_n[self.nucleus_r]
+        sizes_r = np.diff(self.starts_r)
+        return Outlines(
+            self.ids_n[keep_n],
+            self.corners_e2[np.repeat(keep_r, sizes_r)],
+            np.append(0, np.cumsum(sizes_r[keep_r])),
+            (np.cumsum(keep_n) - 1)[self.nucleus_r[keep_r]],
+            self.is_hole_r[keep_r],
+        )
+
     def boxes(self) -> NDArray[np.int64]:
         """Return left, top, right and bottom of each nucleus, (N, 4)."""
         starts_n = self.starts_r[np.searchsorted(self.nucleus_r, np.arange(len(self.ids_n)))]

@@ -152,6 +152,26 @@ def joined(tables: Sequence[NucleiTable]) -> NucleiTable:
     )
 
 
+def selected(table: NucleiTable, keep_n: NDArray[np.bool_]) -> NucleiTable:
+    """Return the table of some of the nuclei.
+
+    >>> selected(nuclei_table(np.array([[1, 2, 2]]), mpp=0.5), np.array([False, True])).areas_n.tolist()
+    [2]
+    """
+    return NucleiTable(
+        table.ids_n[keep_n],
+        table.centroids_n2[keep_n],
+        table.boxes_n4[keep_n],
+        table.areas_n[keep_n],
+        table.outlines.only(keep_n),
+        table.types_n[keep_n],
+        table.shares_n[keep_n],
+        {name: od_n[keep_n] for name, od_n in table.stain_od.items()},
+        table.mpp,
+        {name: values_n[keep_n] for name, values_n in table.extra.items()},
+    )
+
+
 def _means(values_m: NDArray, of_m: NDArray[np.intp], areas_n: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.bincount(of_m, values_m, len(areas_n)) / areas_n
 

@@ -25,6 +25,7 @@ from ihc2he.files import write_text
 from ihc2he.metrics.cards import badness
 from ihc2he.report import pipeline
 from ihc2he.report.parts import figure, macros, parsed, read_csv, shown, shrunk
+from ihc2he.report.slides import slides
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -292,6 +293,7 @@ def _config(run_dir: Path) -> Markup | None:
 
 
 SECTIONS: tuple[tuple[str, Callable[[Path], Markup | None]], ...] = (
+    ("Slides", slides),
     *pipeline.SECTIONS,
     ("Test", _test_table),
     ("Curves", _curves),

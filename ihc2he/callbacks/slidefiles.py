@@ -1,0 +1,270 @@
+"""The files of a slide, made of the nuclei of its windows.
+
+Nothing here imports torch, so that a process of its own can do it while the network continues.
+Shape suffixes: h, w = height, width; n = nuclei; 2 = (x, y).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihc2he.data.plans import RESULT, WINDOWS, read_plan, read_tissue, window_file
+from ihc2he.errors import ConfigError, DataError
+from ihc2he.files import exclusive, write_text
+from ihc2he.images.areas import Area
+from ihc2he.images.decoding import read_image
+from ihc2he.images.pyramid import write_pyramid
+from ihc2he.images.source import ImageSource
+from ihc2he.images.writing import write_maps, write_png
+from ihc2he.nuclei.colours import name_of
+from ihc2he.nuclei.columns import narrow, write_parquet, write_rows
+from ihc2he.nuclei.counts import THRESHOLDS, counted
+from ihc2he.nuclei.drawing import fitted
+from ihc2he.nuclei.fields import HotSpot, binned, hot_spots, smoothed_ratio
+from ihc2he.nuclei.geojson import geojson_stream, write_area
+from ihc2he.nuclei.outlines import outlines
+from ihc2he.nuclei.sheets import Sheet, map_picture
+from ihc2he.nuclei.table import NucleiTable, measurements, selected
+from ihc2he.nuclei.windows import read_window, without_doubles
+
+KINDS = ("geojson", "nuclei", "overlay", "maps", "he")
+ALL = "all tissue"  # the region of everything
+_OVERLAY_PX, _SPOT_PX = 2048, 1600  # longer sides of pictures
+_BOX = ("left_px", "top_px", "right_px", "bottom_px")
+_BIN_UM = 50.0  # side of the bins of maps
+
+Columns = dict[str, NDArray]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is written of a slide.
+
+    Attributes:
+        thresholds: mean DAB densities of weak, moderate and strong nuclei.
+        hot_spot_mm2: area of a hot spot.
+        hot_spots: how many to look for.
+        table: `parquet` or `csv`.
+        write: which of `KINDS`.
+        classes: names of the types from 1.
+    """
+
+    thresholds: Sequence[float] = THRESHOLDS
+    hot_spot_mm2: float = 1.0
+    hot_spots: int = 3
+    table: str = "parquet"
+    write: Sequence[str] = KINDS
+    classes: Sequence[str] = ()
+
+
+def assemble(folder: Path, options: Options) -> dict[str, Any] | None:
+    """Write the files of a slide, its summary last, and delete those of its windows.
+
+    Windows that are not there have failed; then those of the others are kept, for a run that tries again.
+
+    Args:
+        folder: of the slide.
+        options: what to write.
+
+    Returns:
+        The summary; None if another process is making it.
+
+    Raises:
+        DataError: the slide was changed meanwhile, or a file of its folder is damaged.
+    """
+    try:
+        with exclusive(folder / ".lock", busy="another process is at it"):
+            return _Assembly(folder, options).run()
+    except ConfigError:
+        return None
+
+
+class _Assembly:
+    """The assembly of one slide."""
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        plan = read_plan(folder)
+        if plan is None:
+            msg = f"{folder}: has no plan of a slide that can be read. Delete the folder and repeat the command."
+            raise DataError(msg)
+        self.folder, self.plan, self.options = folder, plan, options
+        self.name = Path(plan.name).name
+        self.files: list[str] = []
+
+    def run(self) -> dict[str, Any]:
+        """Write everything."""
+        plan, options = self.plan, self.options
+        self.windows = [number for number in plan.windows if window_file(self.folder, number).is_file()]
+        failed = sorted({*plan.windows} - {*self.windows})
+        source = plan.open()  # which refuses a slide that was changed
+        tissue = read_tissue(self.folder, plan)
+        columns = self._columns()
+        size_um = (plan.shape[0] * plan.mpp, plan.shape[1] * plan.mpp)
+        points_n2 = np.stack([columns["x_um"], columns["y_um"]], 1)
+        positive_n = columns["positive"] > 0
+        spots = hot_spots(points_n2, positive_n, size_um, options.hot_spot_mm2, options.hot_spots)
+        self._write_tissue(tissue)
+        if "nuclei" in options.write:
+            self._write_nuclei(columns)
+        self._write_outlines(source, columns["type"], spots)
+        if "maps" in options.write:
+            self._write_maps(points_n2, positive_n, tissue, size_um)
+        if "he" in options.write and any((self.folder / WINDOWS).glob("*.png")):
+            self._write_he()
+        types_n, dab_n = columns["type"], columns["dab_od"]
+        counts = {ALL: counted(types_n, dab_n, options.classes, options.thresholds)}
+        areas = {ALL: tissue.share * size_um[0] * size_um[1] / 1e6}
+        result = {
+            "name": plan.name,
+            "stain": plan.stain,
+            "case": plan.case,
+            "source": plan.source,
+            "mpp": plan.mpp,
+            "shape": list(plan.shape),
+            "grid_mpp": plan.grid_mpp,
+            "white": list(plan.white),
+            "windows": len(plan.windows),
+            "windows_failed": failed,
+            "nuclei": len(types_n),
+            "area_mm2": areas,
+            "counts": {
+                region: {kind: own._asdict() for kind, own in found.items()} for region, found in counts.items()
+            },
+            "hot_spots": [spot._asdict() for spot in spots],
+            "files": self.files,
+        }
+        write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+        if not failed:
+            shutil.rmtree(self.folder / WINDOWS, ignore_errors=True)
+        return result
+
+    def _path(self, name: str) -> Path:
+        self.files.append(name)
+        return self.folder / name
+
+    def _columns(self) -> Columns:
+        """Return the table of all nuclei without their outlines, each nucleus once, and note which a window keeps."""
+        parts: list[Columns] = []
+        inside: list[NDArray] = [np.zeros(0, bool)]
+        places: list[NDArray] = [np.zeros(0, np.int64)]
+        of: list[NDArray] = [np.zeros(0, np.int64)]
+        before = 0
+        for number in self.windows:
+            window = read_window(window_file(self.folder, number))
+            table = window.table
+            box = dict(zip(_BOX, table.boxes_n4.T.astype(np.int32), strict=True))
+            parts.append({"type": table.types_n.astype(np.int16), **box, **narrow(measurements(table))})
+            inside.append(window.inside_n)
+            places.append(window.place_m)
+            of.append(window.of_m.astype(np.int64) + before)
+            before += len(table)
+        keep_n = without_doubles(np.concatenate(inside), np.concatenate(places), np.concatenate(of))
+        if not parts:
+            parts = [{"type": np.zeros(0, int), **dict.fromkeys(("x_um", "y_um", "dab_od", "positive"), np.zeros(0))}]
+        sizes = np.cumsum([0, *(len(part["type"]) for part in parts)])
+        self.kept = [keep_n[start:stop] for start, stop in pairwise(sizes)]
+        columns = {name: np.concatenate([part.pop(name) for part in parts])[keep_n] for name in [*parts[0]]}
+        return {"id": np.arange(1, len(columns["type"]) + 1, dtype=np.int32), **columns}
+
+    def _tables(self) -> Iterator[NucleiTable]:
+        """Yield the nuclei of each window with their outlines, with ids over all windows."""
+        first = 1
+        for number, keep_n in zip(self.windows, self.kept, strict=False):
+            table = selected(read_window(window_file(self.folder, number)).table, keep_n)
+            ids_n = np.arange(first, first + len(table))
+            yield replace(table, ids_n=ids_n)
+            first += len(table)
+
+    def _write_nuclei(self, columns: Columns) -> None:
+        names = [name_of(kind, self.options.classes) for kind in range(len(self.options.classes) + 1)]
+        if self.options.table == "parquet":
+            write_parquet(self._path("nuclei.parquet"), columns, names)
+        else:
+            write_rows(self._path("nuclei.csv"), columns, names)
+
+    def _write_outlines(self, source: ImageSource, types_n: NDArray, spots: Sequence[HotSpot]) -> None:
+        """Write what has outlines: GeoJSON, overlay and hot spots, in one pass over the windows."""
+        plan, options = self.plan, self.options
+        sheets: dict[str, Sheet] = {}
+        if "overlay" in options.write:
+            whole = source.thumbnail(_OVERLAY_PX)
+            sheets["overlay.png"] = Sheet(whole, (0, 0), max(whole.shape) / max(plan.shape))
+            sheets |= {f"hot_spot_{k}.png": self._close_up(source, spot) for k, spot in enumerate(spots, 1)}
+        if "geojson" in options.write:
+            with geojson_stream(self._path(f"{self.name}.geojson.gz"), options.classes) as add:
+                self._draw(sheets, add)
+        elif sheets:
+            self._draw(sheets)
+        if sheets:
+            sheets["overlay.png"].mark(spots, plan.mpp)
+            counts = np.bincount(types_n, minlength=len(options.classes) + 1).tolist()
+            for name, sheet in sheets.items():
+                picture = sheet.finished(options.classes, counts if name == "overlay.png" else None)
+                write_png(self._path(name), picture)
+
+    def _draw(self, sheets: Mapping[str, Sheet], add: Any = None) -> None:
+        for table in self._tables():
+            if add is not None:
+                add(table)
+            for sheet in sheets.values():
+                sheet.add(table)
+
+    def _close_up(self, source: ImageSource, spot: HotSpot) -> Sheet:
+        """Return the square around a hot spot, at most `_SPOT_PX` wide."""
+        ends = []
+        for at, side in zip((spot.y_um, spot.x_um), source.shape, strict=True):
+            low, high = ((at + reach) / self.plan.grid_mpp for reach in (-spot.radius_um, spot.radius_um))
+            ends.append(slice(max(0, round(low)), min(side, round(high))))
+        rows, columns = ends
+        image = source.read(rows, columns)
+        picture, factor = fitted(image, 0, _SPOT_PX)
+        across, down = self.plan.scale
+        return Sheet(picture, (columns.start * across, rows.start * down), factor / across)
+
+    def _write_tissue(self, tissue: Area) -> None:
+        height, width = tissue.map_hw.shape
+        traced = outlines(tissue.map_hw.astype(np.int32))
+        self.files.append("tissue.png")
+        whole = traced.scaled(max(1, self.plan.shape[1] / width), max(1, self.plan.shape[0] / height))
+        write_area(self._path("tissue.geojson"), whole, "Tissue")
+
+    def _write_maps(
+        self, points_n2: NDArray, positive_n: NDArray[np.bool_], tissue: Area, size_um: tuple[float, float]
+    ) -> None:
+        """Write the density of nuclei and the share of positive ones as pictures, and both as numbers."""
+        all_hw = binned(points_n2, size_um, _BIN_UM)
+        positive_hw = binned(points_n2[positive_n], size_um, _BIN_UM)
+        step = size_um[0] / tissue.map_hw.shape[0], size_um[1] / tissue.map_hw.shape[1]
+        y_m, x_m = np.nonzero(tissue.map_hw)
+        in_tissue = np.stack([(x_m + 0.5) * step[1], (y_m + 0.5) * step[0]], 1)
+        mm2_hw = binned(in_tissue, size_um, _BIN_UM) * np.float32(step[0] * step[1] / 1e6)
+        density_hw = smoothed_ratio(all_hw, mm2_hw)
+        percent_hw = 100 * smoothed_ratio(positive_hw, all_hw)
+        most = float(np.nanpercentile(density_hw, 99)) if np.isfinite(density_hw).any() else 0.0
+        write_png(self._path("density.png"), map_picture(density_hw, most, "nuclei/mm2"))
+        write_png(self._path("positivity.png"), map_picture(percent_hw, 100, "% positive"))
+        write_maps(self._path("maps.ome.tif"), {"nuclei per mm2": density_hw, "percent positive": percent_hw}, _BIN_UM)
+
+    def _write_he(self) -> None:
+        shape, mpp = self.plan.grid, self.plan.grid_mpp
+        write_pyramid(self._path("he.ome.tif"), shape, mpp, self._strips())
+
+    def _strips(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield the H&E, a row of windows at a time; glass where there are none."""
+        glass = np.array(self.plan.white, np.uint8)
+        for (top, bottom), row in groupby(enumerate(self.plan.blocks), lambda entry: entry[1].core_y):
+            strip = np.broadcast_to(glass, (bottom - top, self.plan.grid[1], 3)).copy()
+            for number, block in row:
+                path = window_file(self.folder, number).with_suffix(".png")
+                if path.is_file():
+                    strip[:, slice(*block.core_x)] = read_image(path)
+            yield strip

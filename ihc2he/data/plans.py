@@ -1,0 +1,201 @@
+"""Plans of slides: what is computed of each, in a folder of its own that also has the results.
+
+Nothing here imports torch, which would take seconds in a process that only writes files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ihc2he.errors import DataError
+from ihc2he.files import write_text
+from ihc2he.images.areas import Area
+from ihc2he.images.decoding import read_image
+from ihc2he.images.rescaled import Rescaled
+from ihc2he.images.slides import open_slide
+from ihc2he.images.source import ImageSource
+from ihc2he.images.tissue import find_tissue
+from ihc2he.images.writing import write_png
+from ihc2he.tiling.windows import Block, divide
+
+PLAN, TISSUE, RESULT, WINDOWS = "plan.json", "tissue.png", "slide.json", "windows"
+
+
+class Slide(NamedTuple):
+    """A slide before it is opened.
+
+    Attributes:
+        name: its path below the given folder, without extension; also that of its folder in the results.
+        path: of the file.
+        mpp: um/px; None: as the file states.
+        stain: a note for the tables.
+        case: likewise, such as a patient.
+    """
+
+    name: str
+    path: Path
+    mpp: float | None = None
+    stain: str = ""
+    case: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is computed of a slide: windows of a grid of the pixel size that the model needs.
+
+    Attributes:
+        name: of the slide.
+        source: its file.
+        size: of the file, bytes.
+        mtime_ns: when the file was changed.
+        given: um/px as the user says; None: the file states it.
+        stain: a note for the tables.
+        case: likewise.
+        mpp: um/px of the slide at full resolution.
+        shape: height and width at full resolution, px.
+        grid_mpp: um/px of the grid.
+        grid: height and width of the grid, px.
+        side: of windows, px of the grid.
+        overlap: of windows, px of the grid.
+        white: colour of the slide's glass.
+        windows: numbers of those that hold tissue.
+    """
+
+    name: str
+    source: str
+    size: int
+    mtime_ns: int
+    given: float | None
+    stain: str
+    case: str
+    mpp: float
+    shape: tuple[int, int]
+    grid_mpp: float
+    grid: tuple[int, int]
+    side: int
+    overlap: int
+    white: tuple[float, float, float]
+    windows: list[int]
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """All windows of the grid, row by row."""
+        return divide(*self.grid, self.side, self.overlap)
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """By how much the slide at full resolution is wider and higher than the grid."""
+        return self.shape[1] / self.grid[1], self.shape[0] / self.grid[0]
+
+    def is_of(self, slide: Slide) -> bool:
+        """Return whether it is of the present version of a slide."""
+        try:
+            stat = slide.path.stat()
+        except OSError:
+            return False
+        now = (str(slide.path.absolute()), stat.st_size, stat.st_mtime_ns, slide.mpp)
+        return now == (self.source, self.size, self.mtime_ns, self.given)
+
+    def open(self) -> ImageSource:
+        """Return the slide on the grid.
+
+        Raises:
+            DataError: if it cannot be read, or was changed since.
+        """
+        if not self.is_of(Slide(self.name, Path(self.source), self.given)):
+            msg = f"{self.source}: was changed while it was being read. Repeat the command when it is complete."
+            raise DataError(msg)
+        source = Rescaled(open_slide(Path(self.source), self.given), self.grid_mpp)
+        source.white = self.white
+        return source
+
+
+def make_plan(folder: Path, slide: Slide, mpp: float, side: int, overlap_um: float) -> Plan:
+    """Return the plan of a slide, after it was written to its folder together with the map of tissue.
+
+    Args:
+        folder: of the slide in the results.
+        slide: the slide.
+        mpp: um/px that the model needs; a coarser slide is taken as it is.
+        side: of windows, px.
+        overlap_um: of windows.
+
+    Raises:
+        DataError: the slide cannot be read.
+    """
+    whole = open_slide(slide.path, slide.mpp)
+    if whole.mpp is None:
+        msg = (
+            f"{slide.path}: does not state its pixel size. Pass data.mpp in um/px (about 0.25 for a 40x scan, 0.5 for "
+            "20x), or list the slides in a CSV with the column um_per_px."
+        )
+        raise DataError(msg)
+    grid_mpp = max(mpp, whole.mpp)
+    source = Rescaled(whole, grid_mpp)
+    tissue = find_tissue(source)
+    overlap = round(overlap_um / grid_mpp)
+    side = max(side, 2 * overlap)
+    blocks = divide(*source.shape, side, overlap)
+    held = [k for k, block in enumerate(blocks) if tissue.covers(slice(*block.core_y), slice(*block.core_x)) > 0]
+    stat = slide.path.stat()
+    plan = Plan(
+        slide.name, str(slide.path.absolute()), stat.st_size, stat.st_mtime_ns, slide.mpp, slide.stain, slide.case,
+        whole.mpp, whole.shape, grid_mpp, source.shape, side, overlap, source.white, held,
+    )  # fmt: skip
+    write_png(folder / TISSUE, tissue.map_hw.astype(np.uint8) * np.uint8(255))
+    write_text(folder / PLAN, json.dumps(asdict(plan)) + "\n")
+    return plan
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """Return the plan in the folder of a slide; None if there is none that can be used."""
+    try:
+        stored = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        return Plan(**stored | {key: tuple(stored[key]) for key in ("shape", "grid", "white")})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def read_tissue(folder: Path, plan: Plan) -> Area:
+    """Return where the slide has tissue, on its grid."""
+    return Area(read_image(folder / TISSUE)[..., 0] > 0, plan.grid)
+
+
+def window_file(folder: Path, number: int) -> Path:
+    """Return the file for the nuclei of a window."""
+    return folder / WINDOWS / f"{number:06}.npz"
+
+
+def done_windows(folder: Path) -> set[int]:
+    """Return the numbers of the windows whose nuclei are there."""
+    return {int(path.stem) for path in (folder / WINDOWS).glob("[0-9]*.npz")}
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the summary of a finished slide; None if it is not there, or not complete."""
+    try:
+        return dict(json.loads((folder / RESULT).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def clear(folder: Path) -> None:
+    """Delete the plan and the results in the folder of a slide; sub-folders may be those of other slides."""
+    (folder / RESULT).unlink(missing_ok=True)
+    shutil.rmtree(folder / WINDOWS, ignore_errors=True)
+    for path in folder.glob("*"):
+        if path.is_file():
+            path.unlink()
+
+
+def folders_with_plans(out: Path) -> Iterable[Path]:
+    """Return the folders of slides in a folder of results."""
+    return sorted(path.parent for path in out.glob(f"**/{PLAN}"))
