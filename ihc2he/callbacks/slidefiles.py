@@ -31,7 +31,6 @@ from ihc2he.nuclei.counts import THRESHOLDS, counted
 from ihc2he.nuclei.drawing import fitted
 from ihc2he.nuclei.fields import HotSpot, binned, hot_spots, smoothed_ratio
 from ihc2he.nuclei.geojson import geojson_stream, write_area
-from ihc2he.nuclei.outlines import outlines
 from ihc2he.nuclei.sheets import Sheet, map_picture
 from ihc2he.nuclei.table import NucleiTable, measurements, selected
 from ihc2he.nuclei.windows import read_window, without_doubles
@@ -105,7 +104,7 @@ class _Assembly:
         plan, options = self.plan, self.options
         self.windows = [number for number in plan.windows if window_file(self.folder, number).is_file()]
         failed = sorted({*plan.windows} - {*self.windows})
-        source = plan.open()  # which refuses a slide that was changed
+        source = plan.open(forgiving=True)
         tissue = read_tissue(self.folder, plan)
         columns = self._columns()
         size_um = (plan.shape[0] * plan.mpp, plan.shape[1] * plan.mpp)
@@ -231,11 +230,8 @@ class _Assembly:
         return Sheet(picture, (columns.start * across, rows.start * down), factor / across)
 
     def _write_tissue(self, tissue: Area) -> None:
-        height, width = tissue.map_hw.shape
-        traced = outlines(tissue.map_hw.astype(np.int32))
         self.files.append("tissue.png")
-        whole = traced.scaled(max(1, self.plan.shape[1] / width), max(1, self.plan.shape[0] / height))
-        write_area(self._path("tissue.geojson"), whole, "Tissue")
+        write_area(self._path("tissue.geojson"), Area(tissue.map_hw, self.plan.shape), "Tissue")
 
     def _write_maps(
         self, points_n2: NDArray, positive_n: NDArray[np.bool_], tissue: Area, size_um: tuple[float, float]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import deque
@@ -86,6 +85,7 @@ class SlideWriter(Callback):
         self.workers = workers
         self._lock = ExitStack()
         self._settings: dict[str, Any] = {}
+        self._threads: ThreadPoolExecutor | None = None
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Lock the folder, on the first rank.
@@ -97,7 +97,7 @@ class SlideWriter(Callback):
             return
         own = {name: value for name, value in vars(self.options).items() if name != "classes"}
         self._settings = plain({**pl_module.fingerprint, **own})
-        self._threads: ThreadPoolExecutor | None = ThreadPoolExecutor(min(2, os.cpu_count() or 1))
+        self._threads = ThreadPoolExecutor(min(2, os.cpu_count() or 1))
         self._pool: Executor = worker_pool(self.workers) if self.workers else ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
         self._assembled: dict[str, Future[Any]] = {}

@@ -19,6 +19,7 @@ from ihc2he.errors import DataError
 from ihc2he.files import write_text
 from ihc2he.images.areas import Area
 from ihc2he.images.decoding import read_image
+from ihc2he.images.forgiving import Forgiving
 from ihc2he.images.rescaled import Rescaled
 from ihc2he.images.slides import open_slide
 from ihc2he.images.source import ImageSource
@@ -104,8 +105,11 @@ class Plan:
         now = (str(slide.path.absolute()), stat.st_size, stat.st_mtime_ns, slide.mpp)
         return now == (self.source, self.size, self.mtime_ns, self.given)
 
-    def open(self) -> ImageSource:
+    def open(self, forgiving: bool = False) -> ImageSource:
         """Return the slide on the grid.
+
+        Args:
+            forgiving: whether parts that do not decode are white.
 
         Raises:
             DataError: if it cannot be read, or was changed since.
@@ -113,7 +117,8 @@ class Plan:
         if not self.is_of(Slide(self.name, Path(self.source), self.given)):
             msg = f"{self.source}: was changed while it was being read. Repeat the command when it is complete."
             raise DataError(msg)
-        source = Rescaled(open_slide(Path(self.source), self.given), self.grid_mpp)
+        whole = open_slide(Path(self.source), self.given)
+        source = Rescaled(Forgiving(whole) if forgiving else whole, self.grid_mpp)
         source.white = self.white
         return source
 
@@ -139,7 +144,7 @@ def make_plan(folder: Path, slide: Slide, mpp: float, side: int, overlap_um: flo
         )
         raise DataError(msg)
     grid_mpp = max(mpp, whole.mpp)
-    source = Rescaled(whole, grid_mpp)
+    source = Rescaled(Forgiving(whole), grid_mpp)
     tissue = find_tissue(source)
     overlap = round(overlap_um / grid_mpp)
     side = max(side, 2 * overlap)

@@ -102,6 +102,10 @@ class SlidesDataModule(WholeTilesDataModule):
         plan, result = read_plan(folder), read_result(folder)
         return plan is not None and result is not None and plan.is_of(slide) and not result["windows_failed"]
 
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Return the batch as it is: nothing in it is a tensor, and Lightning would walk through the plans."""
+        return batch
+
     def predict_dataloader(self) -> TileLoader:
         """Return the windows that are left, after the tissue of the slides was found."""
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

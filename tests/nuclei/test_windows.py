@@ -81,7 +81,7 @@ def test_nuclei_outside_of_tissue_are_dropped():
     image = np.full((80, 80, 3), 255, np.uint8)
     left = Area(np.array([[True, False]]), (80, 80))
     window = kept_nuclei(found_in(inst_hw, block), block, (80, 80), (1, 1), 0.5, image, FULL, left)
-    assert 0 < len(window.table)
+    assert len(window.table) > 0
     assert (window.table.centroids_n2[:, 0] < 40).all()
 
 
@@ -136,7 +136,7 @@ def test_a_ring_is_measured_beside_its_nucleus():
 def test_hot_spots_hold_most_positive_nuclei_and_do_not_overlap():
     rng = np.random.default_rng(0)
     spread = rng.uniform(0, 8000, (500, 2))
-    dense = rng.uniform(-300, 300, (200, 2)) + (5000, 2000)
+    dense = rng.uniform(-300, 300, (200, 2)) + np.array([5000, 2000])
     points = np.concatenate([spread, dense])
     positive = np.arange(len(points)) >= 400
     first, second, third = hot_spots(points, positive, (8000, 8000), 1.0, 3)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ihc2he.errors import ConfigError, DataError
@@ -65,7 +64,7 @@ class _OpenSlide:
                 msg = f"model.use.translators=[{name}]: a slide has no aligned H&E. Choose another translator."
                 raise ConfigError(msg)
         self.plan = plan
-        self.source = plan.open()
+        self.source = plan.open(forgiving=True)
         self.mpp, self.blocks = plan.grid_mpp, plan.blocks
         self.inputs = dict.fromkeys(translators, self.source)
         self.ink = Ink(np.zeros((1, 1), bool), plan.grid)  # no tissue lies under ink
@@ -94,10 +93,6 @@ class SlidePipeline(Pipeline):
     def class_names(self) -> list[str]:
         """The names of the types of nuclei from 1."""
         return self._types.classes
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Return the batch as it is: its images go to the device where they are used, and plans nowhere."""
-        return batch
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[WindowPrediction]:  # type: ignore[override]
         """Return what was found in the windows that are ready, at the end in all; or why a window has nothing."""
