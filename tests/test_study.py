@@ -73,3 +73,32 @@ def test_the_comparison_reads_the_bundles_of_the_trainings():
     assert set(used.values()) == folders
     assert len(used) == 8
     assert set(tested.model.choose) == set(used) < set(segmenters)
+
+
+def test_the_study_of_translation_reads_what_its_trainings_write():
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from ihc2he import config
+
+    config.register()
+    with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
+        network, adapted, tested = (
+            compose("train", overrides=[f"experiment=study_{name}", "seed=2"], return_hydra_config=True)
+            for name in ("network", "adapt", "endonuke")
+        )
+    segmenters = tested.model.segmenters
+    for name, trained in (("network", network), ("adapted", adapted)):
+        folder = f"{trained.hydra.sweep.dir}/{trained.hydra.sweep.subdir}"
+        assert segmenters[name].weights == f"{folder}/bundles/segmenter"
+        assert trained.hydra.sweeper.params.seed == "0,1,2"
+    assert adapted.model.init == segmenters.painted_consep.weights  # of the same seed
+    assert network.hydra.sweeper.params["data/augmentation"] == "nuclei"
+    home = "outputs/study_endonuke"
+    assert network.model.paint.generator == f"{home}/cyclegan/bundles/g_he2ihc"
+    used = OmegaConf.to_container(tested.model.use)
+    learned = [name for name in used["translators"] if name in ("cyclegan", "content", "cut")]
+    assert [tested.model.translators[name].weights for name in learned] == [
+        f"{home}/{name}/bundles/g_ihc2he" for name in ("cyclegan", "content", "cut")
+    ]
+    assert set(used["segmenters"]) <= set(tested.model.choose) <= set(segmenters)
