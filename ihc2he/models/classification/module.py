@@ -280,13 +280,13 @@ class Classifier(Task):
         """Return each stain of each tile, and where it speaks for the class that was found, by Grad-CAM."""
         x_bchw = batch["image"]
         with torch.no_grad():
-            prob_bk = self.network(x_bchw).float().softmax(1)
-        found = prob_bk.argmax(1).tolist()
+            found = self.network(x_bchw).argmax(1).tolist()
         cams = grad_cam(self.network, x_bchw, found) if available() else None
         shown = []
         for i, (kind, true) in enumerate(zip(found, batch["label"].tolist(), strict=True)):
-            verdict = "right" if kind == true else f"wrong, true {self.classes[true]}"
-            title = f"{self.classes[kind]} ({float(prob_bk[i, kind]):.2f}): {verdict}"
+            title = (
+                f"{self.classes[kind]}, right" if kind == true else f"{self.classes[kind]}, true {self.classes[true]}"
+            )
             row = []
             for s, stain_chw in enumerate(x_bchw[i].split(3)):
                 row.append((title if s == 0 else "", stain_chw))
