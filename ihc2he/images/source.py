@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 WHOLE_PX = 2**24  # pixels of an image that is looked at as a whole; of a larger one a thumbnail is
 _WHITE_PX = 2048  # longer side of the thumbnail for estimating the white point
 _ROWS = 1024  # of the strips that a thumbnail is made of
+_PART = 256  # px, of the parts of a strip that does not decode
+
+log = logging.getLogger(__name__)
 
 
 class ImageSource(ABC):
@@ -77,7 +82,10 @@ class ImageSource(ABC):
     def thumbnail(self, most_px: int) -> NDArray[np.uint8]:
         """Return the whole image, its longer side at most this number of px, HxWx3 uint8 RGB; read strip by strip.
 
-        It is made of the smallest level that is large enough.
+        It is made of the smallest level that is large enough. What does not decode is white in it, with a warning.
+
+        Raises:
+            DataError: if nothing decodes.
         """
         factor = max(1.0, max(self.shape) / most_px)
         if factor == 1:
@@ -87,12 +95,38 @@ class ImageSource(ABC):
         height, width = self.level_shape(level)
         factor /= self.levels[level]
         step = max(1, int(_ROWS / factor))
-        strips = []
+        strips, lost = [], 0
         for start in range(0, made_h, step):
             stop = min(start + step, made_h)
-            rows = slice(start * height // made_h, stop * height // made_h)
-            strips.append(resize(self.read(rows, slice(0, width), level), stop - start, made_w))
+            strip, blank = self._strip(slice(start * height // made_h, stop * height // made_h), width, level)
+            strips.append(resize(strip, stop - start, made_w))
+            lost += blank
+        if lost == height * width:
+            msg = f"{self.name}: no part of it decodes. Copy the file again."
+            raise DataError(msg)
+        if lost:
+            log.warning(
+                "%s: %.2g %% of it do not decode and are white in its thumbnail.",
+                self.name,
+                100 * lost / height / width,
+            )
         return np.concatenate(strips)
+
+    def _strip(self, rows: slice, width: int, level: int) -> tuple[NDArray[np.uint8], int]:
+        """Return some rows of a level, and how many of their px are white because they do not decode."""
+        try:
+            return self.read(rows, slice(0, width), level), 0
+        except DataError:
+            if not self.by_region:
+                raise
+        strip, blank = np.full((rows.stop - rows.start, width, 3), 255, np.uint8), 0
+        for top, left in product(range(rows.start, rows.stop, _PART), range(0, width, _PART)):
+            part = slice(top, min(top + _PART, rows.stop)), slice(left, min(left + _PART, width))
+            try:
+                strip[top - rows.start : part[0].stop - rows.start, part[1]] = self.read(*part, level)
+            except DataError:
+                blank += (part[0].stop - top) * (part[1].stop - left)
+        return strip, blank
 
 
 class ArraySource(ImageSource):

@@ -115,6 +115,23 @@ def test_a_tile_that_does_not_decode_fails_alone(tmp_path, write):
         assert np.array_equal(slide.read(*good), whole[good])
 
 
+def test_a_thumbnail_is_made_without_what_does_not_decode(tmp_path, caplog):
+    image = np.tile(IMAGE, (2, 2, 1))
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, image, tile=(128, 128), photometric="rgb", compression="zlib")
+    whole = open_slide(path).thumbnail(200)
+    seen = open_slide(spoil_tile(path, tile=3)).thumbnail(200)
+    rows, columns = slice(0, 64), slice(64, 128)  # of the part that touches the tile
+    assert (seen[rows, columns] == 255).all()
+    seen[rows, columns] = whole[rows, columns]
+    assert np.array_equal(seen, whole)
+    assert "a.tif: 14 % of it do not decode" in caplog.text
+    for tile in range(35):
+        spoil_tile(path, tile=tile)
+    with pytest.raises(DataError, match=r"a\.tif: no part of it decodes. Copy the file again"):
+        open_slide(path).thumbnail(200)
+
+
 def test_levels_of_openslide_have_no_seams(tmp_path):
     pytest.importorskip("openslide")
     path = tmp_path / "a.svs"
