@@ -90,7 +90,7 @@ class Block(NamedTuple):
     core_x: tuple[int, int]
 
 
-def divide(height: int, width: int, side: int, overlap: int) -> list[Block]:
+def divide(height: int, width: int, side: int, overlap: int, step: int = 1) -> list[Block]:
     """Return the blocks that cover an image, row by row; a single one if it is not larger than a block.
 
     Args:
@@ -98,15 +98,17 @@ def divide(height: int, width: int, side: int, overlap: int) -> list[Block]:
         width: of the image, px.
         side: of a block, px.
         overlap: least overlap of blocks, px; must exceed the largest nucleus.
+        step: blocks begin at multiples of it, px; they are smaller by less than that.
 
     >>> [(block.rows.start, block.core_y) for block in divide(100, 50, 64, 16)]
     [(0, (0, 50)), (36, (50, 100))]
     """
 
     def axis(length: int) -> Iterator[tuple[slice, tuple[int, int]]]:
-        starts = window_starts(length, side, overlap)
-        for start, core in zip(starts, cores(starts, side, length), strict=True):
-            yield slice(start, min(start + side, length)), core
+        own = min(length, side - (side - length) % step)  # so that the last begins at a multiple of the step, too
+        starts = [start // step * step for start in window_starts(length, own, overlap + step - 1)]
+        for start, core in zip(starts, cores(starts, own, length), strict=True):
+            yield slice(start, start + own), core
 
     return [Block(rows, cols, y, x) for rows, y in axis(height) for cols, x in axis(width)]
 

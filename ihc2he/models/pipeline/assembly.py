@@ -66,12 +66,18 @@ class Assembly:
         blocks: as `divide` gives them.
         ink: where ink covers the image; None: nowhere.
         blend: whether the H&E is needed.
+        exact: whether the H&E of a block is that of the whole image in its core, so that nothing has to be blended.
     """
 
     def __init__(
-        self, shape: tuple[int, int], blocks: Sequence[Block], ink: Ink | None = None, blend: bool = True
+        self,
+        shape: tuple[int, int],
+        blocks: Sequence[Block],
+        ink: Ink | None = None,
+        blend: bool = True,
+        exact: bool = False,
     ) -> None:
-        self._shape, self._blocks, self._ink, self._blend = shape, blocks, ink, blend
+        self._shape, self._blocks, self._ink, self._blend, self._exact = shape, blocks, ink, blend, exact
         self._row: list[tuple[Block, Part]] = []
         self._added = 0  # blocks
         self._count = 0  # nuclei
@@ -136,11 +142,20 @@ class Assembly:
         weight_hw1 = np.zeros((*image_hwc.shape[:2], 1), np.float32)
         image_hwc[: len(self._image_hwc)], weight_hw1[: len(self._weight_hw1)] = self._image_hwc, self._weight_hw1
         for block, part in row:
-            weight = hann_weight(part.he.shape[0])[:, None, None] * hann_weight(part.he.shape[1])[:, None]
-            image_hwc[:, block.columns] += weight * part.he
-            weight_hw1[:, block.columns] += weight
+            own_hw1 = self._weight(block)
+            image_hwc[:, block.columns] += own_hw1 * part.he
+            weight_hw1[:, block.columns] += own_hw1
         self._image_hwc, self._weight_hw1 = image_hwc[final:].copy(), weight_hw1[final:].copy()
         return np.rint(image_hwc[:final] / weight_hw1[:final]).astype(np.uint8)
+
+    def _weight(self, block: Block) -> NDArray[np.float32]:
+        """Return the weight of each pixel of a block, hxwx1: above 0 everywhere, or 1 in its core."""
+        axes = []
+        for seen, core in ((block.rows, block.core_y), (block.columns, block.core_x)):
+            at_n = np.arange(seen.start, seen.stop)
+            inside_n = ((at_n >= core[0]) & (at_n < core[1])).astype(np.float32)
+            axes.append(inside_n if self._exact else hann_weight(len(at_n)))
+        return axes[0][:, None, None] * axes[1][:, None]
 
 
 def joined(strips: Sequence[Strip]) -> tuple[NDArray[np.uint8], TileNuclei]:

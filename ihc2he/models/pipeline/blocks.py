@@ -15,7 +15,7 @@ from ihc2he.images.source import ArraySource, ImageSource
 from ihc2he.models.handover import Job
 from ihc2he.models.pipeline.assembly import Assembly, Strip
 from ihc2he.models.pipeline.inference import Part
-from ihc2he.models.pipeline.translators import Translator
+from ihc2he.models.pipeline.translators import Translator, is_exact
 from ihc2he.stain.white import White
 from ihc2he.tiling.windows import Block
 
@@ -63,7 +63,11 @@ class OpenImage:
         height, width = self.source.shape
         self.blocks = divide(height, width, self.mpp)
         self.ink: Ink = find_ink(self.source)
-        self.states = {name: own.prepare(self.inputs[name]) for name, own in translators.items()}
+        self.states = {
+            name: (own.prepare if len(self.blocks) == 1 else own.prepare_divided)(self.inputs[name])
+            for name, own in translators.items()
+        }
+        self._exact = {name for name, own in translators.items() if is_exact(own, self.mpp)}
         self.whites = {name: own.white_of(self.inputs[name]) for name, own in translators.items()}
         self.strips: list[dict[str, Strip]] = []
         self.failed = False
@@ -83,7 +87,8 @@ class OpenImage:
         strips = {}
         for method, part in piece.parts.items():
             if method not in self._assemblies:
-                self._assemblies[method] = Assembly(self.source.shape, self.blocks, self.ink, blend)
+                exact = method.partition("+")[0] in self._exact
+                self._assemblies[method] = Assembly(self.source.shape, self.blocks, self.ink, blend, exact)
             strip = self._assemblies[method].add(part)
             if strip is not None:
                 strips[method] = strip

@@ -52,6 +52,10 @@ class Fused(Translator):
         """Return what each part needs from a whole image, by name."""
         return {name: part.prepare(image) for name, part in self.parts.items()}  # type: ignore[operator]
 
+    def prepare_divided(self, image: ImageSource) -> dict[str, Any]:
+        """Like `prepare`, for an image that is translated in several blocks."""
+        return {name: part.prepare_divided(image) for name, part in self.parts.items()}  # type: ignore[operator]
+
     def white_of(self, image: ImageSource) -> White:
         """Return the white point of the averaged optical density: the geometric mean over members."""
         whites = {name: part.white_of(image) for name, part in self.parts.items()}  # type: ignore[operator]

@@ -7,6 +7,7 @@ Shape suffixes: b = batch, c = colour, h, w = height, width.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -301,9 +302,13 @@ class Pipeline(Task):
         )
 
     def divide(self, height: int, width: int, mpp: float) -> list[Block]:
-        """Return the blocks of an image, which overlap by more than a nucleus."""
-        overlap = round(OVERLAP_UM / mpp)
-        return divide(height, width, max(self.block, 2 * overlap), overlap)
+        """Return the blocks of an image, which overlap by more than a nucleus, and by what local translators see."""
+        overlap, step = round(OVERLAP_UM / mpp), 1
+        translators: list[Any] = [own for own in self.translators.values() if own.mpp in (None, mpp)]
+        for translator in translators:
+            overlap = max(overlap, 2 * (translator.reach or 0))
+            step = math.lcm(step, translator.stride)
+        return divide(height, width, max(self.block, 2 * (overlap + step - 1)), overlap, step)
 
     def _found(self, pieces: Sequence[Piece], batch: Mapping[str, Any], last: bool) -> Iterator[Piece]:
         """Hand the maps of blocks to the workers; yield blocks that are ready, in their order, or all at the end."""

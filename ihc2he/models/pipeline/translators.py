@@ -6,7 +6,9 @@ Shape suffixes: b = batch, c = colour, h, w = height, width.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,22 +20,28 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from ihc2he.build import build, refuse_foreign
-from ihc2he.errors import ConfigError, DataError
+from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import find_images
 from ihc2he.images.source import ArraySource, ImageSource
 from ihc2he.models.bundle import load_bundle
 from ihc2he.models.checkpoint import read_checkpoint
 from ihc2he.models.pipeline.method import Role
+from ihc2he.models.pipeline.sampling import tissue_windows
 from ihc2he.models.pixels import pixels
+from ihc2he.models.translation.moments import Moments, fixed, normalising, recorded
 from ihc2he.stain.normalise import LIGHT, Method, Statistics, pooled, statistics, target_statistics, with_statistics
 from ihc2he.stain.recolour import recolour
 from ihc2he.stain.white import FULL, White, relative_to_white
+from ihc2he.tiling.resampling import resampled_size, resized
 from ihc2he.tiling.windows import predict_local, predict_tiled
 
 log = logging.getLogger(__name__)
 
 _LEAST_SIDE = 16  # px, what the generators can translate
+STATISTICS = ("image", "tile")
+_SAMPLES = 16  # windows for the statistics of an image
+_SAMPLE_PX = 256  # px, their sides at the pixel size of the generator
 _THUMBNAIL_PX = 4096  # px, longer side of what they are taken of for a larger one
 
 
@@ -45,6 +53,9 @@ class Translator(nn.Module):
         members: networks of an ensemble; the caller averages what becomes of their images, never the images.
         needs_he: it gets the tile's aligned H&E instead of its IHC.
         role: in a comparison: a "translation" is compared with "none" and "ceiling".
+        reach: px at its pixel size, how far a pixel of its H&E sees; blocks of an image overlap by twice that, and each
+            keeps its core. None: not known, or everything; blocks are blended where they overlap.
+        stride: likewise, by multiples of which an image may be shifted without changing its H&E; blocks begin there.
         files: arguments that name files; their content is in the weights and in `facts`.
     """
 
@@ -52,6 +63,8 @@ class Translator(nn.Module):
     members: int = 1
     needs_he: bool = False
     role: Role = "translation"
+    reach: int | None = None
+    stride: int = 1
     files: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -60,6 +73,10 @@ class Translator(nn.Module):
     def prepare(self, image: ImageSource) -> Any:
         """Return what `forward` needs from a whole image, once, before its blocks are translated; None: nothing."""
         return None
+
+    def prepare_divided(self, image: ImageSource) -> Any:
+        """Like `prepare`, for an image that is translated in several blocks."""
+        return self.prepare(image)
 
     def white_of(self, image: ImageSource) -> White:
         """Return the white point of the translated H&E of an image."""
@@ -88,6 +105,11 @@ class Translator(nn.Module):
 
     def finish(self) -> None:
         """Log a summary at the end of a test or prediction."""
+
+
+def is_exact(translator: Translator, mpp: float) -> bool:
+    """Return whether blocks of images of this pixel size can be translated like the whole, if they overlap enough."""
+    return translator.reach is not None and translator.mpp in (None, mpp)
 
 
 class Identity(Translator):
@@ -257,11 +279,13 @@ class LearnedTranslator(Translator):
         window: px, the largest sides that are translated at once.
         overlap: px, least overlap of windows, in which their images are blended. A network with a `halo`, such as
             `LocalUNet`, sees only so far: its windows overlap by twice that instead, and give exactly the whole.
+        statistics: of instance normalisation where an image is translated in several blocks: `image`: one for all
+            blocks, from windows with tissue all over the image, so that blocks fit together; `tile`: of each window.
         name: under which the configuration has it, for messages.
 
     Raises:
-        ConfigError: without weights or pixel size, with weights that do not fit together or have another direction, or
-            for a window that is too small for a halo.
+        ConfigError: without weights or pixel size, with weights that do not fit together or have another direction, for
+            a window that is too small for a halo, or for unknown statistics.
         DataError: for weights that cannot be read.
 
     Attributes:
@@ -278,9 +302,13 @@ class LearnedTranslator(Translator):
         window: int = 1024,
         overlap: int = 128,
         name: str = "cyclegan",
+        statistics: str = "image",
     ) -> None:
         super().__init__()
         key = f"model.translators.{name}"
+        if statistics not in STATISTICS:
+            msg = f"{key}.statistics={statistics}: expected image or tile.{did_you_mean(statistics, STATISTICS)}"
+            raise ConfigError(msg)
         if not weights:
             msg = (
                 f"{key}.weights is not given. `python -m ihc2he.train experiment={name}_bci` (or {name}_unpaired) "
@@ -296,15 +324,45 @@ class LearnedTranslator(Translator):
         self.networks = nn.ModuleList(one.network for one in loaded)
         self.networks.requires_grad_(False).to(memory_format=torch.channels_last)
         self.ranges = [one.value_range for one in loaded]
-        self.window, self.overlap = window, overlap
+        self.window, self.overlap, self.statistics = window, overlap, statistics
+        halos, strides = zip(*(_reach(network) for network in self.networks), strict=True)
+        self.reach = None if None in halos else max(halos)
+        self.stride = math.lcm(*strides)
         for source, network in zip(sources, self.networks, strict=True):
             halo, stride = _reach(network)
             if halo is not None and window < (least := 2 * -(-halo // stride) * stride + stride):
                 msg = f"{key}.window={window}: {source} sees {halo} px around each pixel; expected {least} or more."
                 raise ConfigError(msg)
 
+    @torch.no_grad()
+    def prepare_divided(self, image: ImageSource) -> list[list[Moments]] | None:
+        """Return the statistics of each member's instance normalisations, or None if there are none."""
+        if self.statistics == "tile" or not any(normalising(network) for network in self.networks):
+            return None
+        assert self.mpp is not None
+        mpp = self.mpp if image.mpp is None else image.mpp
+        windows = tissue_windows(image, max(1, round(_SAMPLE_PX * self.mpp / mpp)), _SAMPLES)
+        x_bchw = torch.from_numpy(windows).permute(0, 3, 1, 2).to(next(self.parameters()).device).float() / 255
+        height, width = resampled_size(x_bchw.shape[-2], x_bchw.shape[-1], mpp, self.mpp)
+        x_bchw = resized(x_bchw, height, width)
+        states = []
+        for network, (low, high) in zip(self.networks, self.ranges, strict=True):
+            with recorded(network) as moments:
+                _padded(network, (x_bchw * (high - low) + low).contiguous(memory_format=torch.channels_last))
+            states.append(moments)
+        return states
+
     def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
-        """Return the images of a generator."""
+        """Return the images of a generator; a state has the statistics of an image, or None."""
+        if all(state is None for state in states):
+            return self._generated(x_bchw, member)
+        made = []
+        for x_1chw, state in zip(x_bchw.split(1), states, strict=True):
+            with nullcontext() if state is None else fixed(self.networks[member], state[member]):
+                made.append(self._generated(x_1chw, member))
+        return torch.cat(made)
+
+    def _generated(self, x_bchw: Tensor, member: int) -> Tensor:
         low, high = self.ranges[member]
 
         def generate(window_bchw: Tensor) -> Tensor:

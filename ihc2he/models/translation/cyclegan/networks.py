@@ -95,9 +95,14 @@ class ResnetGenerator(nn.Module):
         downsample: `stride` (strided convolutions) or `blur` (a blur before every second pixel is kept, as CUT does).
         initialisation: of the weights, see `initialise`.
 
+    Attributes:
+        stride: px, by multiples of which windows have to be apart.
+
     Raises:
         ConfigError: for an unknown choice or fewer than one block.
     """
+
+    stride = 4
 
     def __init__(
         self,
