@@ -105,10 +105,11 @@ def divide(height: int, width: int, side: int, overlap: int, step: int = 1) -> l
     """
 
     def axis(length: int) -> Iterator[tuple[slice, tuple[int, int]]]:
-        own = min(length, side - (side - length) % step)  # so that the last begins at a multiple of the step, too
+        # So that the last begins at a multiple of the step, too.
+        own = side if length <= side else side - (side - length) % step
         starts = [start // step * step for start in window_starts(length, own, overlap + step - 1)]
         for start, core in zip(starts, cores(starts, own, length), strict=True):
-            yield slice(start, start + own), core
+            yield slice(start, min(start + own, length)), core
 
     return [Block(rows, cols, y, x) for rows, y in axis(height) for cols, x in axis(width)]
 

@@ -1,10 +1,12 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ihc2he.tiling.windows import cores, hann_weight, owned, predict_local, predict_tiled, window_starts
+from ihc2he.tiling.windows import cores, divide, hann_weight, owned, predict_local, predict_tiled, window_starts
 
 sizes = st.tuples(st.integers(1, 400), st.integers(2, 90), st.integers(0, 60)).filter(lambda s: s[2] < s[1])
 
@@ -132,3 +134,17 @@ def test_windows_of_a_local_function_fit_and_cover_everything(length, halo, stri
 def test_a_window_without_room_between_its_halos_is_refused():
     with pytest.raises(ValueError, match="window=64: expected at least 72 px, for a halo of 32 px on each side"):
         predict_local(torch.neg, torch.rand(1, 1, 80, 8), 64, 30, 8)
+
+
+@given(st.integers(1, 500), st.integers(0, 30), st.sampled_from([1, 4, 16]), st.integers(0, 60))
+def test_blocks_begin_at_multiples_of_the_step_and_are_of_one_size(length, overlap, step, more):
+    blocks = divide(length, 1, 2 * (overlap + step) + more, overlap, step)
+    rows = [block.rows for block in blocks]
+    assert rows[0].start == 0
+    assert rows[-1].stop == length
+    assert all(own.start % step == 0 for own in rows)
+    assert len({own.stop - own.start for own in rows}) == 1
+    for one, two in pairwise(blocks):
+        assert one.rows.stop - two.rows.start >= overlap
+        assert one.rows.stop - one.core_y[1] >= overlap // 2
+        assert two.core_y[0] - two.rows.start >= overlap // 2

@@ -1,6 +1,6 @@
 """Windows of an image that stand for its tissue.
 
-Shape suffixes: b = batch, h, w = height, width; c = colour; n = windows.
+Shape suffixes: n = windows.
 """
 
 from __future__ import annotations
@@ -9,30 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihc2he.images.source import ImageSource
-from ihc2he.stain.deconvolution import optical_density
-from ihc2he.stain.white import relative_to_white
+from ihc2he.images.tissue import find_tissue
 from ihc2he.tiling.resampling import resize
-
-_LOOK_PX = 1024  # px, longer side of the thumbnail in which tissue is looked for
-_STAINED = 0.05  # least mean optical density of tissue
 
 
 def tissue_windows(image: ImageSource, side: int, most: int) -> NDArray[np.uint8]:
     """Return windows with much tissue, from all over an image, at full resolution.
 
     Args:
-        image: the image.
+        image: the image, of a known pixel size.
         side: px, of the windows; on an axis that is shorter the windows are as long as it.
         most: largest number of windows.
 
     Returns:
         BxHxWx3 uint8 RGB.
+
+    Raises:
+        DataError: the pixel size is not known, or the image cannot be read.
     """
     sides = [min(side, length) for length in image.shape]
     counts = [length // own for length, own in zip(image.shape, sides, strict=True)]
-    seen = image.thumbnail(_LOOK_PX)
-    stained_hw = optical_density(relative_to_white(seen, image.white)).mean(-1) > _STAINED
-    share_n = resize(stained_hw.astype(np.float32), counts[0], counts[1]).ravel()
+    share_n = resize(find_tissue(image).map_hw.astype(np.float32), counts[0], counts[1]).ravel()
     good_n = np.flatnonzero(share_n >= 0.5 * share_n.max())
     chosen_n = good_n[np.linspace(0, len(good_n) - 1, min(most, len(good_n))).round().astype(int)]
     rows_n, columns_n = np.divmod(chosen_n, counts[1])

@@ -340,10 +340,10 @@ class LearnedTranslator(Translator):
         if self.statistics == "tile" or not any(normalising(network) for network in self.networks):
             return None
         assert self.mpp is not None
-        mpp = self.mpp if image.mpp is None else image.mpp
-        windows = tissue_windows(image, max(1, round(_SAMPLE_PX * self.mpp / mpp)), _SAMPLES)
+        assert image.mpp is not None
+        windows = tissue_windows(image, round(_SAMPLE_PX * self.mpp / image.mpp), _SAMPLES)
         x_bchw = torch.from_numpy(windows).permute(0, 3, 1, 2).to(next(self.parameters()).device).float() / 255
-        height, width = resampled_size(x_bchw.shape[-2], x_bchw.shape[-1], mpp, self.mpp)
+        height, width = resampled_size(x_bchw.shape[-2], x_bchw.shape[-1], image.mpp, self.mpp)
         x_bchw = resized(x_bchw, height, width)
         states = []
         for network, (low, high) in zip(self.networks, self.ranges, strict=True):

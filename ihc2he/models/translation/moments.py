@@ -1,8 +1,8 @@
 """Statistics of instance normalisation, taken once for an image that is translated in parts.
 
 Instance normalisation makes every pixel depend on the mean and the variance of all that is translated with it, so that
-parts of an image, each by its own, do not fit together. With the same statistics for all parts they do, as for whole
-slides in URUST (Ho et al., arXiv 2208.10730).
+parts of an image, each by its own, do not fit together. With the same statistics for all parts they do. Differs from
+Kernelized Instance Normalization (Ho et al., ECCV 2022), whose statistics change slowly over the slide.
 
 Shape suffixes: b = batch, c = channel, h, w = height, width.
 """

@@ -176,7 +176,7 @@ def test_each_image_of_a_batch_and_each_member_has_its_own_statistics(generator,
 def test_windows_for_statistics_have_tissue_and_come_from_all_over():
     image = np.full((700, 900, 3), 245, np.uint8)
     image[100:600, 300:] = (150, 110, 160)
-    windows = tissue_windows(ArraySource(image, 0.5, white=(245.0, 245.0, 245.0)), 100, 8)
+    windows = tissue_windows(ArraySource(image, 0.5), 100, 8)
     assert windows.shape == (8, 100, 100, 3)
     assert (windows[..., 1] < 200).mean() > 0.8
     assert len(tissue_windows(ArraySource(image[:50, :70], 0.5), 100, 8)) == 1  # glass alone
