@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.data.plans import RESULT, WINDOWS, read_plan, read_tissue, window_file
+from ihc2he.data.plans import RESULT, WINDOWS, read_plan, read_tissue, regions_of, window_file
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.files import exclusive, write_text
 from ihc2he.images.areas import Area
@@ -122,6 +122,14 @@ class _Assembly:
         types_n, dab_n = columns["type"], columns["dab_od"]
         counts = {ALL: counted(types_n, dab_n, options.classes, options.thresholds)}
         areas = {ALL: tissue.share * size_um[0] * size_um[1] / 1e6}
+        regions = regions_of(self.folder)
+        if regions is not None:
+            of_n = regions.index(np.stack([columns["x_px"], columns["y_px"]], 1)) if len(types_n) else types_n
+            for k, region in enumerate(regions.included):
+                name = " ".join(filter(None, [str(k + 1), region.name, region.kind]))
+                in_n = of_n == k
+                counts[name] = counted(types_n[in_n], dab_n[in_n], options.classes, options.thresholds)
+                areas[name] = region.shape.area * plan.mpp**2 / 1e6
         result = {
             "name": plan.name,
             "stain": plan.stain,

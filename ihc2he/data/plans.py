@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +21,16 @@ from ihc2he.files import write_text
 from ihc2he.images.areas import Area
 from ihc2he.images.decoding import read_image
 from ihc2he.images.forgiving import Forgiving
+from ihc2he.images.regions import Regions, read_regions
 from ihc2he.images.rescaled import Rescaled
 from ihc2he.images.slides import open_slide
 from ihc2he.images.source import ImageSource
-from ihc2he.images.tissue import find_tissue
+from ihc2he.images.tissue import Tissue, find_tissue
 from ihc2he.images.writing import write_png
 from ihc2he.tiling.windows import Block, divide
 
 PLAN, TISSUE, RESULT, WINDOWS = "plan.json", "tissue.png", "slide.json", "windows"
+REGIONS = "regions.geojson"
 
 
 class Slide(NamedTuple):
@@ -39,6 +42,7 @@ class Slide(NamedTuple):
         mpp: um/px; None: as the file states.
         stain: a note for the tables.
         case: likewise, such as a patient.
+        regions: annotations of QuPath to compute; None: all tissue.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Slide(NamedTuple):
     mpp: float | None = None
     stain: str = ""
     case: str = ""
+    regions: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Plan:
         overlap: of windows, px of the grid.
         white: colour of the slide's glass.
         windows: numbers of those that hold tissue.
+        regions: digest of the annotations; empty without.
     """
 
     name: str
@@ -85,6 +91,7 @@ class Plan:
     overlap: int
     white: tuple[float, float, float]
     windows: list[int]
+    regions: str = ""
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -104,6 +111,10 @@ class Plan:
             return False
         now = (str(slide.path.absolute()), stat.st_size, stat.st_mtime_ns, slide.mpp)
         return now == (self.source, self.size, self.mtime_ns, self.given)
+
+    def is_current(self, slide: Slide) -> bool:
+        """Return whether it is of the present version of a slide and of its regions."""
+        return self.is_of(slide) and self.regions == _digest(slide.regions)
 
     def open(self, forgiving: bool = False) -> ImageSource:
         """Return the slide on the grid.
@@ -146,6 +157,11 @@ def make_plan(folder: Path, slide: Slide, mpp: float, side: int, overlap_um: flo
     grid_mpp = max(mpp, whole.mpp)
     source = Rescaled(Forgiving(whole), grid_mpp)
     tissue = find_tissue(source)
+    if slide.regions is not None:
+        regions = Regions(read_regions(slide.regions), str(slide.regions))
+        tissue = Tissue(regions.mask(whole.shape, tissue).map_hw, source.shape)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(slide.regions, folder / (REGIONS + (".gz" if slide.regions.suffix == ".gz" else "")))
     overlap = round(overlap_um / grid_mpp)
     side = max(side, 2 * overlap)
     blocks = divide(*source.shape, side, overlap)
@@ -153,11 +169,21 @@ def make_plan(folder: Path, slide: Slide, mpp: float, side: int, overlap_um: flo
     stat = slide.path.stat()
     plan = Plan(
         slide.name, str(slide.path.absolute()), stat.st_size, stat.st_mtime_ns, slide.mpp, slide.stain, slide.case,
-        whole.mpp, whole.shape, grid_mpp, source.shape, side, overlap, source.white, held,
+        whole.mpp, whole.shape, grid_mpp, source.shape, side, overlap, source.white, held, _digest(slide.regions),
     )  # fmt: skip
     write_png(folder / TISSUE, tissue.map_hw.astype(np.uint8) * np.uint8(255))
     write_text(folder / PLAN, json.dumps(asdict(plan)) + "\n")
     return plan
+
+
+def _digest(path: Path | None) -> str:
+    return "" if path is None else blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+def regions_of(folder: Path) -> Regions | None:
+    """Return the regions of a slide, with places in px at full resolution; None: it has none."""
+    path = next(iter(folder.glob(f"{REGIONS}*")), None)
+    return None if path is None else Regions(read_regions(path), str(path))
 
 
 def read_plan(folder: Path) -> Plan | None:

@@ -54,13 +54,22 @@ class SlidesDataModule(WholeTilesDataModule):
         path: a slide, a folder (searched with its sub-folders), a glob, or a CSV with the columns path, um_per_px,
             name, stain and case, of which only the first is needed; paths there may be relative to the CSV.
         out: folder of the results.
+        regions: GeoJSON of annotations of QuPath to compute, or a folder with a `NAME.geojson` for each slide; None:
+            all tissue.
         mpp: um/px of the slides whose row in a CSV has none; None: as each file states.
         batch_size: windows per batch and process.
         num_workers: processes that read windows ahead of the network.
     """
 
     def __init__(
-        self, *, path: str | None, out: str, mpp: float | None = None, batch_size: int = 1, num_workers: int = 2
+        self,
+        *,
+        path: str | None,
+        out: str,
+        mpp: float | None = None,
+        regions: str | None = None,
+        batch_size: int = 1,
+        num_workers: int = 2,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer windows left than devices
@@ -69,6 +78,7 @@ class SlidesDataModule(WholeTilesDataModule):
         self.path = str(path)
         self.out = Path(out).expanduser()
         self.mpp = mpp
+        self.regions = None if regions is None else Path(regions).expanduser()
 
     @property
     def info(self) -> DataInfo:
@@ -79,12 +89,22 @@ class SlidesDataModule(WholeTilesDataModule):
         """Find the slides, without opening them."""
         given = Path(self.path).expanduser()
         self.slides = _listed(given, self.mpp) if given.suffix.lower() == ".csv" else self._found()
+        self.slides = [slide._replace(regions=self._regions(slide)) for slide in self.slides]
         left = [slide for slide in self.slides if not self._is_done(slide)]
         if len(left) < len(self.slides):
             log.info(
                 "%d of %d slides were finished before and are skipped.", len(self.slides) - len(left), len(self.slides)
             )
         self.slides = left
+
+    def _regions(self, slide: Slide) -> Path | None:
+        if self.regions is None:
+            return None
+        path = self.regions / f"{slide.name}.geojson" if self.regions.is_dir() else self.regions
+        if not path.is_file():
+            msg = f"data.regions={self.regions}: there is no {path}. Export the slide's annotations from QuPath to it."
+            raise DataError(msg)
+        return path
 
     def _found(self) -> list[Slide]:
         base, files = find_files(self.path, SLIDE_SUFFIXES)
@@ -100,7 +120,7 @@ class SlidesDataModule(WholeTilesDataModule):
     def _is_done(self, slide: Slide) -> bool:
         folder = self.out / slide.name
         plan, result = read_plan(folder), read_result(folder)
-        return plan is not None and result is not None and plan.is_of(slide) and not result["windows_failed"]
+        return plan is not None and result is not None and plan.is_current(slide) and not result["windows_failed"]
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Return the batch as it is: nothing in it is a tensor, and Lightning would walk through the plans."""
@@ -123,7 +143,7 @@ class SlidesDataModule(WholeTilesDataModule):
         folder = self.out / slide.name
         plan = read_plan(folder)
         try:
-            if plan is not None and plan.is_of(slide):
+            if plan is not None and plan.is_current(slide):
                 return plan
             clear(folder)  # of another version of the slide
             return make_plan(folder, slide, *self._wanted())

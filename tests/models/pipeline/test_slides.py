@@ -147,6 +147,20 @@ def test_a_csv_lists_slides_with_pixel_size_stain_and_case(predict, slide, tmp_p
     assert area[0] == pytest.approx(4 * area[1], rel=0.2)
 
 
+def test_only_regions_of_qupath_are_computed_and_each_is_counted(predict, slide, tmp_path):
+    pytest.importorskip("shapely")
+    corners = [[80, 80], [500, 80], [500, 720], [80, 720], [80, 80]]
+    shape = {"type": "Polygon", "coordinates": [corners]}
+    tumour = {"type": "Feature", "geometry": shape, "properties": {"classification": {"name": "Tumor"}}}
+    (tmp_path / "regions.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [tumour]}))
+    done = predict(slide, "data.regions=regions.geojson", "callbacks.writer.write=[]")
+    assert done.status == 0, done.err
+    rows = {row["region"]: row for row in read(tmp_path / "out" / "summary.csv") if row["slide"] == "a.ome"}
+    n = sum(40 < x < 250 and 40 < y < 360 for y, x in lattice())
+    assert {region: row["nuclei"] for region, row in rows.items()} == {"all tissue": str(n), "1 Tumor": str(n)}
+    assert float(rows["1 Tumor"]["area_mm2"]) == pytest.approx(420 * 640 * 0.0625e-6)
+
+
 def test_mistakes_are_named(predict, cli, tmp_path):
     done = cli("experiment=predict_slides")
     assert done.status == 2
