@@ -68,7 +68,10 @@ class _OpenSlide:
         self.mpp, self.blocks = plan.grid_mpp, plan.blocks
         self.inputs = dict.fromkeys(translators, self.source)
         self.ink = Ink(np.zeros((1, 1), bool), plan.grid)  # no tissue lies under ink
-        self.states = {name: own.prepare(self.source) for name, own in translators.items()}
+        self.states = {
+            name: (own.prepare if len(self.blocks) == 1 else own.prepare_divided)(self.source)
+            for name, own in translators.items()
+        }
         self.whites = {name: own.white_of(self.source) for name, own in translators.items()}
 
 
