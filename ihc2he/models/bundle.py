@@ -7,7 +7,6 @@ A bundle holds `config.json` (how to build the network and what it expects), `mo
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from hashlib import file_digest
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from ihc2he import __version__
 from ihc2he.build import build, refuse_foreign
 from ihc2he.datainfo import check_class_names
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.files import complete_folder
 from ihc2he.models.former import FORMAT, upgraded
 from ihc2he.weights import BUILTIN
 
@@ -51,25 +51,17 @@ def save_bundle(module: nn.Module, folder: str | Path, info: Mapping[str, Any], 
         msg = f"A bundle needs the configuration node of its network, to build it again; found {node!r}."
         raise ConfigError(msg)
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     if half:
         weights |= {name: _halved(weights[name]) for name, _ in module.named_parameters()}
-    save_file(weights, temporary / "model.safetensors")
     if "metrics" in info:  # NaN is no JSON
         info = {**info, "metrics": {key: value for key, value in info["metrics"].items() if isfinite(value)}}
     versions = {"ihc2he": __version__, "torch": version("torch")}
-    config = {"format": FORMAT, **info, "versions": versions, "sha256": _sha256(temporary / "model.safetensors")}
-    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (temporary / "README.md").write_text(_card(config), encoding="utf-8")
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with complete_folder(folder) as temporary:
+        save_file(weights, temporary / "model.safetensors")
+        config = {"format": FORMAT, **info, "versions": versions, "sha256": _sha256(temporary / "model.safetensors")}
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(_card(config), encoding="utf-8")
     return folder
 
 

@@ -1,0 +1,66 @@
+"""The command `python -m ihc2he.export BUNDLE out=FOLDER`."""
+
+import logging
+import sys
+
+from ihc2he.errors import ConfigError, Ihc2heError, did_you_mean
+
+HELP = """\
+Write packages of a trained network that other programs open.
+
+  python -m ihc2he.export BUNDLE out=FOLDER [formats=qupath,onnx] [author=NAME] [licence=MIT]
+
+  BUNDLE     RUN/bundles/segmenter, RUN/bundles/g_ihc2he, a hub id such as owner/name, or builtin
+  out        folder for the packages
+  formats    some of these; by default all that the bundle allows:
+               qupath      a folder for QuPath's InstanSeg extension: image -> nuclei with classes
+               bioimageio  a package of the BioImage Model Zoo: the network as ONNX and TorchScript
+               onnx        one file, for onnxruntime and others
+               torch       one file, for torch.export.load
+  author     who made the weights
+  licence    of the weights, an SPDX identifier
+"""
+KEYS = ("out", "formats", "author", "licence")
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit status of the command line: 0, or 2 after one line that says what is wrong."""
+    if not arguments or any(a in ("-h", "--help", "help") for a in arguments):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        bundle, values = parse(arguments)
+        from ihc2he.export.packages import export, facts
+
+        formats = values.pop("formats", None)
+        print(facts(export(bundle, values.pop("out"), formats.split(",") if formats else None, **values)))
+    except (Ihc2heError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
+    """Return the bundle and the values by key.
+
+    >>> parse(["builtin", "out=packages"])
+    ('builtin', {'out': 'packages'})
+
+    Raises:
+        ConfigError: for an unknown key, or without a bundle or `out`.
+    """
+    bundles = [given for given in arguments if "=" not in given]
+    values = dict(given.split("=", 1) for given in arguments if "=" in given)
+    for key in values:
+        if key not in KEYS:
+            msg = f"There is no key '{key}'.{did_you_mean(key, KEYS)}"
+            raise ConfigError(msg)
+    if len(bundles) != 1 or not values.get("out"):
+        msg = f"Expected one bundle and out=FOLDER, found '{' '.join(arguments)}'."
+        raise ConfigError(msg)
+    return bundles[0], values
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
