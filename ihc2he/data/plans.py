@@ -31,6 +31,7 @@ from ihc2he.tiling.windows import Block, divide
 
 PLAN, TISSUE, RESULT, WINDOWS = "plan.json", "tissue.png", "slide.json", "windows"
 REGIONS = "regions.geojson"
+STEP = 32  # px of the grid; windows begin at multiples of what networks halve, so that neighbours see alike
 
 
 class Slide(NamedTuple):
@@ -96,7 +97,7 @@ class Plan:
     @cached_property
     def blocks(self) -> list[Block]:
         """All windows of the grid, row by row."""
-        return divide(*self.grid, self.side, self.overlap)
+        return divide(*self.grid, self.side, self.overlap, STEP)
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -163,8 +164,8 @@ def make_plan(folder: Path, slide: Slide, mpp: float, side: int, overlap_um: flo
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(slide.regions, folder / (REGIONS + (".gz" if slide.regions.suffix == ".gz" else "")))
     overlap = round(overlap_um / grid_mpp)
-    side = max(side, 2 * overlap)
-    blocks = divide(*source.shape, side, overlap)
+    side = max(side, 2 * (overlap + STEP - 1))
+    blocks = divide(*source.shape, side, overlap, STEP)
     held = [k for k, block in enumerate(blocks) if tissue.covers(slice(*block.core_y), slice(*block.core_x)) > 0]
     stat = slide.path.stat()
     plan = Plan(
