@@ -27,6 +27,7 @@ class DataInfo:
         size: side of square images that all have one size, px; None: they differ, or the model need not know it.
         channels: of an image.
         class_counts: number of training images of each class; empty if it is not known yet.
+        trained_on: digests of the training tiles and their cases; empty if they are not known yet, or not named.
 
     Raises:
         ConfigError: for a pixel size that is not above 0, or class names that repeat or have another meaning in tables.
@@ -40,6 +41,7 @@ class DataInfo:
     size: int | None = None
     channels: int = 3
     class_counts: Sequence[int] = ()
+    trained_on: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.mpp is not None and not 0 < self.mpp < float("inf"):

@@ -29,7 +29,8 @@ MANIFEST = ("name", "level", "number", "seed", "weights")
 class SyntheticTiles(Callback):
     """Writes each tile as `LEVEL/NUMBER.png`, `settings.json`, and at the end `manifest.csv` with all tiles there are.
 
-    Its columns are name, level, number, seed, and weights, the SHA-256 of the generator's.
+    Its columns are name, level, number, seed, and weights, the SHA-256 of the generator's. `trained_on.csv` has the
+    digests of the tiles and cases that the generator was trained on, where they are known.
 
     Args:
         out: the folder.
@@ -54,6 +55,8 @@ class SyntheticTiles(Callback):
             raise ConfigError(problem)
         if trainer.is_global_zero:
             write_json(self.out / "settings.json", self._settings)
+            if pl_module.trained_on:
+                write_csv(self.out / "trained_on.csv", [{"digest": digest} for digest in pl_module.trained_on])
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any

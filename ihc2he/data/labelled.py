@@ -7,6 +7,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ihc2he.data.casesplits import reduced, split_by_case, split_by_tile
 from ihc2he.data.leaks import warn_of_leaks
+from ihc2he.data.origins import digests, read_origins, refuse_known
 from ihc2he.data.pseudocases import pseudo_cases
 from ihc2he.data.samplers import SampleIndex, balancing_weights
 from ihc2he.data.store import TileStore, map_in_threads
@@ -105,6 +107,7 @@ class LabelledDataModule(StoreDataModule):
 
     Args:
         size: side of the tiles that the model sees, px.
+        split_seed: of the division into training, validation and test, whatever `seed` is.
         split: "published", the splits of the dataset, where a missing one is a share of the training tiles; "cases":
             whole cases; "pseudo_cases": whole clusters of tiles that look like one slide, see `data.pseudocases`.
         val_fraction: of the tiles or cases, for validation.
@@ -133,6 +136,7 @@ class LabelledDataModule(StoreDataModule):
     eval_batch_size: int = 32
     crop_size: int = field(default=1, init=False)
     split: str = "published"
+    split_seed: int = 0
     val_fraction: float = 0.15
     test_fraction: float = 0.2
     case_share: float = 1.0
@@ -153,6 +157,7 @@ class LabelledDataModule(StoreDataModule):
         super().__post_init__()
         require("size", self.size, self.size >= MIN_SIZE, f"at least {MIN_SIZE} px")
         require("split", self.split, self.split in KINDS, " or ".join(KINDS))
+        require("split_seed", self.split_seed, self.split_seed >= 0, "0 or more")
         for name in ("val_fraction", "test_fraction"):
             require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "from 0 to below 1")
         require("case_share", self.case_share, 0 < self.case_share <= 1, "above 0 and at most 1")
@@ -168,6 +173,7 @@ class LabelledDataModule(StoreDataModule):
             msg = "data.real_share=0: there is nothing to train on. Pass data.synthetic=FOLDER too."
             raise ConfigError(msg)
         self._parts: dict[str, Tiles] = {}
+        self._trained_on: set[str] = set()
 
     # ------------------------------------------------------------------ what a subclass says
 
@@ -196,7 +202,8 @@ class LabelledDataModule(StoreDataModule):
         mpp = self.target_mpp * self._field(store) / self.size
         classes = self.classes_of(store)
         counts = np.bincount(self._parts["train"].label_n, minlength=len(classes)).tolist() if self._parts else ()
-        return replace(info, mpp=mpp, classes=classes, class_counts=counts)
+        trained_on = sorted(self._trained_on)
+        return replace(info, mpp=mpp, classes=classes, class_counts=counts, trained_on=trained_on)
 
     def _store(self) -> TileStore:
         if getattr(self, "tiles", None) is None:
@@ -259,7 +266,7 @@ class LabelledDataModule(StoreDataModule):
         self._cases = self._pseudo_cases(store) if self.split == "pseudo_cases" else self.cases_of(store)
         shares = {"test": self.test_fraction, "val": self.val_fraction}
         if self.split == "published":
-            records = split_by_tile([row["split"] for row in store.rows], labels, shares, self.seed)
+            records = split_by_tile([row["split"] for row in store.rows], labels, shares, self.split_seed)
         else:
             if unknown := self._cases.count(""):
                 msg = (
@@ -267,7 +274,7 @@ class LabelledDataModule(StoreDataModule):
                     f"{self.how_to_name_cases()} Or pass data.split=pseudo_cases, which guesses them by their looks."
                 )
                 raise DataError(msg)
-            records = split_by_case(self._cases, labels, shares, self.seed)
+            records = split_by_case(self._cases, labels, shares, self.split_seed)
         records["train"] = reduced(records["train"], self._cases, labels, self.case_share, self.seed)
         return records
 
@@ -294,8 +301,10 @@ class LabelledDataModule(StoreDataModule):
         used = Tiles(
             real.image_nhwc[kept], real.label_n[kept], [real.names[i] for i in kept], [real.cases[i] for i in kept]
         )
+        self._trained_on = digests(used.names, [] if self.split == "pseudo_cases" else used.cases)
         if self.synthetic is None:
             return used
+        self._trained_on |= self._known_to_generator(Path(self.synthetic).expanduser())
         present = [labels[i] for i in kept]
         counts = synthetic_counts(labels, present, classes, self.synthetic_share)
         images, names, levels = read_synthetic(
@@ -304,6 +313,13 @@ class LabelledDataModule(StoreDataModule):
         label_n = np.array([classes.index(level) for level in levels], np.int64)
         log.info("Training on %d real and %d synthetic tiles.", len(used), len(names))
         return used.joined(Tiles(images, label_n, names, [SYNTHETIC] * len(names)))
+
+    def _known_to_generator(self, folder: Path) -> set[str]:
+        """Return digests of what the generator of the synthetic tiles was trained on, none of it validation or test."""
+        known = read_origins(folder)
+        parts = {split: (part.names, part.cases) for split, part in self._parts.items() if split != "train"}
+        refuse_known(folder, known, parts, self.split)
+        return known
 
     # ------------------------------------------------------------------ batches
 

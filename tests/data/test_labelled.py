@@ -1,5 +1,6 @@
 import csv
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from ihc2he.data.casesplits import reduced, split_by_case
 from ihc2he.data.her2 import HER2DataModule
 from ihc2he.data.labelled_tiles import LabelledTilesDataModule
 from ihc2he.data.leaks import near_duplicates, thumbnails_of, warn_of_leaks
+from ihc2he.data.origins import digests
 from ihc2he.data.pseudocases import clustered
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.simulate import write_bci
@@ -175,6 +177,38 @@ def test_synthetic_tiles_join_the_training(her2, synthetic, caplog):
         her2(synthetic=synthetic, synthetic_share=20)
     with pytest.raises(ConfigError, match="there is nothing to train on"):
         her2(real_share=0)
+
+
+def trained_on(folder, digests):
+    (Path(folder) / "trained_on.csv").write_text("\n".join(["digest", *digests]) + "\n")
+
+
+def test_a_generator_that_was_trained_on_test_tiles_is_refused(her2, synthetic, caplog):
+    split = {"split": "cases", "val_fraction": 0.25, "test_fraction": 0.25}
+    generator = her2(**split, seed=5)
+    trained_on(synthetic, generator.info.trained_on)
+    joined = her2(**split, synthetic=synthetic, seed=6)
+    assert {*joined.info.trained_on} == {*generator.info.trained_on}
+    assert "it is not known on which tiles" not in caplog.text
+    with pytest.raises(ConfigError, match=r"trained on \d+ of \d+ (val|test) tiles.* \(here cases\)"):
+        her2(**split, split_seed=1, synthetic=synthetic)
+    one = generator.part("test").cases[0]
+    trained_on(synthetic, sorted(digests(["another tile"], [one])))
+    n, of = generator.part("test").cases.count(one), len(generator.part("test"))
+    with pytest.raises(ConfigError, match=f"was trained on {n} of {of} test tiles, or on tiles of their cases"):
+        her2(**split, synthetic=synthetic)
+    her2(synthetic=synthetic)  # the published split has cases on both sides anyway
+
+
+def test_a_folder_that_does_not_say_what_its_generator_knows_gives_one_warning(her2, synthetic, caplog):
+    her2(synthetic=synthetic)
+    assert caplog.text.count("trained_on.csv: it is not known on which tiles the generator was trained") == 1
+
+
+@pytest.mark.parametrize("split", ["published", "cases"])
+def test_the_seed_of_a_training_does_not_change_the_split(her2, split):
+    names = [her2(split=split, seed=seed, val_fraction=0.25).part("val").names for seed in (0, 1)]
+    assert names[0] == names[1] != her2(split=split, split_seed=1, val_fraction=0.25).part("val").names
 
 
 @pytest.fixture

@@ -191,6 +191,7 @@ class Gan(AdversarialTask):
             "size": self.size,
             "latent_size": self.latent_size,
             "adversarial": self.adversarial,
+            "trained_on": list(self.data.trained_on),
         }
         return {"generator": Export(self.generator if self.g_ema is None else self.g_ema, info)}
 

@@ -57,6 +57,7 @@ class TileSampler(Task):
         self.levels: list[str] = info["classes"]
         self.latent_size: int = info["latent_size"]
         self.digest: str = info["sha256"]
+        self.trained_on: list[str] = info.get("trained_on", [])
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class LevelTiles(Dataset[dict[str, Any]]):
 class Levels(LightningDataModule):
     """Training tiles, and as many others for evaluation."""
 
-    info = DataInfo(mpp=1.84, classes=LEVELS)
+    info = DataInfo(mpp=1.84, classes=LEVELS, trained_on=("0a", "1b"))
 
     def __init__(self, n: int = 8, size: int = 16, batch_size: int = 4, eval_batch_size: int = 4) -> None:
         super().__init__()

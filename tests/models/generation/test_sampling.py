@@ -48,6 +48,7 @@ def test_tiles_are_balanced_named_and_the_same_however_they_are_made(cli, bundle
     assert [row["level"] for row in found] == (3 * LEVELS)[:10]
     digest = hashlib.sha256((bundle / "model.safetensors").read_bytes()).hexdigest()
     assert {(row["seed"], row["weights"]) for row in found} == {("7", digest)}
+    assert [row["digest"] for row in rows(tmp_path / "one" / "trained_on.csv")] == ["0a", "1b"]
     assert [row["name"] for row in found[:2]] == ["0/000000.png", "1+/000001.png"]
     network, info = load_bundle(bundle)
     assert (info["classes"], info["latent_size"], info["role"]) == (LEVELS, 5, "generator")

@@ -38,6 +38,7 @@ def test_it_trains_is_judged_and_makes_tiles_to_train_on(cli, tmp_path, name, te
     done = cli("experiment=gan_tiles", weights, "data.count=8", "out=tiles", "trainer=cpu")
     assert done.status == 0, done.err
     assert len(rows(tmp_path / "tiles" / "manifest.csv")) == len([*(tmp_path / "tiles").glob("*/*.png")]) == 8
+    assert len(rows(tmp_path / "tiles" / "trained_on.csv")) > 0
     if name == "dcgan":  # the fast one
         return
     done = cli(
