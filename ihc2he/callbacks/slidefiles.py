@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.data.plans import RESULT, WINDOWS, read_plan, read_tissue, regions_of, window_file
-from ihc2he.errors import ConfigError, DataError
+from ihc2he.data.plans import RESULT, WINDOWS, read_plan, read_result, read_tissue, regions_of, window_file
+from ihc2he.errors import DataError
 from ihc2he.files import exclusive, write_text
 from ihc2he.images.areas import Area
 from ihc2he.images.decoding import read_image
@@ -65,26 +65,29 @@ class Options:
     classes: Sequence[str] = ()
 
 
-def assemble(folder: Path, options: Options) -> dict[str, Any] | None:
-    """Write the files of a slide, its summary last, and delete those of its windows.
+def assemble(folder: Path, options: Options) -> dict[str, Any]:
+    """Write the files of a slide, its summary last, and delete those of its windows; once, whoever asks again.
 
-    Windows that are not there have failed; then those of the others are kept, for a run that tries again.
+    Windows that are not there have failed; then those of the others are kept, for a run that tries again. Another
+    process that is at the same slide is waited for.
 
     Args:
         folder: of the slide.
         options: what to write.
 
     Returns:
-        The summary; None if another process is making it.
+        The summary.
 
     Raises:
-        DataError: the slide was changed meanwhile, or a file of its folder is damaged.
+        DataError: the slide was changed meanwhile, none of its windows is there, or a file of its folder is damaged.
     """
-    try:
-        with exclusive(folder / ".lock", busy="another process is at it"):
-            return _Assembly(folder, options).run()
-    except ConfigError:
-        return None
+    with exclusive(folder / ".lock"):
+        finished = read_result(folder)
+        if finished is None or finished["windows_failed"]:
+            finished = _Assembly(folder, options).run()
+        if not finished["windows_failed"]:
+            shutil.rmtree(folder / WINDOWS, ignore_errors=True)
+        return finished
 
 
 class _Assembly:
@@ -104,6 +107,9 @@ class _Assembly:
         plan, options = self.plan, self.options
         self.windows = [number for number in plan.windows if window_file(self.folder, number).is_file()]
         failed = sorted({*plan.windows} - {*self.windows})
+        if plan.windows and not self.windows:
+            msg = f"{plan.source}: none of its {len(plan.windows)} windows with tissue could be read."
+            raise DataError(msg)
         source = plan.open(forgiving=True)
         tissue = read_tissue(self.folder, plan)
         columns = self._columns()
@@ -150,8 +156,6 @@ class _Assembly:
             "files": self.files,
         }
         write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
-        if not failed:
-            shutil.rmtree(self.folder / WINDOWS, ignore_errors=True)
         return result
 
     def _path(self, name: str) -> Path:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,7 +18,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ihc2he.callbacks.claiming import claim, plain
 from ihc2he.callbacks.imagefiles import write_json
 from ihc2he.callbacks.slidefiles import ALL, KINDS, Options, assemble
-from ihc2he.data.plans import done_windows, folders_with_plans, read_plan, read_result, read_tissue, window_file
+from ihc2he.data.plans import Plan, done_windows, folders_with_plans, read_plan, read_result, read_tissue, window_file
+from ihc2he.data.tables import read_rows
 from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.files import write_csv
 from ihc2he.images.areas import Area
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Failure = dict[str, str]  # a row of failed.csv
+
 MAX_PENDING = 16  # windows that wait to be written
+FAILED = ("slide", "window", "error", "path")
 
 
 class SlideWriter(Callback):
@@ -99,10 +104,13 @@ class SlideWriter(Callback):
         self._settings = plain({**pl_module.fingerprint, **own})
         self._threads = ThreadPoolExecutor(min(2, os.cpu_count() or 1))
         self._pool: Executor = worker_pool(self.workers) if self.workers else ThreadPoolExecutor(1)
-        self._pending: deque[Future[None]] = deque()
+        self._pending: deque[tuple[str, Future[None]]] = deque()
         self._assembled: dict[str, Future[Any]] = {}
+        self._assembling = Lock()
+        self._waits: dict[str, int] = {}
+        self._ranks = trainer.world_size
         self._tissues: dict[str, Area] = {}
-        self._failed: list[dict[str, str]] = []
+        self._failed: list[Failure] = []
         problem = claim(self.out, self._settings, self._lock) if trainer.is_global_zero else None
         problem = trainer.strategy.broadcast(problem)  # so that no rank waits for one that has stopped
         if problem:
@@ -125,7 +133,7 @@ class SlideWriter(Callback):
                 window = "" if prediction.plan is None else str(prediction.number)
                 self._failed.append({"slide": prediction.name, "window": window, "error": prediction.error})
                 continue
-            self._pending.append(self._threads.submit(self._write, prediction))
+            self._pending.append((prediction.name, self._threads.submit(self._write, prediction)))
             self._wait(MAX_PENDING)
 
     def _write(self, prediction: WindowPrediction) -> None:
@@ -133,12 +141,14 @@ class SlideWriter(Callback):
         plan, folder = prediction.plan, self.out / prediction.name
         assert prediction.found is not None
         assert prediction.image is not None
-        if prediction.name not in self._tissues:
-            self._tissues = {prediction.name: read_tissue(folder, plan)}
+        tissue = self._tissues.get(prediction.name)
+        if tissue is None:
+            tissue = read_tissue(folder, plan)
+            self._tissues = {prediction.name: tissue}  # another thread may do so, too
         block = plan.blocks[prediction.number]
         kept = kept_nuclei(
             prediction.found, block, plan.grid, plan.scale, plan.grid_mpp, prediction.image, plan.white,
-            self._tissues[prediction.name], prediction.agreement_n, self.options.thresholds[0],
+            tissue, prediction.agreement_n, self.options.thresholds[0],
         )  # fmt: skip
         path = window_file(folder, prediction.number)
         if prediction.he is not None and "he" in self.options.write:
@@ -146,13 +156,27 @@ class SlideWriter(Callback):
             x, y = block.columns.start, block.rows.start
             write_png(path.with_suffix(".png"), prediction.he[top - y : bottom - y, left - x : right - x])
         write_window(path, kept)
-        if len(done_windows(folder)) == len(plan.windows):
-            self._assembled[prediction.name] = self._pool.submit(assemble, folder, self.options)
+        self._count(plan)
+
+    def _count(self, plan: Plan) -> None:
+        """Note that a window was written; after the last of a slide, write its files.
+
+        The folder is listed when all that were missing in it may be there: after as many windows, shared by the ranks.
+        """
+        name, folder = plan.name, self.out / plan.name
+        with self._assembling:
+            self._waits[name] = self._waits.get(name, 1) - 1
+            if self._waits[name] > 0 or name in self._assembled:
+                return
+            missing = len(plan.windows) - len(done_windows(folder))
+            self._waits[name] = max(1, missing // self._ranks)
+            if not missing:
+                self._assembled[name] = self._pool.submit(assemble, folder, self.options)
 
     def _wait(self, most: int) -> None:
         """Wait until at most this many windows are waiting to be written; raise errors of the others."""
-        while self._pending and (self._pending[0].done() or len(self._pending) > most):
-            self._pending.popleft().result()
+        while self._pending and (self._pending[0][1].done() or len(self._pending) > most):
+            self._pending.popleft()[1].result()
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Finish the slides, and write the tables of all, on the first rank; a run without new windows only comes here.
@@ -162,30 +186,36 @@ class SlideWriter(Callback):
         """
         if stage != "predict":
             return
-        self._wait(0)
         self.options = replace(self.options, classes=tuple(pl_module.class_names))
-        failed = [row for rows in from_all_ranks(self._failed) for row in rows]
-        folders = [folder for folder in folders_with_plans(self.out) if _may_be_finished(self.out, folder, failed)]
-        for folder in folders[trainer.global_rank :: trainer.world_size]:
-            name = folder.relative_to(self.out).as_posix()
-            if name not in self._assembled:
-                self._assembled[name] = self._pool.submit(assemble, folder, self.options)
-        own = [row for name, job in self._assembled.items() if (row := _outcome(name, job)) is not None]
-        failed += [row for rows in from_all_ranks(own) for row in rows]
+        failed = _gathered(self._failed + self._unwritten() + _outcomes(self._assembled))
+        # Only the first rank looks, so that all share the same list.
+        names = _may_be_finished(self.out, failed) if trainer.is_global_zero else []
+        own = trainer.strategy.broadcast(names)[trainer.global_rank :: trainer.world_size]
+        failed += _gathered(
+            _outcomes({name: self._pool.submit(assemble, self.out / name, self.options) for name in own})
+        )
         self._close()
         if not trainer.is_global_zero:
             return
         write_csv(self.out / "summary.csv", summary(self.out), SUMMARY)
-        if failed:
-            failed.sort(key=lambda row: (row["slide"], row["window"].zfill(9)))
-            write_csv(self.out / "failed.csv", failed)
-        else:
-            (self.out / "failed.csv").unlink(missing_ok=True)
+        paths = {slide.name: str(slide.path.absolute()) for slide in trainer.datamodule.slides}  # type: ignore[attr-defined]
+        write_failed(self.out / "failed.csv", [row | {"path": paths.get(row["slide"], "")} for row in failed], paths)
         write_report(self.out)
         self._lock.close()
         log.info("Slides: %s", self.out)
         if failed:
             raise DataError(_failure(failed, self.out / "failed.csv"))
+
+    def _unwritten(self) -> list[Failure]:
+        """Wait until all windows are written; return those that were not."""
+        rows = []
+        while self._pending:
+            name, job = self._pending.popleft()
+            try:
+                job.result()
+            except (DataError, OSError) as error:
+                rows.append(_failed(name, error))
+        return rows
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Finish the windows that are being written, and unlock the folder."""
@@ -199,31 +229,65 @@ class SlideWriter(Callback):
             self._threads = None
 
 
-def _may_be_finished(out: Path, folder: Path, failed: Sequence[Mapping[str, str]]) -> bool:
-    """Return whether all windows of a slide were tried, and its files are not of all that are done."""
-    plan, result = read_plan(folder), read_result(folder)
-    name = folder.relative_to(out).as_posix()
-    if plan is None or plan.name != name:
-        return False
-    missing = {*plan.windows} - done_windows(folder)
-    if result is not None and {*result["windows_failed"]} in (missing, set()):
-        return False
-    return missing <= {int(row["window"]) for row in failed if row["slide"] == name and row["window"]}
+def _may_be_finished(out: Path, failed: Sequence[Failure]) -> list[str]:
+    """Return the slides of which all windows were tried, and whose files are not of all that are done."""
+    broken = {row["slide"] for row in failed if not row["window"]}
+    tried: dict[str, set[int]] = {}
+    for row in failed:
+        if row["window"]:
+            tried.setdefault(row["slide"], set()).add(int(row["window"]))
+    names = []
+    for folder in folders_with_plans(out):
+        plan, result, name = read_plan(folder), read_result(folder), folder.relative_to(out).as_posix()
+        if plan is None or plan.name != name or name in broken:
+            continue
+        missing = {*plan.windows} - done_windows(folder)
+        if result is not None and {*result["windows_failed"]} in (missing, set()):
+            continue
+        if missing <= tried.get(name, set()):
+            names.append(name)
+    return names
 
 
-def _outcome(name: str, job: Future[Any]) -> dict[str, str] | None:
-    """Wait until a slide is finished; return why it is not."""
-    try:
-        result = job.result()
-    except DataError as error:
-        return {"slide": name, "window": "", "error": str(error)}
-    if result is not None:
-        area = result["area_mm2"][ALL]
-        log.info("%s: %d nuclei on %.3g mm2 of tissue", name, result["nuclei"], area)
-    return None
+def _outcomes(jobs: Mapping[str, Future[dict[str, Any]]]) -> list[Failure]:
+    """Wait until slides are finished; return which are not, and why."""
+    rows = []
+    for name, job in jobs.items():
+        try:
+            result = job.result()
+        except (ConfigError, DataError, OSError) as error:
+            rows.append(_failed(name, error))
+        else:
+            area = result["area_mm2"][ALL]
+            log.info("%s: %d nuclei on %.3g mm2 of tissue", name, result["nuclei"], area)
+    return rows
 
 
-def _failure(failed: Sequence[Mapping[str, str]], table: Path) -> str:
+def _failed(name: str, error: Exception) -> Failure:
+    return {"slide": name, "window": "", "error": str(error)}
+
+
+def _gathered(rows: list[Failure]) -> list[Failure]:
+    return [row for own in from_all_ranks(rows) for row in own]
+
+
+def write_failed(path: Path, failed: Sequence[Failure], tried: Collection[str]) -> None:
+    """Write what could not be read, also by earlier runs on other slides; no file if there is nothing.
+
+    Args:
+        path: of the table.
+        failed: rows of this run.
+        tried: slides of this run. Rows of other slides stay while these exist.
+    """
+    before = [row for _, row in read_rows(path, list(FAILED), FAILED)] if path.is_file() else []
+    rows = [row for row in before if row["slide"] not in tried and Path(row["path"]).exists()] + [*failed]
+    if rows:
+        write_csv(path, sorted(rows, key=lambda row: (row["slide"], row["window"].zfill(9))), FAILED)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _failure(failed: Sequence[Failure], table: Path) -> str:
     """Return what could not be read, in a sentence."""
     slides = sorted({row["slide"] for row in failed if not row["window"]})
     windows = [row["slide"] for row in failed if row["window"]]
