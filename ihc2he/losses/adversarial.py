@@ -50,7 +50,8 @@ def generator_loss(fake_logits: Tensor, mode: str) -> Tensor:
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, mode: str, smoothing: float = 0.0) -> Tensor:
     """Return the loss of a discriminator, the mean of its loss on real and on generated images; scalar.
 
-    The reference CycleGAN takes half of the sum for `lsgan`; here all modes do.
+    The reference CycleGAN takes half of the sum for `lsgan`; here all modes do. So a gradient penalty has to be halved
+    too, to weigh against the loss of `wgan_gp` as it was published.
 
     Args:
         real_logits: logits for real images, any shape.

@@ -73,12 +73,16 @@ class AdversarialTask(Task):
             self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
         optimizer.step()
 
+    def averaging(self) -> float:
+        """Return the share of itself that an averaged generator keeps in this step: `ema_decay`."""
+        return self.ema_decay
+
     @torch.no_grad()
     def update_averages(self) -> None:
         """Move the averaged generators towards those that are trained."""
         # Not torch's AveragedModel: it begins with a copy of the first step, asks the device at every step whether it
         # has begun, and has other names of weights.
-        average = get_ema_multi_avg_fn(self.ema_decay)
+        average = get_ema_multi_avg_fn(self.averaging())
         for averaged, online in self.averages:
             average(list(averaged.parameters()), list(online.parameters()), 0)
             for kept, new in zip(averaged.buffers(), online.buffers(), strict=True):

@@ -55,14 +55,15 @@ class Gan(AdversarialTask):
         size: side of the tiles, px.
         latent_size: of the latent vector.
         adversarial: `bce`, `lsgan`, `hinge` or `wgan_gp`.
-        lambda_gp: weight of the gradient penalty of `wgan_gp`.
+        lambda_gp: weight of the gradient penalty of `wgan_gp` against the critic's loss, as published.
         lambda_level: weight of the cross-entropy of the level, where the discriminator names it.
         label_smoothing: one-sided, of the discriminator's target for real tiles; `lsgan` and `bce`.
-        d_steps: steps of the discriminator, each on a batch of its own, for each of the generator.
+        d_steps: steps of the discriminator, each on a batch of its own, for each of the generator; counted over epochs.
         lr_discriminator: learning rate of the discriminator; the optimiser's own where None.
         n_epochs: epochs at the full learning rate.
         n_epochs_decay: epochs over which it then falls linearly towards 0.
-        ema_decay: of an exponential moving average of the generator, which then evaluates and is exported; 0 is off.
+        ema_decay: of an exponential moving average of the generator, which then evaluates and is exported; 0 is off. It
+            rises to this value by (1 + step) / (10 + step), so that nothing is left of the random weights.
         diffaugment: changes of real and made tiles before the discriminator: `colour`, `translation`, `cutout`.
         gradient_clip_val: largest norm of the gradients, per optimiser; None is off.
         seed: of the latent vectors and other random numbers of training.
@@ -197,10 +198,14 @@ class Gan(AdversarialTask):
 
     # ------------------------------------------------------------------ losses
 
-    def _judge(self, x_bchw: Tensor, label_b: Tensor) -> Verdict:
+    def _changed(self, x_bchw: Tensor) -> Tensor:
+        """Return tiles as the discriminator sees them."""
         if self.channels_last:
             x_bchw = x_bchw.contiguous(memory_format=torch.channels_last)
-        verdict = self.discriminator(diff_augment(x_bchw, self.diffaugment, self.draws), label_b)
+        return diff_augment(x_bchw, self.diffaugment, self.draws)
+
+    def _judge(self, x_bchw: Tensor, label_b: Tensor) -> Verdict:
+        verdict = self.discriminator(x_bchw, label_b)
         return verdict if isinstance(verdict, Verdict) else Verdict(*verdict)
 
     def _fake(self, label_b: Tensor) -> Tensor:
@@ -216,6 +221,7 @@ class Gan(AdversarialTask):
         """
         with torch.no_grad():
             fake_bchw = self._fake(label_b)
+        real_bchw, fake_bchw = self._changed(real_bchw), self._changed(fake_bchw)
         # One after the other, as is usual: batch normalisation must not mix real and made tiles.
         real, fake = self._judge(real_bchw, label_b), self._judge(fake_bchw, label_b)
         losses = {"d": gan.discriminator_loss(real.logits_b, fake.logits_b, self.adversarial, self.label_smoothing)}
@@ -224,7 +230,7 @@ class Gan(AdversarialTask):
             penalty = gan.gradient_penalty(
                 lambda x_bchw: self.discriminator(x_bchw, label_b)[0], real_bchw, fake_bchw, mix_b=mix_b
             )
-            losses["penalty"] = self.lambda_gp * penalty
+            losses["penalty"] = 0.5 * self.lambda_gp * penalty  # half, as the loss of the critic
         if real.levels_bk is not None and fake.levels_bk is not None:
             both = [F.cross_entropy(verdict.levels_bk.float(), label_b) for verdict in (real, fake)]  # type: ignore[union-attr]
             losses["d_level"] = self.lambda_level * 0.5 * (both[0] + both[1])
@@ -236,13 +242,17 @@ class Gan(AdversarialTask):
         Args:
             label_b: levels of the tiles to make.
         """
-        verdict = self._judge(self._fake(label_b), label_b)
+        verdict = self._judge(self._changed(self._fake(label_b)), label_b)
         losses = {"g": gan.generator_loss(verdict.logits_b, self.adversarial)}
         if verdict.levels_bk is not None:
             losses["g_level"] = self.lambda_level * F.cross_entropy(verdict.levels_bk.float(), label_b)
         return losses
 
     # ------------------------------------------------------------------ training
+
+    def averaging(self) -> float:
+        """Return `ema_decay`, or less in the first steps."""
+        return min(self.ema_decay, (1 + self.global_step) / (10 + self.global_step))
 
     def setup(self, stage: str) -> None:
         """Compile in place, where asked, and check that the data has these levels and this size."""
@@ -256,11 +266,11 @@ class Gan(AdversarialTask):
             raise ConfigError(msg)
 
     def on_train_start(self) -> None:
-        """Set the learning rates, and refuse epochs in which the generator would never step."""
+        """Set the learning rates, and refuse epochs in which the generator would not step."""
         super().on_train_start()
         if (n := self.trainer.num_training_batches) < self.d_steps:
             msg = (
-                f"model.d_steps={self.d_steps}: an epoch has only {n} batches, so the generator would never step. "
+                f"model.d_steps={self.d_steps}: an epoch has only {n} batches, so the generator would not step in it. "
                 "Pass a larger data.samples_per_epoch or a smaller data.batch_size."
             )
             raise ConfigError(msg)
@@ -273,7 +283,7 @@ class Gan(AdversarialTask):
         self._check_tiles(real_bchw)
         self.draws = Draws((self.seed, self.current_epoch, batch_idx), self.global_rank, self.trainer.world_size)
         losses = self._descend(opt_d, partial(self.discriminator_losses, real_bchw, label_b), "train/loss_d")
-        if (batch_idx + 1) % self.d_steps == 0:
+        if (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.d_steps == 0:
             losses += self._descend(opt_g, partial(self.generator_losses, label_b), "train/loss_g")
             self.update_averages()
         return losses

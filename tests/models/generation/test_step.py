@@ -64,7 +64,7 @@ def test_one_step_is_the_formula_s(tiny, levels, run, name):
     loss_d, _ = reference_losses(name, *verdicts, label)
     if name == "wgan_gp":
         mix = draws.uniform(4)
-        loss_d = loss_d + 10 * gradient_penalty(lambda x: m.discriminator(x, label)[0], real, fake, mix_b=mix)
+        loss_d = loss_d + 5 * gradient_penalty(lambda x: m.discriminator(x, label)[0], real, fake, mix_b=mix)
     descend(m.discriminator, loss_d)
     made = m.generator(draws.normal(4, 5), label)
     _, loss_g = reference_losses(name, verdicts[0], m.discriminator(made, label), label)
@@ -120,6 +120,26 @@ def test_the_generator_steps_after_so_many_of_the_discriminator(tiny, levels, ru
     assert steps.count(1e-3) == trainer.global_step == 6 // d_steps
 
 
+def test_steps_are_counted_over_epochs(tiny, levels, run):
+    trainer = run(tiny(d_steps=2), data=levels(n=12), max_epochs=2, limit_val_batches=0)
+    assert trainer.global_step == 3  # of 2 epochs of 3 batches
+
+
+def test_the_penalty_is_of_the_tiles_that_the_critic_sees(tiny, levels, monkeypatch):
+    module, batch = tiny("wgan_gp", diffaugment=["colour", "translation", "cutout"]), first_batch(levels())
+    seen, penalised = [], []
+    module.discriminator.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+
+    def penalty(network, real, fake, mix_b):
+        penalised.extend([real, fake])
+        return real.sum()
+
+    monkeypatch.setattr("ihc2he.losses.adversarial.gradient_penalty", penalty)
+    module.discriminator_losses(batch["image"], batch["label"])
+    assert [torch.equal(*pair) for pair in zip(seen, penalised, strict=True)] == [True, True]
+    assert not torch.equal(seen[0], batch["image"])
+
+
 def test_the_average_of_the_generator_is_the_recursion_and_is_what_makes_tiles(tiny, levels, run):
     online = []
 
@@ -133,13 +153,21 @@ def test_the_average_of_the_generator_is_the_recursion_and_is_what_makes_tiles(t
     for average, first, second, third in zip(
         module.g_ema.parameters(), *(net.parameters() for net in (start, *online)), strict=True
     ):
-        torch.testing.assert_close(average, 0.25 * first + 0.25 * second + 0.5 * third)
+        early = 2 / 11 * first + 9 / 11 * second  # (1 + step) / (10 + step) of what was
+        torch.testing.assert_close(average, 0.25 * early + 0.75 * third)
     module.eval()
     z, label = torch.randn(2, 5), torch.tensor([0, 3])
     assert torch.equal(module.make(z, label), module.g_ema(z, label))
     assert module.exports.__func__ is Gan.exports
     with torch.no_grad():
         assert not torch.equal(module.make(z, label), module.generator(z, label))
+
+
+def test_the_average_never_keeps_more_than_asked(tiny, monkeypatch):
+    module = tiny(ema_decay=0.999)
+    for step, decay in ((1, 2 / 11), (90, 0.91), (10**6, 0.999)):
+        monkeypatch.setattr(Gan, "global_step", step)
+        assert module.averaging() == pytest.approx(decay)
 
 
 @pytest.mark.parametrize("name", NAMES)
