@@ -6,7 +6,6 @@ Shape suffixes: h, w = height, width; n = nuclei; 2 = (x, y).
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.data.plans import RESULT, WINDOWS, read_plan, read_result, read_tissue, regions_of, window_file
+from ihc2he.data.plans import WINDOWS, read_plan, read_result, read_tissue, regions_of, window_file, write_result
 from ihc2he.errors import DataError
-from ihc2he.files import exclusive, write_text
+from ihc2he.files import exclusive
 from ihc2he.images.areas import Area
 from ihc2he.images.decoding import read_image
 from ihc2he.images.pyramid import write_pyramid
@@ -155,7 +154,7 @@ class _Assembly:
             "hot_spots": [spot._asdict() for spot in spots],
             "files": self.files,
         }
-        write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+        write_result(self.folder, result)
         return result
 
     def _path(self, name: str) -> Path:

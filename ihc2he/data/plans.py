@@ -6,9 +6,10 @@ Nothing here imports torch, which would take seconds in a process that only writ
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -25,9 +26,12 @@ from ihc2he.images.regions import Regions, read_regions
 from ihc2he.images.rescaled import Rescaled
 from ihc2he.images.slides import open_slide
 from ihc2he.images.source import ImageSource
-from ihc2he.images.tissue import Tissue, find_tissue
+from ihc2he.images.tissue import Tissue, find_pen, find_tissue, glass_white
 from ihc2he.images.writing import write_png
+from ihc2he.tiling.resampling import resized_labels
 from ihc2he.tiling.windows import Block, divide
+
+log = logging.getLogger(__name__)
 
 PLAN, TISSUE, RESULT, WINDOWS = "plan.json", "tissue.png", "slide.json", "windows"
 REGIONS = "regions.geojson"
@@ -104,18 +108,23 @@ class Plan:
         """By how much the slide at full resolution is wider and higher than the grid."""
         return self.shape[1] / self.grid[1], self.shape[0] / self.grid[0]
 
-    def is_of(self, slide: Slide) -> bool:
-        """Return whether it is of the present version of a slide."""
-        try:
-            stat = slide.path.stat()
-        except OSError:
-            return False
-        now = (str(slide.path.absolute()), stat.st_size, stat.st_mtime_ns, slide.mpp)
-        return now == (self.source, self.size, self.mtime_ns, self.given)
+    def is_of(self, path: Path) -> bool:
+        """Return whether it is of the present version of a file, wherever that was moved to.
 
-    def is_current(self, slide: Slide) -> bool:
-        """Return whether it is of the present version of a slide and of its regions."""
-        return self.is_of(slide) and self.regions == _digest(slide.regions)
+        Raises:
+            OSError: the file cannot be reached.
+        """
+        stat = path.stat()
+        return (stat.st_size, stat.st_mtime_ns) == (self.size, self.mtime_ns)
+
+    def differs(self, slide: Slide) -> str:
+        """Return which settings a slide has now that are not those of the plan; empty if there are none."""
+        said = [f"data.mpp={slide.mpp} instead of {self.given}"] if slide.mpp != self.given else []
+        return " and ".join(said + (["other regions"] if _digest(slide.regions) != self.regions else []))
+
+    def noted(self, slide: Slide) -> Plan:
+        """Return it with what a slide says now of its place, stain and case."""
+        return replace(self, source=str(slide.path.absolute()), stain=slide.stain, case=slide.case)
 
     def open(self, forgiving: bool = False) -> ImageSource:
         """Return the slide on the grid.
@@ -126,10 +135,16 @@ class Plan:
         Raises:
             DataError: if it cannot be read, or was changed since.
         """
-        if not self.is_of(Slide(self.name, Path(self.source), self.given)):
+        path = Path(self.source)
+        try:
+            same = self.is_of(path)
+        except OSError as error:
+            msg = f"{path}: cannot be read ({error.strerror or error}). Check the path and its permissions."
+            raise DataError(msg) from error
+        if not same:
             msg = f"{self.source}: was changed while it was being read. Repeat the command when it is complete."
             raise DataError(msg)
-        whole = open_slide(Path(self.source), self.given)
+        whole = open_slide(path, self.given)
         source = Rescaled(Forgiving(whole) if forgiving else whole, self.grid_mpp)
         source.white = self.white
         return source
@@ -137,6 +152,8 @@ class Plan:
 
 def make_plan(folder: Path, slide: Slide, mpp: float, side: int, overlap_um: float) -> Plan:
     """Return the plan of a slide, after it was written to its folder together with the map of tissue.
+
+    What the folder had before is deleted, unless the slide cannot be read.
 
     Args:
         folder: of the slide in the results.
@@ -155,26 +172,45 @@ def make_plan(folder: Path, slide: Slide, mpp: float, side: int, overlap_um: flo
             "20x), or list the slides in a CSV with the column um_per_px."
         )
         raise DataError(msg)
+    stat = slide.path.stat()
     grid_mpp = max(mpp, whole.mpp)
-    source = Rescaled(Forgiving(whole), grid_mpp)
-    tissue = find_tissue(source)
-    if slide.regions is not None:
-        regions = Regions(read_regions(slide.regions), str(slide.regions))
-        tissue = Tissue(regions.mask(whole.shape, tissue).map_hw, source.shape)
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(slide.regions, folder / (REGIONS + (".gz" if slide.regions.suffix == ".gz" else "")))
+    forgiving = Forgiving(whole)
+    source = Rescaled(forgiving, grid_mpp)
+    source.white = glass_white(source)
+    tissue = _wanted(slide, source, find_tissue(source), forgiving)
     overlap = round(overlap_um / grid_mpp)
     side = max(side, 2 * (overlap + STEP - 1))
     blocks = divide(*source.shape, side, overlap, STEP)
     held = [k for k, block in enumerate(blocks) if tissue.covers(slice(*block.core_y), slice(*block.core_x)) > 0]
-    stat = slide.path.stat()
     plan = Plan(
         slide.name, str(slide.path.absolute()), stat.st_size, stat.st_mtime_ns, slide.mpp, slide.stain, slide.case,
         whole.mpp, whole.shape, grid_mpp, source.shape, side, overlap, source.white, held, _digest(slide.regions),
     )  # fmt: skip
+    clear(folder)
+    if slide.regions is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(slide.regions, folder / (REGIONS + (".gz" if slide.regions.suffix == ".gz" else "")))
     write_png(folder / TISSUE, tissue.map_hw.astype(np.uint8) * np.uint8(255))
-    write_text(folder / PLAN, json.dumps(asdict(plan)) + "\n")
+    write_plan(folder, plan)
     return plan
+
+
+def _wanted(slide: Slide, source: ImageSource, tissue: Tissue, forgiving: Forgiving) -> Tissue:
+    """Return where to compute: in tissue or regions, not under a pen, and wherever the slide does not decode."""
+    lost_hw = forgiving.lost_map(*tissue.map_hw.shape)
+    if lost_hw.any():
+        log.warning(
+            "%s: %.2g %% of it do not decode where it was searched for tissue; the windows there are tried.",
+            slide.path,
+            100 * lost_hw.mean(),
+        )
+        tissue = Tissue(tissue.map_hw | lost_hw, source.shape)
+    if slide.regions is None:
+        return tissue
+    regions = Regions(read_regions(slide.regions), str(slide.regions))
+    map_hw = regions.mask(forgiving.shape, tissue).map_hw
+    pen_hw = resized_labels(find_pen(source).map_hw.view(np.uint8), *map_hw.shape) > 0
+    return Tissue(map_hw & ~pen_hw, source.shape)
 
 
 def _digest(path: Path | None) -> str:
@@ -194,6 +230,22 @@ def read_plan(folder: Path) -> Plan | None:
         return Plan(**stored | {key: tuple(stored[key]) for key in ("shape", "grid", "white")})
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write a plan to the folder of its slide."""
+    write_text(folder / PLAN, json.dumps(asdict(plan)) + "\n")
+
+
+def note(folder: Path, plan: Plan, slide: Slide) -> Plan:
+    """Return a plan with what its slide says now of its place, stain and case, after this was written, if it is new."""
+    noted = plan.noted(slide)
+    if noted != plan:
+        write_plan(folder, noted)
+        result = read_result(folder)
+        if result is not None:
+            write_result(folder, result | {"source": noted.source, "stain": noted.stain, "case": noted.case})
+    return noted
 
 
 def read_tissue(folder: Path, plan: Plan) -> Area:
@@ -219,13 +271,21 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Write the summary of a finished slide."""
+    write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
+
+
 def clear(folder: Path) -> None:
     """Delete the plan and the results in the folder of a slide; sub-folders may be those of other slides."""
+    if not (folder / PLAN).is_file():
+        return
     (folder / RESULT).unlink(missing_ok=True)
     shutil.rmtree(folder / WINDOWS, ignore_errors=True)
     for path in folder.glob("*"):
-        if path.is_file():
+        if path.is_file() and path.name != PLAN:
             path.unlink()
+    (folder / PLAN).unlink()  # last, as it says that the folder is one of results
 
 
 def folders_with_plans(out: Path) -> Iterable[Path]:

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ihc2he.data.evaluation import TileLoader, WholeTilesDataModule
-from ihc2he.data.finished import each_once
-from ihc2he.data.plans import Plan, Slide, clear, done_windows, make_plan, read_plan, read_result
+from ihc2he.data.finished import check_sources, each_once
+from ihc2he.data.plans import (
+    PLAN,
+    Plan,
+    Slide,
+    done_windows,
+    folders_with_plans,
+    make_plan,
+    note,
+    read_plan,
+    read_result,
+)
 from ihc2he.data.stored import require
 from ihc2he.data.tables import by_name, pixel_size, read_rows
 from ihc2he.data.tiles import find_files
 from ihc2he.datainfo import DataInfo
-from ihc2he.errors import DataError
-from ihc2he.images.slides import SLIDE_SUFFIXES
+from ihc2he.errors import ConfigError, DataError
+from ihc2he.images.regions import check_shapely
+from ihc2he.images.slides import SLIDE_SUFFIXES, SlideSource
 from ihc2he.images.source import ImageSource
 from ihc2he.ranks import from_all_ranks
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
+from ihc2he.tiling.windows import OVERLAP_UM
 
 log = logging.getLogger(__name__)
 
 _EXPECTED = "a slide, a folder of slides, a glob such as 'slides/*.svs', or a CSV of slides"
-OVERLAP_UM = 32.0  # of windows; wider than any nucleus
 
 
 class Window(NamedTuple):
@@ -45,17 +56,17 @@ class Window(NamedTuple):
 class SlidesDataModule(WholeTilesDataModule):
     """Windows of slides, read at the pixel size that the model needs, where there is tissue.
 
-    A batch has the keys ``name`` (of the slide), ``window`` (its number), ``plan`` (`ihc2he.data.plans.Plan`),
-    ``image`` (HxWx3 uint8 RGB) and ``error``, each a list. A window that does not decode has a text under ``error`` and
-    no image; a slide that cannot be read comes once, without a plan too. Ranks share all windows of all slides. Those
-    whose nuclei are in the results are left out.
+    A batch has the keys ``name`` (of the slide), ``window`` (its number), ``plan`` (`ihc2he.data.plans.Plan`, added
+    where the batch arrives), ``image`` (HxWx3 uint8 RGB) and ``error``, each a list. A window that does not decode has
+    a text under ``error`` and no image; a slide that cannot be read comes once, without a plan too. Ranks share all
+    windows of all slides. Those whose nuclei are in the results are left out.
 
     Args:
         path: a slide, a folder (searched with its sub-folders), a glob, or a CSV with the columns path, um_per_px,
             name, stain and case, of which only the first is needed; paths there may be relative to the CSV.
         out: folder of the results.
-        regions: GeoJSON of annotations of QuPath to compute, or a folder with a `NAME.geojson` for each slide; None:
-            all tissue.
+        regions: GeoJSON of annotations of QuPath to compute, or a folder with a `NAME.geojson` (or `.gz`) for each
+            slide; None: all tissue.
         mpp: um/px of the slides whose row in a CSV has none; None: as each file states.
         batch_size: windows per batch and process.
         num_workers: processes that read windows ahead of the network.
@@ -86,29 +97,55 @@ class SlidesDataModule(WholeTilesDataModule):
         return DataInfo(mpp=None)
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the slides, without opening them."""
-        given = Path(self.path).expanduser()
-        self.slides = _listed(given, self.mpp) if given.suffix.lower() == ".csv" else self._found()
-        self.slides = [slide._replace(regions=self._regions(slide)) for slide in self.slides]
-        left = [slide for slide in self.slides if not self._is_done(slide)]
-        if len(left) < len(self.slides):
-            log.info(
-                "%d of %d slides were finished before and are skipped.", len(self.slides) - len(left), len(self.slides)
-            )
-        self.slides = left
+        """Find the slides, without opening them.
 
-    def _regions(self, slide: Slide) -> Path | None:
+        Raises:
+            ConfigError: the results in `out` are of other slides, or were made with other settings.
+            DataError: there are no slides, or no regions of one.
+        """
+        if self.regions is not None:
+            check_shapely()
+        given = Path(self.path).expanduser()
+        slides = _listed(given, self.mpp) if given.suffix.lower() == ".csv" else self._found()
+        for slide in slides:
+            if self.out.resolve() in slide.path.resolve().parents:
+                msg = f"out={self.out}: holds {slide.path}; results do not go among slides. Choose another out=."
+                raise ConfigError(msg)
+        slides = [slide._replace(regions=self._regions(slide, len(slides))) for slide in slides]
+        plans = {plan.name: plan for folder in folders_with_plans(self.out) if (plan := read_plan(folder))}
+        self._check(slides, plans)
+        self.finished = {slide: plans[slide.name] for slide in slides if self._is_done(slide, plans.get(slide.name))}
+        if self.finished:
+            log.info("%d of %d slides were finished before and are skipped.", len(self.finished), len(slides))
+        self.slides = [slide for slide in slides if slide not in self.finished]
+        self.plans: dict[str, Plan | str] = {}
+
+    def _regions(self, slide: Slide, slides: int) -> Path | None:
         if self.regions is None:
             return None
-        path = self.regions / f"{slide.name}.geojson" if self.regions.is_dir() else self.regions
-        if not path.is_file():
-            msg = f"data.regions={self.regions}: there is no {path}. Export the slide's annotations from QuPath to it."
+        if self.regions.is_file() and slides > 1:
+            msg = (
+                f"data.regions={self.regions}: is of one slide, and there are {slides}. Pass a folder with a "
+                "NAME.geojson for each."
+            )
+            raise ConfigError(msg)
+        names = [f"{slide.name}.geojson", f"{slide.name}.geojson.gz"]
+        paths = [self.regions / name for name in names] if self.regions.is_dir() else [self.regions]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            msg = (
+                f"data.regions={self.regions}: there is no {paths[0]}. Export the slide's annotations from QuPath to "
+                "it."
+            )
             raise DataError(msg)
         return path
 
     def _found(self) -> list[Slide]:
         base, files = find_files(self.path, SLIDE_SUFFIXES)
-        files = [file for file in files if self.out.resolve() not in file.resolve().parents]
+        out = self.out.resolve()
+        if not base.resolve().is_relative_to(out):
+            files = [file for file in files if out not in file.resolve().parents]
+        files = slides_of(files)
         if not files:
             msg = (
                 f"data.path={self.path}: found no slide there, expected files that end in one of "
@@ -117,23 +154,46 @@ class SlidesDataModule(WholeTilesDataModule):
             raise DataError(msg)
         return [Slide(name, file, self.mpp) for name, file in each_once(by_name(base, files)).items()]
 
-    def _is_done(self, slide: Slide) -> bool:
-        folder = self.out / slide.name
-        plan, result = read_plan(folder), read_result(folder)
-        return plan is not None and result is not None and plan.is_current(slide) and not result["windows_failed"]
+    def _check(self, slides: Sequence[Slide], plans: Mapping[str, Plan]) -> None:
+        """Refuse slides whose results would take the place of others, or would be counted twice."""
+        known = {(name, Path(plan.source).resolve()) for name, plan in plans.items()}
+        notes = {name: {"source": plan.source} for name, plan in plans.items()}
+        new = {slide.name: slide.path for slide in slides if (slide.name, slide.path.resolve()) not in known}
+        check_sources(self.out / PLAN, notes, new)
+        for slide in slides:
+            folder, plan = self.out / slide.name, plans.get(slide.name)
+            if plan is None or not (said := plan.differs(slide)):
+                continue
+            if read_result(folder) is not None or done_windows(folder):
+                msg = (
+                    f"{folder}: has results, which are lost with {said}. Repeat the previous settings, choose another "
+                    "out=, or delete the folder."
+                )
+                raise ConfigError(msg)
+
+    def _is_done(self, slide: Slide, plan: Plan | None) -> bool:
+        result = read_result(self.out / slide.name)
+        if plan is None or result is None or result["windows_failed"]:
+            return False
+        try:
+            return plan.is_of(slide.path) and not plan.differs(slide)
+        except OSError:
+            return False  # reading it shows what is wrong
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Return the batch as it is: nothing in it is a tensor, and Lightning would walk through the plans."""
-        return batch
+        """Return the batch with the plans of its slides, which need not come from another process."""
+        plans = [self.plans[name] for name in batch["name"]]
+        return batch | {"plan": [None if isinstance(plan, str) else plan for plan in plans]}
 
     def predict_dataloader(self) -> TileLoader:
         """Return the windows that are left, after the tissue of the slides was found."""
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        for slide in [*self.finished][rank::ranks]:
+            note(self.out / slide.name, self.finished[slide], slide)
         own = {slide.name: self._plan(slide) for slide in self.slides[rank::ranks]}
-        plans: dict[str, Plan | str] = {}
         for part in from_all_ranks(own):
-            plans |= part
-        windows = [window for slide in self.slides for window in self._windows(slide, plans[slide.name])]
+            self.plans |= part
+        windows = [window for slide in self.slides for window in self._windows(slide, self.plans[slide.name])]
         if not windows:
             log.info("No window is left to do.")
         return self._loader(windows, _Reader())
@@ -143,9 +203,10 @@ class SlidesDataModule(WholeTilesDataModule):
         folder = self.out / slide.name
         plan = read_plan(folder)
         try:
-            if plan is not None and plan.is_current(slide):
-                return plan
-            clear(folder)  # of another version of the slide
+            if plan is not None and plan.is_of(slide.path) and not plan.differs(slide):
+                return note(folder, plan, slide)
+            if plan is not None:
+                log.warning("%s: was changed since its results were made, and is done again.", slide.path)
             return make_plan(folder, slide, *self._wanted())
         except (DataError, OSError) as error:
             return str(error)
@@ -159,6 +220,43 @@ class SlidesDataModule(WholeTilesDataModule):
             return [Window(None, slide, error=plan)]
         done = done_windows(self.out / slide.name)
         return [Window(plan, slide, number) for number in plan.windows if number not in done]
+
+
+def slides_of(files: Sequence[Path]) -> list[Path]:
+    """Return the files of which each is a slide of its own.
+
+    Results of earlier runs are left out, the parts that a VMS file names, and all but the first DICOM file of a series.
+
+    Args:
+        files: that look like slides, in order.
+    """
+    parts = {part for file in files if file.suffix.lower() in (".vms", ".vmu") for part in _named_in(file)}
+    series: set[tuple[Path, str]] = set()
+    found = []
+    for file in files:
+        if file in parts or any((folder / PLAN).is_file() for folder in (file.parent, file.parent.parent)):
+            continue
+        if file.suffix.lower() == ".dcm":
+            own = (file.parent, _series(file))
+            if own in series:
+                continue
+            series.add(own)
+        found.append(file)
+    return found
+
+
+def _named_in(index: Path) -> list[Path]:
+    """Return the files that an index of a slide names as its parts."""
+    lines = index.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [index.parent / line.partition("=")[2].strip() for line in lines if "=" in line]
+
+
+def _series(file: Path) -> str:
+    """Return to which series a DICOM file belongs; one that cannot be read is for itself."""
+    try:
+        return SlideSource(file, mpp=1.0).series or file.name
+    except DataError:
+        return file.name
 
 
 def _listed(table: Path, mpp: float | None) -> list[Slide]:
@@ -195,7 +293,7 @@ class _Reader:
         entry: dict[str, Any] = {
             "name": window.slide.name,
             "window": window.number,
-            "plan": plan,
+            "plan": None,
             "image": None,
             "error": window.error,
         }

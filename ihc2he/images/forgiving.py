@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil, floor
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,17 +19,31 @@ class Forgiving(ImageSource):
 
     Args:
         source: the slide.
+
+    Attributes:
+        lost: what did not decode so far: rows and columns, from and to, as shares of the height and width.
     """
 
     def __init__(self, source: ImageSource) -> None:
         self.source = source
         self.name, self.shape, self.mpp = source.name, source.shape, source.mpp
         self.levels, self.by_region = source.levels, source.by_region
-        self._missing = 0
+        self.lost: set[tuple[tuple[float, float], tuple[float, float]]] = set()
 
     def level_shape(self, level: int) -> tuple[int, int]:
         """Return height and width of a level in px."""
         return self.source.level_shape(level)
+
+    def lost_map(self, height: int, width: int) -> NDArray[np.bool_]:
+        """Return a map with every pixel that what did not decode touches."""
+        lost_hw = np.zeros((height, width), bool)
+        for (top, bottom), (left, right) in self.lost:
+            rows, columns = (
+                slice(floor(low * side), ceil(high * side))
+                for low, high, side in ((top, bottom, height), (left, right, width))
+            )
+            lost_hw[rows, columns] = True
+        return lost_hw
 
     def read(self, rows: slice, columns: slice, level: int = 0) -> NDArray[np.uint8]:
         """Return a region.
@@ -40,8 +56,9 @@ class Forgiving(ImageSource):
         except DataError:
             height, width = rows.stop - rows.start, columns.stop - columns.start
             if max(height, width) <= _LEAST:
-                self._missing += 1
-                if self._missing > _MOST:
+                down, across = self.level_shape(level)
+                self.lost.add(((rows.start / down, rows.stop / down), (columns.start / across, columns.stop / across)))
+                if len(self.lost) > _MOST:
                     raise
                 return np.full((height, width, 3), 255, np.uint8)
         if height >= width:

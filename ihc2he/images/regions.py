@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +54,18 @@ class Region:
     @cached_property
     def shape(self) -> MultiPolygon:
         """The region as a geometry of shapely, without crossings of its own outline."""
-        try:
-            import shapely
-        except ImportError as error:
-            msg = 'Regions of a slide need the package shapely: pip install "ihc2he[slides]".'
-            raise ConfigError(msg) from error
+        check_shapely()
+        import shapely
+
         shape = shapely.MultiPolygon([(rings[0], rings[1:]) for rings in self.polygons])
         return shape if shape.is_valid else shapely.make_valid(shape)
+
+
+def check_shapely() -> None:
+    """Raise a ConfigError if the package is missing that regions need."""
+    if find_spec("shapely") is None:
+        msg = 'Regions of a slide need the package shapely: pip install "ihc2he[slides]".'
+        raise ConfigError(msg)
 
 
 def read_regions(path: Path) -> list[Region]:

@@ -29,6 +29,7 @@ _FILL = 254  # of the darkest channel where nothing was scanned
 _FILLED = 0.05  # share of an image that is looked at as unscanned
 _NEAR = 12  # grey levels from the white point
 _GLASS = 0.3  # share of the scanned part that has to be glass to be believed
+_GLASS_PX = 2048  # longer side of the thumbnail in which glass is looked for
 _PEN = 16.0  # um; least radius of the strokes of a pen
 _CLOSE = 30.0  # um; radius of gaps that belong to tissue, such as fat cells
 _OPEN = 4.0  # um; radius of what is too thin for tissue
@@ -67,6 +68,31 @@ def find_tissue(image: ImageSource) -> Tissue:
     Raises:
         DataError: the pixel size is not known, or the image cannot be read.
     """
+    seen, mpp = _seen(image)
+    return Tissue(_tissue(seen, mpp, _white(seen, image.white)), image.shape)
+
+
+def find_pen(image: ImageSource) -> Area:
+    """Return where strokes of a pen cover an image, as `find_tissue` leaves them out.
+
+    Args:
+        image: of a known pixel size; its white point is used.
+
+    Raises:
+        DataError: the pixel size is not known, or the image cannot be read.
+    """
+    seen, mpp = _seen(image)
+    return Area(_pen(seen, mpp, _white(seen, image.white)), image.shape)
+
+
+def glass_white(image: ImageSource) -> White:
+    """Return the white point of an image whose unscanned parts may be whiter than its glass."""
+    seen = image.thumbnail(_GLASS_PX)
+    return _white(seen, white_point(seen))
+
+
+def _seen(image: ImageSource) -> tuple[NDArray[np.uint8], float]:
+    """Return an image as it is searched, and its um/px."""
     if image.mpp is None:
         msg = f"{image.name}: does not state its pixel size. Pass it as data.mpp, in um/px."
         raise DataError(msg)
@@ -74,8 +100,7 @@ def find_tissue(image: ImageSource) -> Tissue:
     seen = image.overview(max(1, round(max(image.shape) * image.mpp / mpp)))
     if seen.shape[:2] == image.shape:
         seen = resample(seen, image.mpp, mpp)
-    mpp = image.mpp * max(image.shape) / max(seen.shape)
-    return Tissue(_tissue(seen, mpp, _white(seen, image.white)), image.shape)
+    return seen, image.mpp * max(image.shape) / max(seen.shape)
 
 
 def _white(seen: NDArray[np.uint8], white: White) -> White:

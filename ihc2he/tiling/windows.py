@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
+OVERLAP_UM = 32.0  # of blocks in which nuclei are found; wider than any nucleus
+
 
 def window_starts(length: int, window: int, overlap: int) -> list[int]:
     """Return where windows begin on an axis: evenly spaced, from the start to the end of the axis.

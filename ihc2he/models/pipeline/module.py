@@ -36,11 +36,9 @@ from ihc2he.models.pipeline.types import type_map
 from ihc2he.models.task import Ranking, Task
 from ihc2he.stain.white import White
 from ihc2he.tiling.augmentation import VIEWS
-from ihc2he.tiling.windows import Block, divide
+from ihc2he.tiling.windows import OVERLAP_UM, Block, divide
 
 log = logging.getLogger(__name__)
-
-OVERLAP_UM = 32.0  # of the blocks of a large tile; wider than any nucleus
 
 
 class Pipeline(Task):
