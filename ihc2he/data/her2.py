@@ -11,6 +11,7 @@ from ihc2he.data.store import Record, Skipped, TileStore
 from ihc2he.data.stored import require
 from ihc2he.data.tables import read_rows
 from ihc2he.data.translation import RawTile
+from ihc2he.errors import DataError
 
 LEVELS = ["0", "1+", "2+", "3+"]
 STAINS = {"ihc": ("ihc",), "he": ("he",), "both": ("ihc", "he")}
@@ -58,6 +59,9 @@ class HER2DataModule(LabelledDataModule):
         path = Path(self.cases).expanduser() if self.cases else self.bci.folder / "cases.csv"
         if not self.cases and not path.is_file():
             return [""] * len(store.rows)
+        if not path.is_file():
+            msg = f"data.cases={self.cases}: there is no such file. Pass a CSV file with the columns name and case."
+            raise DataError(msg)
         case_of = {
             Path(row["name"]).name: row["case"] for _, row in read_rows(path, ["name", "case"], ["name", "case"])
         }

@@ -245,6 +245,9 @@ class LabelledDataModule(StoreDataModule):
         self.records = self.divide(store)
         classes = self.classes_of(store)
         number = {name: i for i, name in enumerate(classes)}
+        if unknown := sorted({row["group"] for row in store.rows} - {*classes}):
+            msg = f"data.classes={classes}: {self.store_path} has tiles of {', '.join(unknown)} too. Name all classes."
+            raise ConfigError(msg)
         for split, records in self.records.items():
             images = [*map_in_threads(lambda i: self._read(store, i), records)]
             self._parts[split] = Tiles(

@@ -9,6 +9,7 @@ from ihc2he.data.labelled import LabelledDataModule
 from ihc2he.data.splits import SPLITS
 from ihc2he.data.store import Record, TileStore
 from ihc2he.data.tables import by_name, pixel_size, read_table
+from ihc2he.datainfo import check_class_names
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import find_images
@@ -57,11 +58,13 @@ class LabelledTilesDataModule(LabelledDataModule):
     """
 
     root: str
-    classes: Sequence[str] | None = None
+    classes: Sequence[str] | Sequence[str | int] | None = None
     mpp: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.names = None if self.classes is None else [str(name) for name in self.classes]
+        check_class_names(self.names or (), "data.classes")
         self.folder = Path(self.root).expanduser()
         self.table = self.folder / "tiles.csv"
 
@@ -70,7 +73,7 @@ class LabelledTilesDataModule(LabelledDataModule):
         return ("image",)
 
     def classes_of(self, store: TileStore) -> list[str]:
-        return [*self.classes] if self.classes else sorted({row["group"] for row in store.rows})
+        return self.names or sorted({row["group"] for row in store.rows})
 
     def cases_of(self, store: TileStore) -> list[str]:
         return [row["case"] for row in store.rows]
@@ -83,8 +86,7 @@ class LabelledTilesDataModule(LabelledDataModule):
         if not named:
             return None
         said = read_table(self.table, COLUMNS, named)
-        names = list(said) if said else list(named)
-        tiles = [self._tile(name, named[name], said.get(name, {})) for name in names]
+        tiles = [self._tile(name, path, said.get(name, {})) for name, path in named.items()]
         self.compare_once({tile.path: tile.mpp for tile in tiles})
         return tiles
 
@@ -94,8 +96,8 @@ class LabelledTilesDataModule(LabelledDataModule):
         if not kind:
             msg = f"{path}: its class is not known. Put it into a folder of its class, or name it in {self.table}."
             raise DataError(msg)
-        if self.classes and kind not in self.classes:
-            msg = f"{path}: class {kind!r}, but data.classes={[*self.classes]}. Correct one of both."
+        if self.names and kind not in self.names:
+            msg = f"{path}: class {kind!r}, but data.classes={self.names}. Correct one of both."
             raise ConfigError(msg)
         split = said.get("split") or (folders[0] if folders and folders[0] in SPLITS else "")
         if split not in (*SPLITS, ""):

@@ -57,6 +57,12 @@ def read_synthetic(
     """
     root = Path(folder).expanduser()
     table = root / "manifest.csv"
+    if not table.is_file():
+        msg = (
+            f"data.synthetic={folder}: there is no {table}. Pass a folder that experiment=gan_tiles out=FOLDER has "
+            "written, or write the columns name and level of its PNG files there."
+        )
+        raise DataError(msg)
     named: dict[str, list[str]] = {level: [] for level in counts}
     for line, row in read_rows(table, ["name", "level"], ["name", "level", "seed"]):
         if row["level"] not in named:
@@ -83,10 +89,16 @@ def _read(root: Path, name: str, shape: tuple[int, int, int]) -> NDArray[np.uint
     image = read_image(path)
     height, width, channels = shape
     stains = channels // 3
-    if image.shape[1] != stains * image.shape[0] or image.shape[0] < height:
+    right = image.shape[1] == stains * image.shape[0]
+    if not right or image.shape[0] < height:
+        remedy = (
+            f"Pass data.size={image.shape[0]} or less, or train a generator of model.size={height}."
+            if right
+            else "Pass the data.stain of these tiles."
+        )
         msg = (
             f"{path}: {image.shape[1]}x{image.shape[0]} px, expected {stains * width}x{height} or more in this ratio: "
-            f"{'one square tile' if stains == 1 else 'the stains side by side'}."
+            f"{'one square tile' if stains == 1 else 'the stains side by side'}. {remedy}"
         )
         raise DataError(msg)
     return np.concatenate([resize(part, height, width) for part in np.split(image, stains, axis=1)], axis=-1)

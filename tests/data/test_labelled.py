@@ -140,6 +140,8 @@ def test_near_duplicates_are_found_and_others_are_not(make_tile, caplog):
 
 
 def test_splits_of_cases_need_cases(her2, tmp_path):
+    with pytest.raises(DataError, match=r"data.cases=none.csv: there is no such file. Pass a CSV file"):
+        her2(split="cases", cases="none.csv")
     empty = tmp_path / "cases.csv"
     empty.write_text("name,case\n")
     with pytest.raises(DataError, match=r"the case of 32 of 32 tiles is not known. Name them in .*cases.csv"):
@@ -175,6 +177,13 @@ def test_synthetic_tiles_join_the_training(her2, synthetic, caplog):
     assert "synthetic" not in {*only.part("val").cases, *only.part("test").cases}
     with pytest.raises(DataError, match=r"manifest.csv: 20 tiles of level 0, \d+ are needed"):
         her2(synthetic=synthetic, synthetic_share=20)
+    with pytest.raises(DataError, match=r"16x16 px, expected 32x32 or more .* Pass data.size=16 or less"):
+        her2(synthetic=synthetic, size=32)
+    with pytest.raises(DataError, match=r"expected 32x16 or more .*: the stains side by side. Pass the data.stain"):
+        her2(synthetic=synthetic, stain="both")
+    (Path(synthetic) / "manifest.csv").unlink()
+    with pytest.raises(DataError, match=r"data.synthetic=.*/made: there is no .*manifest.csv. Pass a folder that"):
+        her2(synthetic=synthetic)
     with pytest.raises(ConfigError, match="there is nothing to train on"):
         her2(real_share=0)
 
@@ -247,6 +256,31 @@ def test_a_table_of_classes_and_cases(labelled, tmp_path):
     (tmp_path / "own" / "tiles.csv").write_text("\n".join(["name,class,case", *rows]) + "\n")
     data = labelled([f"{k}.png" for k in range(12)], split="cases", test_fraction=0.3, val_fraction=0.3)
     assert [len({*data.part(split).cases}) for split in ("train", "val", "test")] == [2, 2, 2]
+
+
+def test_a_table_only_adds_to_the_folders(labelled, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "tiles.csv").write_text("name,case\na/0.png,first\n")
+    data = labelled([f"{kind}/{k}.png" for kind in "ab" for k in range(6)])
+    assert sorted((row["name"], row["case"]) for row in data.tiles.rows if row["group"] == "a")[:2] == [
+        ("a/0", "first"),
+        ("a/1", ""),
+    ]
+    assert len(data.tiles.rows) == 12
+
+
+def test_names_of_classes_may_look_like_numbers(labelled):
+    data = labelled([f"{kind}/{k}.png" for kind in ("0", "1+") for k in range(6)], classes=[0, "1+"])
+    assert data.info.classes == ["0", "1+"]
+    with pytest.raises(ConfigError, match=r"data.classes: the name '0' is repeated"):
+        labelled([], classes=[0, "0"])
+
+
+def test_a_store_with_other_classes_is_refused(labelled, tmp_path):
+    labelled([f"{kind}/{k}.png" for kind in "ab" for k in range(6)])
+    (tmp_path / "own").rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"data.classes=\['a', 'c'\]: .*tiles.h5 has tiles of b too. Name all"):
+        labelled([], classes=["a", "c"])
 
 
 def test_tiles_of_no_class_are_refused(labelled):

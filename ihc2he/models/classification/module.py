@@ -79,7 +79,7 @@ class Classifier(Task):
         self,
         encoder: Mapping[str, Any],
         optimizer: Mapping[str, Any],
-        classes: Sequence[str],
+        classes: Sequence[str] | Sequence[str | int] | None,
         *,
         scheduler: Mapping[str, Any] | None = None,
         stains: int = 1,
@@ -96,6 +96,9 @@ class Classifier(Task):
         require_setting("model", "label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "from 0 to below 1")
         require_setting("model", "mixup", mixup, mixup >= 0, "0 or more")
         require_setting("model", "stains", stains, stains in (1, 2), "1 or 2")
+        if classes is None:
+            msg = "model.classes=null: expected the names of the classes in their order. Pass data.classes=[low,high]."
+            raise ConfigError(msg)
         self.classes = [str(name) for name in classes]
         check_class_names(self.classes, "model.classes")
         self.network_node: dict[str, Any] = {

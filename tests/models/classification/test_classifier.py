@@ -129,6 +129,8 @@ def test_data_that_does_not_fit_is_refused(classifier, trainer, options, message
 def test_one_class_is_refused(classifier):
     with pytest.raises(ConfigError, match=r"model.classes: found 1, expected two or more"):
         classifier(classes=["0"])
+    with pytest.raises(ConfigError, match=r"model.classes=null: expected the names .* Pass data.classes"):
+        classifier(classes=None)
 
 
 def test_two_stains_go_through_one_encoder():
