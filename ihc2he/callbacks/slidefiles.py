@@ -22,12 +22,12 @@ from ihc2he.files import exclusive
 from ihc2he.images.areas import Area
 from ihc2he.images.decoding import read_image
 from ihc2he.images.pyramid import write_pyramid
-from ihc2he.images.source import ImageSource
+from ihc2he.images.regions import Regions
+from ihc2he.images.rescaled import Rescaled
 from ihc2he.images.writing import write_maps, write_png
 from ihc2he.nuclei.colours import name_of
 from ihc2he.nuclei.columns import narrow, write_parquet, write_rows
 from ihc2he.nuclei.counts import THRESHOLDS, counted
-from ihc2he.nuclei.drawing import fitted
 from ihc2he.nuclei.fields import HotSpot, binned, hot_spots, smoothed_ratio
 from ihc2he.nuclei.geojson import geojson_stream, write_area
 from ihc2he.nuclei.sheets import Sheet, map_picture
@@ -130,11 +130,12 @@ class _Assembly:
         regions = regions_of(self.folder)
         if regions is not None:
             of_n = regions.index(np.stack([columns["x_px"], columns["y_px"]], 1)) if len(types_n) else types_n
+            areas_k = self._areas(regions, tissue)
             for k, region in enumerate(regions.included):
                 name = " ".join(filter(None, [str(k + 1), region.name, region.kind]))
                 in_n = of_n == k
                 counts[name] = counted(types_n[in_n], dab_n[in_n], options.classes, options.thresholds)
-                areas[name] = region.shape.area * plan.mpp**2 / 1e6
+                areas[name] = areas_k[k]
         result = {
             "name": plan.name,
             "stain": plan.stain,
@@ -201,7 +202,7 @@ class _Assembly:
         else:
             write_rows(self._path("nuclei.csv"), columns, names)
 
-    def _write_outlines(self, source: ImageSource, types_n: NDArray, spots: Sequence[HotSpot]) -> None:
+    def _write_outlines(self, source: Rescaled, types_n: NDArray, spots: Sequence[HotSpot]) -> None:
         """Write what has outlines: GeoJSON, overlay and hot spots, in one pass over the windows."""
         plan, options = self.plan, self.options
         sheets: dict[str, Sheet] = {}
@@ -228,17 +229,30 @@ class _Assembly:
             for sheet in sheets.values():
                 sheet.add(table)
 
-    def _close_up(self, source: ImageSource, spot: HotSpot) -> Sheet:
-        """Return the square around a hot spot, at most `_SPOT_PX` wide."""
-        ends = []
-        for at, side in zip((spot.y_um, spot.x_um), source.shape, strict=True):
-            low, high = ((at + reach) / self.plan.grid_mpp for reach in (-spot.radius_um, spot.radius_um))
-            ends.append(slice(max(0, round(low)), min(side, round(high))))
-        rows, columns = ends
-        image = source.read(rows, columns)
-        picture, factor = fitted(image, 0, _SPOT_PX)
-        across, down = self.plan.scale
-        return Sheet(picture, (columns.start * across, rows.start * down), factor / across)
+    def _close_up(self, source: Rescaled, spot: HotSpot) -> Sheet:
+        """Return the square around a hot spot, at most `_SPOT_PX` wide, read at the pixel size that this needs."""
+        close = Rescaled(source.source, max(self.plan.grid_mpp, 2 * spot.radius_um / _SPOT_PX))
+        factors = [side / whole for side, whole in zip(close.shape, self.plan.shape, strict=True)]
+        rows, columns = (
+            slice(*(min(max(round((at + reach) / self.plan.mpp * factor), 0), side) for reach in (-radius, radius)))
+            for at, radius, factor, side in zip(
+                (spot.y_um, spot.x_um), [spot.radius_um] * 2, factors, close.shape, strict=True
+            )
+        )
+        corner = columns.start / factors[1], rows.start / factors[0]
+        return Sheet(close.read(rows, columns).copy(), corner, factors[1])
+
+    def _areas(self, regions: Regions, tissue: Area) -> list[float]:
+        """Return the area of each region in mm2, without what lies under a pen."""
+        if not regions.included:
+            return []
+        shape, mm2 = self.plan.shape, self.plan.mpp**2 / 1e6
+        hidden_hw = regions.mask(shape).map_hw & ~tissue.map_hw
+        down, across = (whole / side for whole, side in zip(shape, hidden_hw.shape, strict=True))
+        y_m, x_m = np.nonzero(hidden_hw)
+        of_m = regions.index(np.stack([(x_m + 0.5) * across, (y_m + 0.5) * down], 1) - 0.5)
+        hidden_k = np.bincount(of_m + 1, minlength=len(regions.included) + 1)[1:] * down * across
+        return [max(0.0, float(area - under)) * mm2 for area, under in zip(regions.areas(shape), hidden_k, strict=True)]
 
     def _write_tissue(self, tissue: Area) -> None:
         self.files.append("tissue.png")

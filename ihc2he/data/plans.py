@@ -126,7 +126,7 @@ class Plan:
         """Return it with what a slide says now of its place, stain and case."""
         return replace(self, source=str(slide.path.absolute()), stain=slide.stain, case=slide.case)
 
-    def open(self, forgiving: bool = False) -> ImageSource:
+    def open(self, forgiving: bool = False) -> Rescaled:
         """Return the slide on the grid.
 
         Args:

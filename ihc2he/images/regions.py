@@ -148,20 +148,32 @@ class Regions:
 
         x_n, y_n = points_n2.T.astype(np.float64) + 0.5
         index_n = np.full(len(points_n2), -1, np.intp)
-        by_size = sorted(range(len(self.included)), key=lambda i: -self.included[i].shape.area)
-        for i, region in [*((i, self.included[i]) for i in by_size), *((-1, region) for region in self.excluded)]:
+        for i, region in [*((i, self.included[i]) for i in self._by_size), *((-1, region) for region in self.excluded)]:
             shapely.prepare(region.shape)
             index_n[shapely.contains_xy(region.shape, x_n, y_n)] = i
         return index_n
 
-    def holds(self, points_n2: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Return which points count: those in a region, or, without any that is included, outside of excluded ones."""
-        if self.included:
-            return self.index(points_n2) >= 0
-        x_n, y_n = points_n2.T.astype(np.float64) + 0.5
+    def areas(self, shape: tuple[int, int]) -> list[float]:
+        """Return the area of each of `included` that `index` gives to it, in px.
+
+        Args:
+            shape: height and width of the image in px; what is outside of it does not count.
+        """
         import shapely
 
-        return ~np.any([shapely.contains_xy(region.shape, x_n, y_n) for region in self.excluded], axis=0)
+        image = shapely.box(0, 0, shape[1], shape[0])
+        taken = shapely.union_all([region.shape for region in self.excluded])
+        areas = [0.0] * len(self.included)
+        for i in reversed(self._by_size):
+            own = self.included[i].shape
+            areas[i] = own.difference(taken).intersection(image).area
+            taken = taken.union(own)
+        return areas
+
+    @property
+    def _by_size(self) -> list[int]:
+        """The positions in `included`, the largest region first."""
+        return sorted(range(len(self.included)), key=lambda i: -self.included[i].shape.area)
 
 
 def _drawn(regions: Sequence[Region], scale_2: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.uint8]:

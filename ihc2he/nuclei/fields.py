@@ -33,16 +33,13 @@ class HotSpot(NamedTuple):
     positive: int
 
 
-def binned(
-    points_n2: NDArray[np.floating], size_um: tuple[float, float], bin_um: float, weights_n: NDArray | None = None
-) -> NDArray[np.float32]:
-    """Return how many points are in each square bin of an area, or the sum of their weights.
+def binned(points_n2: NDArray[np.floating], size_um: tuple[float, float], bin_um: float) -> NDArray[np.float32]:
+    """Return how many points are in each square bin of an area.
 
     Args:
         points_n2: (x, y) in um.
         size_um: height and width of the area.
         bin_um: side of a bin.
-        weights_n: of each point; None: each counts 1.
 
     >>> binned(np.array([[5.0, 1.0], [9.0, 1.0], [11.0, 1.0]]), (10, 20), 10).tolist()
     [[2.0, 1.0]]
@@ -50,7 +47,7 @@ def binned(
     height, width = (max(1, ceil(side / bin_um)) for side in size_um)
     x_n, y_n = (points_n2 // bin_um).astype(np.int64).T
     cell_n = y_n.clip(0, height - 1) * width + x_n.clip(0, width - 1)
-    return np.bincount(cell_n, weights_n, height * width).reshape(height, width).astype(np.float32)
+    return np.bincount(cell_n, minlength=height * width).reshape(height, width).astype(np.float32)
 
 
 def hot_spots(

@@ -8,12 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ihc2he.callbacks import slides
-from ihc2he.callbacks.slidefiles import Options, assemble
+from ihc2he.callbacks import slidefiles, slides
+from ihc2he.callbacks.slidefiles import Options, _Assembly, assemble
 from ihc2he.callbacks.slides import SlideWriter, write_failed
-from ihc2he.data.plans import Slide, make_plan, read_result
+from ihc2he.data.plans import Slide, make_plan, read_result, read_tissue, regions_of
 from ihc2he.errors import DataError
+from ihc2he.images.rescaled import Rescaled
+from ihc2he.images.source import ArraySource
 from ihc2he.images.writing import write_png
+from ihc2he.nuclei.fields import HotSpot
 
 PLAIN = Options(write=())
 
@@ -73,3 +76,40 @@ def test_what_failed_stays_until_it_is_tried_again_or_gone(tmp_path):
         assert [*csv.DictReader(stream)] == [rows["a"]]
     write_failed(path, [], {"a"})
     assert not path.exists()
+
+
+class TwoLevels(ArraySource):
+    """A slide with a level of a quarter of the size, which notes what is read."""
+
+    levels = (1.0, 4.0)
+
+    def read(self, rows, columns, level=0):
+        self.read_px = (rows.stop - rows.start, columns.stop - columns.start)
+        return np.zeros((*self.read_px, 3), np.uint8)
+
+
+def test_hot_spots_are_read_at_the_pixel_size_of_their_picture(planned, monkeypatch):
+    folder, plan = planned
+    monkeypatch.setattr(slidefiles, "_SPOT_PX", 100)
+    source = TwoLevels(np.zeros((*plan.shape, 3), np.uint8), plan.mpp)
+    sheet = _Assembly(folder, PLAIN)._close_up(Rescaled(source, plan.grid_mpp), HotSpot(110.0, 110.0, 100.0, 1, 1))
+    assert source.read_px == (100, 100)  # of 400
+    assert sheet.picture.shape == (100, 100, 3)
+    assert sheet._corner == pytest.approx([20, 20])
+
+
+def test_what_lies_under_a_pen_is_no_area_of_a_region(tmp_path):
+    pytest.importorskip("shapely")
+    image = np.full((600, 600, 3), 240, np.uint8)
+    image[60:-60, 60:-60] = (215, 180, 220)
+    image[:, 280:360] = (30, 120, 60)
+    write_png(tmp_path / "a.png", image)
+    corners = [[100, 100], [500, 100], [500, 500], [100, 500], [100, 100]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [corners]}}
+    (tmp_path / "r.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    slide = Slide("a", tmp_path / "a.png", 0.5, regions=tmp_path / "r.geojson")
+    plan = make_plan(tmp_path / "out", slide, 0.5, 256, 32.0)
+    tissue = read_tissue(tmp_path / "out", plan)
+    assert tissue.at(np.array([[200, 300], [320, 300], [450, 300], [550, 300]])).tolist() == [True, False, True, False]
+    (area,) = _Assembly(tmp_path / "out", PLAIN)._areas(regions_of(tmp_path / "out"), tissue)
+    assert 400 * 250 * 0.25e-6 < area < 400 * 320 * 0.25e-6  # with the rim of the stroke
