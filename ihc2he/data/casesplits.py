@@ -1,5 +1,6 @@
 """Splits of labelled tiles: by tile, or by whole cases; and what is left of the training for a learning curve."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,27 +9,40 @@ import numpy as np
 from ihc2he.data.splits import SPLITS, stratified_sample
 from ihc2he.errors import ConfigError
 
+log = logging.getLogger(__name__)
 
-def split_by_tile(
-    published: Sequence[str], labels: Sequence[str], shares: Mapping[str, float], seed: int
+
+def split_as_published(
+    published: Sequence[str], cases: Sequence[str], labels: Sequence[str], shares: Mapping[str, float], seed: int
 ) -> dict[str, list[int]]:
     """Return the tiles of each split as published; a missing split is a share of the training tiles.
 
+    Where the cases of all training tiles are known, it is a share of their cases, see `split_by_case`.
+
     Args:
         published: split of each tile; what is none of the three is training.
+        cases: of each tile, "" where not known.
         labels: class of each tile; every split gets its share of each.
         shares: of the training tiles, for the splits that are missing.
         seed: of the choice.
 
-    >>> split_by_tile(["train"] * 4 + ["test"], ["0", "0", "3+", "3+", "0"], {"test": 0.5, "val": 0.5}, seed=0)["test"]
+    Raises:
+        ConfigError: if there are too few cases.
+
+    >>> labels = ["0", "0", "3+", "3+", "0"]
+    >>> split_as_published(["train"] * 4 + ["test"], [""] * 5, labels, {"test": 0.5, "val": 0.5}, seed=0)["test"]
     [4]
     """
     records = {split: [i for i, own in enumerate(published) if own == split] for split in ("val", "test")}
     train = [i for i, own in enumerate(published) if own not in records]
-    for split, share in shares.items():
-        if not records[split]:
-            records[split] = _sample(train, labels, share, seed)
-            train = sorted(set(train) - set(records[split]))
+    missing = {split: share for split, share in shares.items() if share and not records[split]}
+    if missing and all(cases[i] for i in train):
+        found = split_by_case([cases[i] for i in train], [labels[i] for i in train], missing, seed)
+        divided = {split: [train[k] for k in found[split]] for split in ("train", *missing)}
+        return {"train": [], **records, **divided}
+    for split, share in missing.items():
+        records[split] = _sample(train, labels, share, seed)
+        train = sorted(set(train) - set(records[split]))
     return {"train": train, **records}
 
 
@@ -38,7 +52,7 @@ def split_by_case(
     """Return the tiles of each split, no case in two; every split gets its share of the cases of each class.
 
     A case counts for the class of most of its tiles. Of the cases of a class, each split with a share gets at least
-    one, as long as one is left for the training.
+    one, as long as one is left for the training; where none is, a warning names class and split.
 
     Args:
         cases: of each tile.
@@ -65,10 +79,18 @@ def split_by_case(
             count = min(max(round(share * n), int(share > 0)), max(len(left) - 1, 0))
             split_of |= dict.fromkeys(left[:count], split)
             left = left[count:]
+            if share and not count:
+                log.warning(
+                    "Class %s has no case in %s: there are only %d. What is measured there says nothing of it.",
+                    label, split, n,
+                )  # fmt: skip
     records = {split: [i for i, case in enumerate(cases) if split_of.get(case, "train") == split] for split in SPLITS}
     if empty := [split for split, share in shares.items() if share and not records[split]]:
         n_cases = len(set(cases))
-        msg = f"data.split: {n_cases} cases, one or two of a class, are too few for a {' and a '.join(empty)} split."
+        msg = (
+            f"data.split: {n_cases} cases, one or two of a class, are too few for a {' and a '.join(empty)} split. "
+            f"Add cases, or pass {' and '.join(f'data.{split}_fraction=0' for split in empty)}."
+        )
         raise ConfigError(msg)
     return records
 
@@ -88,7 +110,7 @@ def class_of_cases(cases: Sequence[str], labels: Sequence[str]) -> dict[str, str
 def reduced(records: Iterable[int], cases: Sequence[str], labels: Sequence[str], share: float, seed: int) -> list[int]:
     """Return the tiles of a share of the cases, or of the tiles where no case is known; every class keeps its share.
 
-    At least one case of every class is left.
+    At least one case of every class is left, or one tile.
 
     Args:
         records: numbers of the tiles.
@@ -104,14 +126,18 @@ def reduced(records: Iterable[int], cases: Sequence[str], labels: Sequence[str],
     if share == 1:
         return records
     if not all(cases[i] for i in records):
-        return _sample(records, labels, share, seed)
+        kept = {*_sample(records, labels, share, seed)}
+        lacking = {labels[i]: i for i in reversed(records)}
+        for i in kept:
+            lacking.pop(labels[i], None)
+        return sorted(kept | {*lacking.values()})
     found = class_of_cases([cases[i] for i in records], [labels[i] for i in records])
     rng = np.random.default_rng(seed)
-    kept: set[str] = set()
+    kept_cases: set[str] = set()
     for label in sorted(set(found.values())):
         own = sorted(case for case, its in found.items() if its == label)
-        kept |= {own[i] for i in rng.permutation(len(own))[: max(1, round(share * len(own)))]}
-    return [i for i in records if cases[i] in kept]
+        kept_cases |= {own[i] for i in rng.permutation(len(own))[: max(1, round(share * len(own)))]}
+    return [i for i in records if cases[i] in kept_cases]
 
 
 def _sample(records: Sequence[int], labels: Sequence[str], share: float, seed: int) -> list[int]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from ihc2he.data.casesplits import reduced, split_by_case, split_by_tile
+from ihc2he.data.casesplits import reduced, split_as_published, split_by_case
 from ihc2he.data.leaks import warn_of_leaks
 from ihc2he.data.origins import digests, read_origins, refuse_known
 from ihc2he.data.pseudocases import pseudo_cases
@@ -108,7 +108,8 @@ class LabelledDataModule(StoreDataModule):
     Args:
         size: side of the tiles that the model sees, px.
         split_seed: of the division into training, validation and test, whatever `seed` is.
-        split: "published", the splits of the dataset, where a missing one is a share of the training tiles; "cases":
+        split: "published", the splits of the dataset, where a missing one is a share of the training tiles, or of their
+            cases if all are known; "cases":
             whole cases; "pseudo_cases": whole clusters of tiles that look like one slide, see `data.pseudocases`.
         val_fraction: of the tiles or cases, for validation.
         test_fraction: of the tiles or cases, for testing.
@@ -269,7 +270,8 @@ class LabelledDataModule(StoreDataModule):
         self._cases = self._pseudo_cases(store) if self.split == "pseudo_cases" else self.cases_of(store)
         shares = {"test": self.test_fraction, "val": self.val_fraction}
         if self.split == "published":
-            records = split_by_tile([row["split"] for row in store.rows], labels, shares, self.split_seed)
+            published = [row["split"] for row in store.rows]
+            records = split_as_published(published, self._cases, labels, shares, self.split_seed)
         else:
             if unknown := self._cases.count(""):
                 msg = (

@@ -22,6 +22,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
 from ihc2he.data.store import TileStore, map_in_threads
+from ihc2he.errors import DataError
 from ihc2he.files import write_csv
 from ihc2he.images.writing import write_png
 from ihc2he.stain.deconvolution import optical_density
@@ -49,29 +50,40 @@ def pseudo_cases(folder: Path, store: TileStore, one_class: bool, most: int = MO
         one_class: whether tiles of different classes are never of one case, as levels of slides; each class is then
             clustered on its own.
         most: largest number of clusters that is tried.
+
+    Raises:
+        DataError: if they cannot be written.
     """
     table = folder / "pseudo_cases.csv"
     names = [row["name"] for row in store.rows]
     fields = sorted(store.rows[0]["shapes"], reverse=True)  # IHC first
-    if (known := _read(table, names)) is not None:
+    if (known := _read(table, names, store.origin)) is not None:
         return known
     log.info("Looking for pseudo-cases among %d tiles.", len(names))
     look_nqf = np.concatenate([looks_of(store, name) for name in fields], axis=-1)
     cases, quality = clustered(look_nqf, [row["group"] if one_class else "" for row in store.rows], most)
-    rows = [{"name": name, "case": case} for name, case in zip(names, cases, strict=True)]
-    draw(table.with_suffix(".png"), store, fields[0], cases)
-    write_csv(table, rows)
+    rows = [{"name": name, "case": case, "store": store.origin} for name, case in zip(names, cases, strict=True)]
+    try:
+        draw(table.with_suffix(".png"), store, fields[0], cases)
+        write_csv(table, rows)
+    except OSError as error:
+        msg = (
+            f"{table}: could not be written ({error.strerror or error}). Pass a data.store that can be written to, or "
+            "find the pseudo-cases once in a copy of the store and put this file beside it."
+        )
+        raise DataError(msg) from error
     log.info("%d pseudo-cases (mean silhouette %.2f): %s", len(set(cases)), quality, table)
     return cases
 
 
-def _read(table: Path, names: Sequence[str]) -> list[str] | None:
-    """Return the pseudo-cases of an earlier run, if they are of these tiles."""
+def _read(table: Path, names: Sequence[str], origin: str) -> list[str] | None:
+    """Return the pseudo-cases of an earlier run, if they are of a store of these tiles from the same files."""
     if not table.is_file():
         return None
     with table.open(newline="", encoding="utf-8") as stream:
         rows = [*csv.DictReader(stream)]
-    return [row["case"] for row in rows] if [row["name"] for row in rows] == [*names] else None
+    same = [(row["name"], row.get("store")) for row in rows] == [(name, origin) for name in names]
+    return [row["case"] for row in rows] if same else None
 
 
 def looks_of(store: TileStore, stain: str) -> NDArray[np.float64]:

@@ -65,6 +65,7 @@ class TileStore:
     Attributes:
         rows: per record the values given when it was built, and under ``shapes`` the array shape of each field.
         skipped: tiles left out when it was built.
+        origin: digest of the source files and settings it was built from.
 
     Raises:
         DataError: for a file that is missing, unreadable, incomplete, or of another version.
@@ -79,6 +80,7 @@ class TileStore:
             if _digest(texts) != file.attrs["tables"]:
                 msg = f"{path}: the tables of records are not those that were written. {REMEDY}"
                 raise DataError(msg)
+            self.origin = _digest([*file["source/hash"][()], file.attrs["settings"].encode()])
             self.rows: list[dict[str, Any]] = json.loads(texts[0])
             self.skipped = [Skipped(*entry) for entry in json.loads(texts[1])]
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ihc2he.data.casesplits import reduced, split_by_case
+from ihc2he.data import pseudocases
+from ihc2he.data.casesplits import reduced, split_as_published, split_by_case
 from ihc2he.data.her2 import HER2DataModule
 from ihc2he.data.labelled_tiles import LabelledTilesDataModule
 from ihc2he.data.leaks import near_duplicates, thumbnails_of, warn_of_leaks
@@ -151,6 +152,29 @@ def test_splits_of_cases_need_cases(her2, tmp_path):
     assert reduced(range(3), ["", "", ""], ["0", "0", "1"], 0.5, seed=0) != [0, 1, 2]
 
 
+def test_a_missing_split_is_one_of_cases_where_they_are_known(her2):
+    data = her2(val_fraction=0.25)
+    assert not {*data.part("train").cases} & {*data.part("val").cases}
+    published, labels = ["train"] * 8 + ["test"], ["0"] * 9
+    records = split_as_published(published, [*"aabbccdda"], labels, {"test": 0.2, "val": 0.25}, seed=0)
+    assert (len(records["train"]), len(records["val"]), records["test"]) == (6, 2, [8])
+    assert records["val"][1] == records["val"][0] + 1  # both tiles of a case
+
+
+def test_a_class_with_too_few_cases_for_a_split_is_named(caplog):
+    split_by_case([*"abcde"], ["0", "0", "0", "3+", "3+"], {"test": 0.3, "val": 0.3}, seed=0)
+    assert [record.getMessage()[:55] for record in caplog.records] == [
+        "Class 3+ has no case in val: there are only 2. What is "
+    ]
+
+
+def test_a_share_of_tiles_keeps_every_class():
+    labels = ["0"] * 20 + ["3+"]
+    kept = reduced(range(21), [""] * 21, labels, 0.1, seed=0)
+    assert 20 in kept
+    assert len(kept) == 3
+
+
 def test_a_size_beyond_the_tiles_is_refused(her2):
     with pytest.raises(ConfigError, match=r"data.size=64: the tiles .* are only 32 px wide"):
         her2(size=64)
@@ -281,6 +305,27 @@ def test_a_store_with_other_classes_is_refused(labelled, tmp_path):
     (tmp_path / "own").rename(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=r"data.classes=\['a', 'c'\]: .*tiles.h5 has tiles of b too. Name all"):
         labelled([], classes=["a", "c"])
+
+
+def test_pseudo_cases_of_changed_tiles_are_found_again(labelled, tmp_path, make_tile, write_image, monkeypatch):
+    paths = [f"{kind}/{k}.png" for kind in "ab" for k in range(4)]
+    split = {"split": "pseudo_cases", "val_fraction": 0, "test_fraction": 0}
+    first = labelled(paths, **split)
+    table = tmp_path / "store" / "pseudo_cases.csv"
+    before = table.read_text()
+    for k, path in enumerate(paths):
+        write_image(tmp_path / "own" / path, make_tile(50 + k, 32))
+    again = labelled([], rebuild=True, **split)
+    assert table.read_text() != before
+    assert again.tiles.origin != first.tiles.origin
+    table.unlink()
+
+    def full(*args):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(pseudocases, "write_csv", full)
+    with pytest.raises(DataError, match=r"pseudo_cases.csv: could not be written \(Read-only .* Pass a data.store"):
+        labelled([], **split)
 
 
 def test_tiles_of_no_class_are_refused(labelled):
