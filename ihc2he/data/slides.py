@@ -186,12 +186,23 @@ class SlidesDataModule(WholeTilesDataModule):
         return batch | {"plan": [None if isinstance(plan, str) else plan for plan in plans]}
 
     def predict_dataloader(self) -> TileLoader:
-        """Return the windows that are left, after the tissue of the slides was found."""
+        """Return the windows that are left, after the tissue of the slides was found.
+
+        Raises:
+            ConfigError: a package is missing that a slide needs, or a plan cannot be written.
+        """
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        for slide in [*self.finished][rank::ranks]:
-            note(self.out / slide.name, self.finished[slide], slide)
-        own = {slide.name: self._plan(slide) for slide in self.slides[rank::ranks]}
-        for part in from_all_ranks(own):
+        own: dict[str, Plan | str] = {}
+        problem = None
+        try:
+            for slide in [*self.finished][rank::ranks]:
+                note(self.out / slide.name, self.finished[slide], slide)
+            own = {slide.name: self._plan(slide) for slide in self.slides[rank::ranks]}
+        except (ConfigError, OSError) as error:
+            problem = str(error)
+        for part, said in from_all_ranks((own, problem)):
+            if said is not None:  # on all ranks, so that none waits for one that has stopped
+                raise ConfigError(said)
             self.plans |= part
         windows = [window for slide in self.slides for window in self._windows(slide, self.plans[slide.name])]
         if not windows:

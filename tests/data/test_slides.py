@@ -101,6 +101,21 @@ def test_a_moved_slide_and_its_corrected_notes_are_taken_over(tmp_path, slide, d
     assert read_plan(finished).source == str(moved)
 
 
+def test_a_missing_package_ends_all_ranks(slide, data, monkeypatch):
+    def refuse(*_):
+        msg = "reading this slide needs OpenSlide"
+        raise ConfigError(msg)
+
+    found = data(slide)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "make_plan", refuse)
+        with pytest.raises(ConfigError, match="needs OpenSlide"):
+            found.predict_dataloader()
+    monkeypatch.setattr(module, "from_all_ranks", lambda own: [own, ({}, "b.svs needs OpenSlide")])
+    with pytest.raises(ConfigError, match=r"b\.svs needs OpenSlide"):  # of another rank
+        found.predict_dataloader()
+
+
 def test_regions_belong_to_one_slide(tmp_path, slide, data):
     pytest.importorskip("shapely")
     write_png(slide.with_name("b.png"), np.zeros((9, 9, 3), np.uint8))
