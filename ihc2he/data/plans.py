@@ -196,8 +196,15 @@ def make_plan(folder: Path, slide: Slide, mpp: float, side: int, overlap_um: flo
 
 
 def _wanted(slide: Slide, source: ImageSource, tissue: Tissue, forgiving: Forgiving) -> Tissue:
-    """Return where to compute: in tissue or regions, not under a pen, and wherever the slide does not decode."""
+    """Return where to compute: in tissue or regions, not under a pen, and wherever the slide does not decode.
+
+    Raises:
+        DataError: nothing of it decodes, or its regions cannot be read.
+    """
     lost_hw = forgiving.lost_map(*tissue.map_hw.shape)
+    if lost_hw.all():
+        msg = f"{slide.path}: no part of it decodes. Copy the file again."
+        raise DataError(msg)
     if lost_hw.any():
         log.warning(
             "%s: %.2g %% of it do not decode where it was searched for tissue; the windows there are tried.",

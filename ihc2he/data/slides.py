@@ -145,7 +145,8 @@ class SlidesDataModule(WholeTilesDataModule):
         out = self.out.resolve()
         if not base.resolve().is_relative_to(out):
             files = [file for file in files if out not in file.resolve().parents]
-        files = slides_of(files)
+        if not Path(self.path).expanduser().is_file():
+            files = slides_of(files)
         if not files:
             msg = (
                 f"data.path={self.path}: found no slide there, expected files that end in one of "
@@ -216,7 +217,7 @@ class SlidesDataModule(WholeTilesDataModule):
         try:
             if plan is not None and plan.is_of(slide.path) and not plan.differs(slide):
                 return note(folder, plan, slide)
-            if plan is not None:
+            if plan is not None and not plan.differs(slide):
                 log.warning("%s: was changed since its results were made, and is done again.", slide.path)
             return make_plan(folder, slide, *self._wanted())
         except (DataError, OSError) as error:

@@ -75,6 +75,7 @@ def test_results_are_not_replaced_by_those_of_another_slide_or_setting(tmp_path,
     other.write_bytes(slide.read_bytes())
     with pytest.raises(ConfigError, match=r"has the results of another image called a: .*slides/a\.png"):
         data(other)
+    assert data(finished / "tissue.png", out=str(tmp_path / "again")).slides  # as it is named
     link = tmp_path / "others" / "b.png"
     link.symlink_to(slide)
     with pytest.raises(ConfigError, match="under the name a; as b it would be counted twice"):
@@ -174,6 +175,12 @@ def test_windows_that_do_not_decode_are_tried(tmp_path, slide, monkeypatch, capl
     assert 0 in plan.windows
     assert 2 not in plan.windows
     assert "% of it do not decode where it was searched for tissue" in caplog.text
+
+
+def test_a_slide_that_does_not_decode_at_all_is_one_error(tmp_path, slide, monkeypatch):
+    monkeypatch.setattr("ihc2he.data.plans.open_slide", lambda *_: Damaged(np.zeros((60, 60, 3), np.uint8), 0.5))
+    with pytest.raises(DataError, match=r"a\.png: no part of it decodes"):
+        make_plan(tmp_path / "out", Slide("a", slide, 0.5), *WANTED)
 
 
 def test_the_white_of_a_plan_is_that_of_glass(tmp_path, slide):
