@@ -29,11 +29,11 @@ class DriftError(Ihc2heError):
 class DriftGuard(Callback):
     """Compares, at each validation and at the end, the nuclei on a few unlabelled tiles with those found at the start.
 
-    The DataModule has the tiles, `guarded()`. What is compared is what is validated: put this callback before one that
-    exchanges weights for that. Logged are `val/agreement`, the F1 of matched centres within 3 um with the nuclei at the
-    start as the truth, and `val/count_ratio`, their number now over that at the start. If a bound is broken the run
-    ends there, so no bundle is written and `last.ckpt` is that of an earlier epoch. The nuclei at the start are in the
-    checkpoints, so a continued run keeps to them.
+    The DataModule has the tiles, `guarded()`. What is compared is what is validated, and at the end what is exported:
+    put this callback before one that exchanges weights, and before `Bundles`. Logged are `val/agreement`, the F1 of
+    matched centres within 3 um with the nuclei at the start as the truth, and `val/count_ratio`, their number now over
+    that at the start. If a bound is broken the run ends there, so no bundle is written; after a validation, `last.ckpt`
+    is that of an earlier epoch. The nuclei at the start are in the checkpoints, so a continued run keeps to them.
 
     Args:
         least_agreement: lower bound of the agreement.
@@ -85,9 +85,9 @@ class DriftGuard(Callback):
             values = self._judge(trainer, pl_module)
             pl_module.log_dict({f"val/{key}": value for key, value in values.items()}, sync_dist=True)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare what was not validated."""
-        if self._judged < trainer.global_step and not trainer.interrupted:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare what was not validated; here, because an average has taken the place of the weights by now."""
+        if self._tiles and self._judged < trainer.global_step and not trainer.interrupted:
             self._judge(trainer, pl_module)
 
     def _judge(self, trainer: Trainer, pl_module: Any) -> dict[str, float]:

@@ -5,9 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from ihc2he import config
+from ihc2he.callbacks.averaging import AveragedWeights
 from ihc2he.callbacks.bundles import Bundles
 from ihc2he.callbacks.checkpoint import LastCheckpoint
 from ihc2he.callbacks.guard import DriftError, DriftGuard, agreement
@@ -89,6 +92,27 @@ def test_a_drift_ends_the_run_without_a_bundle_and_keeps_the_checkpoint_before_i
             module, Tiles()
         )
     assert not (tmp_path / "bundles").exists()
+
+
+def test_what_is_judged_at_the_end_is_what_is_exported(drifting, trainer, tmp_path):
+    judged = []
+
+    def finds(step):
+        judged.append([parameter.detach().clone() for parameter in module.parameters()])
+        return 0, NUCLEI
+
+    module = drifting(finds)
+    trainer(DriftGuard(), AveragedWeights(0.9), max_epochs=1, limit_val_batches=0).fit(module, Tiles())
+    first, last = ([*map(torch.Tensor.tolist, weights)] for weights in (judged[0], judged[-1]))
+    assert len(judged) == 2
+    assert first != last == [parameter.tolist() for parameter in module.parameters()]
+
+
+def test_the_guard_comes_before_bundles_and_averages():
+    config.register()
+    with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
+        names = [*compose("train", overrides=["experiment=nuclei_adapt"]).callbacks]
+    assert names.index("guard") < min(names.index("bundles"), names.index("average"))
 
 
 def test_a_continued_run_is_compared_with_the_first_start(drifting, trainer, tmp_path):
