@@ -71,6 +71,8 @@ def test_every_option_composes_and_passes_preflight(option):
         experiment = "pipeline_endonuke"
     elif option == "model=gan" or option.startswith(("model/gan", "model/features")):
         experiment = "gan_her2"
+    elif option == "model=tile_sampler":
+        experiment = "gan_tiles"
     config.preflight(composed(f"experiment={experiment}", option))
 
 

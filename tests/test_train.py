@@ -138,7 +138,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does_not_pass_for_done(number,
             while not list(tmp_path.glob("outputs/**/last.ckpt")) and time.monotonic() < deadline:
                 time.sleep(0.2)
             process.send_signal(number)
-            said = process.communicate(timeout=120)[0]
+            said = process.communicate(timeout=240)[0]
         finally:
             process.kill()
     assert process.returncode == status, said

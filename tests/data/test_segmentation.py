@@ -88,7 +88,9 @@ def test_training_batch(make):
             "inst": ((2, 48, 48), torch.int32),
             "hv": ((2, 2, 48, 48), torch.float32),
             "type": ((2, 48, 48), torch.int64),
+            "painted": ((2,), torch.bool),
         }
+        assert not batch["painted"].any()
         assert 0 <= batch["image"].min() < batch["image"].max() <= 1
         for inst, hv, types in zip(batch["inst"], batch["hv"], batch["type"], strict=True):
             np.testing.assert_array_equal(hv, hv_maps(inst.numpy()))
