@@ -13,8 +13,39 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ihc2he.build import build
-from ihc2he.errors import ConfigError
+from ihc2he.errors import ConfigError, require_setting
+from ihc2he.losses.adversarial import check_mode
 from ihc2he.models.task import Task
+
+
+def check_settings(
+    *,
+    adversarial: str,
+    label_smoothing: float,
+    compile: bool,  # noqa: A002
+    n_epochs: int,
+    n_epochs_decay: int,
+    ema_decay: float,
+    gradient_clip_val: float | None,
+) -> None:
+    """Refuse settings of a model with discriminators that are outside their range, or do not go together.
+
+    Raises:
+        ConfigError: with the setting.
+    """
+    check_mode(adversarial)
+    for name, epochs in (("n_epochs", n_epochs), ("n_epochs_decay", n_epochs_decay)):
+        require_setting("model", name, epochs, epochs >= 0, "0 or more")
+    for name, share in (("label_smoothing", label_smoothing), ("ema_decay", ema_decay)):
+        require_setting("model", name, share, 0 <= share < 1, "from 0 to below 1")
+    above = gradient_clip_val is None or gradient_clip_val > 0
+    require_setting("model", "gradient_clip_val", gradient_clip_val, above, "above 0")
+    if label_smoothing and adversarial not in ("lsgan", "bce"):
+        msg = f"label_smoothing={label_smoothing} has no meaning for adversarial={adversarial}; set it to 0."
+        raise ConfigError(msg)
+    if compile and adversarial == "wgan_gp":
+        msg = "compile=true cannot differentiate the penalty of adversarial=wgan_gp twice; set compile=false."
+        raise ConfigError(msg)
 
 
 class AdversarialTask(Task):

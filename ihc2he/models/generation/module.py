@@ -23,7 +23,7 @@ from ihc2he.errors import ConfigError, did_you_mean, require_setting
 from ihc2he.internals.lightning import count_no_steps
 from ihc2he.losses import adversarial as gan
 from ihc2he.metrics.cards import Card
-from ihc2he.models.adversarial import AdversarialTask
+from ihc2he.models.adversarial import AdversarialTask, check_settings
 from ihc2he.models.generation.blocks import Verdict
 from ihc2he.models.generation.diffaugment import POLICIES, diff_augment
 from ihc2he.models.generation.draws import Draws, between, latents
@@ -104,26 +104,24 @@ class Gan(AdversarialTask):
         features: str | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        gan.check_mode(adversarial)
+        check_settings(
+            adversarial=adversarial,
+            label_smoothing=label_smoothing,
+            compile=compile,
+            n_epochs=n_epochs,
+            n_epochs_decay=n_epochs_decay,
+            ema_decay=ema_decay,
+            gradient_clip_val=gradient_clip_val,
+        )
         for name, least, value in (
-            ("n_classes", 1, n_classes), ("latent_size", 1, latent_size), ("d_steps", 1, d_steps),
-            ("n_epochs", 0, n_epochs), ("n_epochs_decay", 0, n_epochs_decay), ("seed", 0, seed),
+            ("n_classes", 1, n_classes), ("latent_size", 1, latent_size), ("d_steps", 1, d_steps), ("seed", 0, seed),
             ("lambda_gp", 0, lambda_gp), ("lambda_level", 0, lambda_level),
         ):  # fmt: skip
             require(name, value, value >= least, f"{least} or more")
-        for name, share in (("label_smoothing", label_smoothing), ("ema_decay", ema_decay)):
-            require(name, share, 0 <= share < 1, "from 0 to below 1")
-        require("gradient_clip_val", gradient_clip_val, gradient_clip_val is None or gradient_clip_val > 0, "above 0")
         for name in diffaugment:
             if name not in POLICIES:
                 msg = f"model.diffaugment: there is no '{name}'.{did_you_mean(name, POLICIES)}"
                 raise ConfigError(msg)
-        if label_smoothing and adversarial not in ("lsgan", "bce"):
-            msg = f"label_smoothing={label_smoothing} has no meaning for adversarial={adversarial}; set it to 0."
-            raise ConfigError(msg)
-        if compile and adversarial == "wgan_gp":
-            msg = "compile=true cannot differentiate the penalty of adversarial=wgan_gp twice; set compile=false."
-            raise ConfigError(msg)
         with warnings.catch_warnings(action="ignore"):
             self.save_hyperparameters(logger=False)
         self.automatic_optimization = False

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ihc2he.build import build
-from ihc2he.errors import ConfigError, require_setting
+from ihc2he.errors import require_setting
 from ihc2he.internals.lightning import count_no_steps, trainer_of
 from ihc2he.losses import adversarial as gan
 from ihc2he.metrics.cards import Card
-from ihc2he.models.adversarial import AdversarialTask
+from ihc2he.models.adversarial import AdversarialTask, check_settings
 from ihc2he.models.task import Export, Scores
 from ihc2he.models.translation.evaluation import TranslationEvaluation
 from ihc2he.models.translation.pool import ImagePool
@@ -104,19 +104,16 @@ class StainTranslation(AdversarialTask):
         init: str | None = None,
     ) -> None:
         super().__init__()
-        gan.check_mode(adversarial)
-        require("n_epochs", n_epochs, n_epochs >= 0, "0 or more")
-        require("n_epochs_decay", n_epochs_decay, n_epochs_decay >= 0, "0 or more")
-        require("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "from 0 to below 1")
-        require("ema_decay", ema_decay, 0 <= ema_decay < 1, "from 0 to below 1")
-        require("gradient_clip_val", gradient_clip_val, gradient_clip_val is None or gradient_clip_val > 0, "above 0")
+        check_settings(
+            adversarial=adversarial,
+            label_smoothing=label_smoothing,
+            compile=compile,
+            n_epochs=n_epochs,
+            n_epochs_decay=n_epochs_decay,
+            ema_decay=ema_decay,
+            gradient_clip_val=gradient_clip_val,
+        )
         require("accumulate", accumulate, accumulate >= 1, "1 or more")
-        if label_smoothing and adversarial not in ("lsgan", "bce"):
-            msg = f"label_smoothing={label_smoothing} has no meaning for adversarial={adversarial}; set it to 0."
-            raise ConfigError(msg)
-        if compile and adversarial == "wgan_gp":
-            msg = "compile=true cannot differentiate the penalty of adversarial=wgan_gp twice; set compile=false."
-            raise ConfigError(msg)
         with warnings.catch_warnings(action="ignore"):  # of modules; a checkpoint holds plain values only
             self.save_hyperparameters(ignore=["generators", "discriminators", "pools"], logger=False)
         for name in [name for name, given in self.hparams.items() if isinstance(given, nn.Module)]:
