@@ -65,6 +65,22 @@ def with_planes(x_bchw: Tensor, label_b: Tensor, n_classes: int) -> Tensor:
     return torch.cat([x_bchw, planes_bk[:, :, None, None].expand(-1, -1, *x_bchw.shape[-2:])], 1)
 
 
+class PlanesDiscriminator(nn.Module):
+    """A discriminator that is told the level by further channels of the tile.
+
+    Attributes:
+        n_classes: levels.
+        model: from tiles with these channels to a logit each.
+    """
+
+    n_classes: int
+    model: nn.Module
+
+    def forward(self, x_bchw: Tensor, label_b: Tensor) -> Verdict:
+        """Return the verdict on (N, 3, size, size) tiles of (N,) levels."""
+        return Verdict(self.model(with_planes(x_bchw, label_b, self.n_classes)).flatten())
+
+
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation, the same for all levels."""
 

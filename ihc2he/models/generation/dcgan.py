@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ihc2he.models.generation.blocks import (
-    Verdict,
+    PlanesDiscriminator,
     doublings,
     multiples,
     normalise_spectrum,
     one_hot,
-    with_planes,
 )
 
 
@@ -54,7 +53,7 @@ def _up(c_in: int, c_out: int, stride: int = 2, padding: int = 1) -> list[nn.Mod
     return [conv, nn.BatchNorm2d(c_out), nn.ReLU(True)]
 
 
-class DcganDiscriminator(nn.Module):
+class DcganDiscriminator(PlanesDiscriminator):
     """Strided convolutions down to one logit, with LeakyReLU, and batch normalisation but in the first layer.
 
     Args:
@@ -79,10 +78,6 @@ class DcganDiscriminator(nn.Module):
         initialise(self)
         if spectral_norm:
             normalise_spectrum(self)
-
-    def forward(self, x_bchw: Tensor, label_b: Tensor) -> Verdict:
-        """Return the verdict on (N, 3, size, size) tiles of (N,) levels."""
-        return Verdict(self.model(with_planes(x_bchw, label_b, self.n_classes)).flatten())
 
 
 def initialise(net: nn.Module) -> None:

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from ihc2he.models.generation.blocks import (
     BatchNorm,
     DownBlock,
+    PlanesDiscriminator,
     UpBlock,
-    Verdict,
     doublings,
     multiples,
     normalise_spectrum,
     one_hot,
-    with_planes,
 )
 
 
@@ -51,7 +50,7 @@ class WganGenerator(nn.Module):
         return self.last(x_bchw)
 
 
-class WganCritic(nn.Module):
+class WganCritic(PlanesDiscriminator):
     """A 3x3 convolution, residual blocks with layer normalisation, and a linear layer.
 
     The penalty is one per image, so images of a batch must not influence each other: there is no batch normalisation.
@@ -74,10 +73,6 @@ class WganCritic(nn.Module):
         initialise(self)
         if spectral_norm:
             normalise_spectrum(self)
-
-    def forward(self, x_bchw: Tensor, label_b: Tensor) -> Verdict:
-        """Return the verdict on (N, 3, size, size) tiles of (N,) levels."""
-        return Verdict(self.model(with_planes(x_bchw, label_b, self.n_classes)).flatten())
 
 
 def initialise(net: nn.Module) -> None:
