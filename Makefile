@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format type bench fuzz wheel clean
+.PHONY: help install demo test test-all lint format type docs bench fuzz wheel clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,7 +16,7 @@ install: $(READY)  ## make the virtual environment with all packages, in the loc
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("ihc2he needs Python 3.11 or newer, found %d.%d: make PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --progress-bar off -c constraints.txt -e '.[dev,explain,export,fid,slides,stain,tensorboard,dashboard]'
+	$(BIN)/python -m pip install -q --progress-bar off -c constraints.txt -e '.[dev,docs,explain,export,fid,slides,stain,tensorboard,dashboard]'
 	@touch $@
 
 SEED ?= 42
@@ -43,6 +43,9 @@ format: $(READY)  ## put the code into the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(READY)  ## write the site of docs/ to site/; a warning is an error. To look at it: python -m http.server -d site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 bench: $(READY)  ## time ours against the references and their peers, side by side; ARGS=--write-docs renews the page
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py $(ARGS)
 
@@ -53,5 +56,5 @@ wheel: $(READY)  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove what building and testing left; data, stores and outputs stay
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,37 @@
+"""Hook of MkDocs: adds the generated pages of the reference. Nothing of them is written to a file."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+sys.path.insert(0, str(Path(__file__).parent))
+import python_pages
+import settings
+
+
+def generated() -> dict[str, str]:
+    """Return the generated pages by their path below docs/."""
+    pages = {f"reference/conf/{group or 'root'}.md": settings.page(group) for group in settings.groups()}
+    for room, modules in python_pages.rooms().items():
+        pages[f"reference/python/{room}.md"] = python_pages.page(room, modules)
+    return pages
+
+
+def on_config(config: Any) -> Any:
+    """Put the generated pages into the navigation, under the entries of the same names."""
+    for section in config["nav"]:
+        if "Reference" in section:
+            section["Reference"] += [
+                {"Configuration": [f"reference/conf/{group or 'root'}.md" for group in settings.groups()]},
+                {"Python": [f"reference/python/{room}.md" for room in python_pages.rooms()]},
+            ]
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the generated pages to those of docs/."""
+    for path, content in generated().items():
+        files.append(File.generated(config, path, content=content))
+    return files
