@@ -184,7 +184,7 @@ def write_docs(found: dict[str, Any]) -> None:
     if BEGIN not in text or END not in text:
         sys.exit(f"{page}: expected the lines '{BEGIN}' and '{END}', between which the tables go.")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    draw(found, DOCS / "img" / "benchmarks.png")
+    draw(found, DOCS / "images" / "benchmarks.png")
     write_text(page, f"{before}{BEGIN}\n{markdown(found)}\n{END}{after}")
 
 
