@@ -155,6 +155,7 @@ def register() -> None:
     """Register the schema and the resolvers with Hydra; may be called repeatedly."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("add", lambda *numbers: sum(numbers), replace=True)
+    OmegaConf.register_new_resolver("floordiv", lambda number, divisor: int(number) // divisor, replace=True)
     OmegaConf.register_new_resolver("group", group, replace=True)
     OmegaConf.register_new_resolver("job_number", job_number, replace=True)
     OmegaConf.register_new_resolver("newest_bundle", newest_bundle, use_cache=True, replace=True)

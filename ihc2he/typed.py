@@ -167,6 +167,17 @@ def _quote(text: str) -> str:
     return "'" + text.strip().replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
+def unquoted(value: str) -> str:
+    """Return the text of a quoted value as it was typed; any other value as it is.
+
+    >>> unquoted("'real'"), unquoted("1e3"), unquoted("['a']")
+    ('real', '1e3', "['a']")
+    """
+    parsed = _parsed(f"key={value}")
+    inner = parsed.value() if parsed else value
+    return inner if value[:1] == "'" and isinstance(inner, str) else value
+
+
 def _parsed(text: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(text)

@@ -1,4 +1,4 @@
-"""The study of docs/painting.md: trainings by arm, data and seed, and one comparison of all with thresholds chosen."""
+"""The studies: trainings by arm, data and seed, and one comparison of all."""
 
 import csv
 from itertools import product
@@ -102,3 +102,48 @@ def test_the_study_of_translation_reads_what_its_trainings_write():
         f"{home}/{name}/bundles/g_ihc2he" for name in ("cyclegan", "content", "cut")
     ]
     assert set(used["segmenters"]) <= set(tested.model.choose) <= set(segmenters)
+
+
+@pytest.mark.slow
+def test_the_study_of_gans_from_its_generators_to_its_table(cli, tmp_path):
+    tissue = ["data.simulate={tiles:48,size:32,seed:0,cases:[3,3,3,3]}", "data.val_fraction=0.3"]
+    tiny = ["data.num_workers=0", "trainer=cpu", "seed=0", *tissue]
+    gan = ["model.size=32", "data.batch_size=4", "model.n_epochs=1", "trainer.check_val_every_n_epoch=1"]
+    small = [
+        "model/gan=dcgan_small",
+        "model.generator.width=4",
+        "model.discriminator.width=4",
+        "model.features.width=4",
+    ]
+    assert cli("experiment=study_gans", *tiny, *gan, *small).status == 0
+    assert (
+        cli("experiment=study_gan_tiles", "study/gan=dcgan_small", "seed=0", "data.count=48", "trainer=cpu").status == 0
+    )
+    classifier = ["model.encoder.weights=null", "data.size=32", "data.batch_size=8", "data.samples_per_epoch=8"]
+    classifier += ["trainer.max_epochs=1", "callbacks.phases=null", *tiny]
+    for arms in (["study/gan=none", "study/arm=real,augmented"], ["study/gan=dcgan_small", "study/arm=synthetic_only"]):
+        done = cli("experiment=study_her2", *classifier, *arms)
+        assert done.status == 0, done.err
+    home = tmp_path / "outputs" / "study_her2"
+    assert (home / "tiles" / "dcgan_small-0" / "trained_on.csv").is_file()
+    rows = {row["study/arm"]: row for row in read(home / "classifiers" / "study.csv") if row["metric"] == "kappa"}
+    assert {arm: row["pairs"] for arm, row in rows.items()} == {"real": "1", "augmented": "0", "synthetic_only": "1"}
+    assert (home / "classifiers" / "study.png").is_file()
+
+
+def test_the_study_of_gans_reads_what_its_generators_write():
+    from hydra import compose, initialize_config_dir
+
+    from ihc2he import config
+
+    config.register()
+    with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
+        gans, sampling, study = (
+            compose("train", overrides=[f"experiment={name}"], return_hydra_config=True)
+            for name in ("study_gans", "study_gan_tiles", "study_her2")
+        )
+    kinds = gans.hydra.sweeper.params["model/gan"]
+    assert sampling.hydra.sweeper.params["study/gan"] == study.hydra.sweeper.params["study/gan"] == kinds
+    for key in ("split", "split_seed", "val_fraction", "test_fraction", "root", "size"):
+        assert gans.data[key] == study.data[key], key
+    assert len(study.hydra.sweeper.params.seed.split(",")) == 3 * len(gans.hydra.sweeper.params.seed.split(","))

@@ -1,6 +1,6 @@
 """Simulated BCI: pairs of H&E and HER2 tiles of breast cancer from serial sections, 0.46 um/px."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def write_bci(
     seed: int = 0,
     *,
     aligned: bool = False,
-    cases: int = 0,
+    cases: int | Sequence[int] = 0,
     workers: int = 1,
 ) -> Path:
     """Return `out` after writing tiles in the public layout of BCI, and their truth.
@@ -53,8 +53,8 @@ def write_bci(
     which the real data does not have. If a call is killed, the same call continues it.
 
     With `cases` it can be measured what a split by tile pretends: the tiles of a case, which share tissue, stain and
-    scanner, are in both splits, and ``cases.csv`` says which they are. The level is that of the case, every level has
-    as many cases, and H&E tells nothing of it.
+    scanner, are in both splits, and ``cases.csv`` says which they are. The level is that of the case, and H&E tells
+    nothing of it.
 
     Args:
         out: folder to write to.
@@ -62,19 +62,21 @@ def write_bci(
         size: side of a tile in pixels.
         seed: the same seed gives the same bytes.
         aligned: both stains show the same section instead of neighbouring ones.
-        cases: number of cases with equally many tiles; 0: one for each 12 tiles of a split and level.
+        cases: number of cases with equally many tiles, as many of each level, or one number for each level; 0: a case
+            for each 12 tiles of a split and level.
         workers: number of processes.
 
     Raises:
-        ConfigError: for fewer cases than levels, or more than tiles.
+        ConfigError: for a level without cases, or more cases than tiles.
         DataError: if `out` holds something else.
     """
-    if cases and not len(LEVELS) <= cases <= tiles:
+    level_of = _levels(cases)
+    if cases and not (set(level_of) == set(range(len(LEVELS))) and len(level_of) <= tiles):
         msg = f"cases={cases}: expected {len(LEVELS)} or more, one for each level, and at most tiles={tiles}."
         raise ConfigError(msg)
-    settings = {"aligned": aligned, **({"cases": cases} if cases else {})}
+    settings = {"aligned": aligned, **({"cases": cases if isinstance(cases, int) else [*cases]} if cases else {})}
     out = open_simulation(out, "HE", "bci", tiles, size, seed, **settings)
-    pairs = list(_pairs(out, tiles, size, seed, aligned, cases))
+    pairs = list(_pairs(out, tiles, size, seed, aligned, level_of))
     if cases:
         write_csv(out / "cases.csv", [{"name": pair.name, "case": f"case_{pair.case:03d}"} for pair in pairs])
     # The H&E tile is written last: if it exists, the whole pair does.
@@ -82,10 +84,17 @@ def write_bci(
     return out
 
 
-def _pairs(out: Path, tiles: int, size: int, seed: int, aligned: bool, cases: int = 0) -> Iterator[_Pair]:
+def _levels(cases: int | Sequence[int]) -> list[int]:
+    """Return the level of each case."""
+    if isinstance(cases, int):
+        return [case % len(LEVELS) for case in range(cases)]
+    return [level for level, n in enumerate(cases) for _ in range(n)]
+
+
+def _pairs(out: Path, tiles: int, size: int, seed: int, aligned: bool, level_of: Sequence[int] = ()) -> Iterator[_Pair]:
     n_test = min(tiles - 1, max(1, round(tiles * sum(PUBLISHED["test"]) / 4873)))
     counts = {"train": tiles - n_test, "test": n_test}
-    slides = _mixed(counts, cases, seed) if cases else _apart(counts, seed)
+    slides = _mixed(counts, level_of, seed) if level_of else _apart(counts, seed)
     index = 0
     for split in counts:
         for number, (level, case) in enumerate(slides[split]):
@@ -108,11 +117,11 @@ def _apart(counts: dict[str, int], seed: int) -> dict[str, list[tuple[int, int]]
     return found
 
 
-def _mixed(counts: dict[str, int], cases: int, seed: int) -> dict[str, list[tuple[int, int]]]:
+def _mixed(counts: dict[str, int], level_of: Sequence[int], seed: int) -> dict[str, list[tuple[int, int]]]:
     """Return level and case of the tiles of each split; the tiles of every case are divided at random."""
     n = sum(counts.values())
-    case_n = [int(row) % cases for row in np.random.default_rng([seed, n]).permutation(n)]
-    slides = [(case % len(LEVELS), case) for case in case_n]
+    case_n = [int(row) % len(level_of) for row in np.random.default_rng([seed, n]).permutation(n)]
+    slides = [(level_of[case], case) for case in case_n]
     return {"train": slides[: counts["train"]], "test": slides[counts["train"] :]}
 
 

@@ -26,6 +26,7 @@ from ihc2he.explain import one_line
 from ihc2he.files import write_text
 from ihc2he.internals.hydra import outcome
 from ihc2he.sweep.tables import jobs_of, judge, write_tables
+from ihc2he.typed import unquoted
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +103,9 @@ def _description(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]
     """Return the settings and the command line of a job with these overrides."""
     kept = [override for override in overrides if not override.lstrip("+~").startswith(OF_SWEEPS)]
     kept.sort(key=lambda override: not override.startswith("experiment="))  # samplers add it at the end
+    pairs = (override.lstrip("+~").partition("=")[::2] for override in kept)
     return {
-        "overrides": dict(override.lstrip("+~").partition("=")[::2] for override in kept),
+        "overrides": {key: unquoted(value) for key, value in pairs},
         "command": shlex.join(["python", "-m", "ihc2he.train", *config_dir_arguments(config.hydra), *kept]),
     }
 

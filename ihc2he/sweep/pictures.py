@@ -82,6 +82,29 @@ def bars(file: Path, shares: Mapping[str, tuple[float, float]], title: str) -> N
     figure.savefig(file, dpi=120)
 
 
+def differences(file: Path, rows: Sequence[Mapping[str, Any]], reference: str) -> None:
+    """Draw each arm less the reference, with its interval; the arms that have none are left out.
+
+    Args:
+        file: to write.
+        rows: of one metric, as `sweep.arms.compare` returns them.
+        reference: its name.
+    """
+    shown = [row for row in rows if row["difference"] is not None][::-1]
+    figure, ax = _canvas(8, 1.4 + 0.28 * len(shown))
+    ax.axvline(0, color="black", linewidth=0.8)
+    for y, row in enumerate(shown):
+        ax.plot([row["difference_low"], row["difference_high"]], [y, y], color="#3b6ea5", linewidth=2)
+        ax.plot(row["difference"], y, "o", color="#3b6ea5")
+    end = [*rows[0]].index("metric")
+    labels = [" ".join(text for text in [*row.values()][:end] if text != "-") for row in shown]
+    ax.set_yticks(range(len(shown)), labels)
+    ax.tick_params(labelsize=8)
+    ax.set_xlabel(f"{rows[0]['metric'].replace('_', ' ')}, less that of {reference}; 95 % intervals", fontsize=9)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    figure.savefig(file, dpi=120)
+
+
 def _canvas(width: float, height: float) -> tuple[Any, Any]:
     """Return a figure with a size in inches, without a display, and its axes."""
     load()

@@ -40,11 +40,11 @@ def write_tables(folder: Path) -> None:
 
 
 def jobs_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the recorded jobs of a sweep in their order, each with the `metrics` of its test."""
-    files = folder.rglob("job.json")
+    """Return the recorded jobs of a sweep in their order, each with its `folder` and the `metrics` of its test."""
     jobs = [
-        json.loads(file.read_text(encoding="utf-8")) | {"metrics": _metrics(file.with_name("test.csv"))}
-        for file in files
+        json.loads(file.read_text(encoding="utf-8"))
+        | {"folder": file.parent, "metrics": _metrics(file.with_name("test.csv"))}
+        for file in folder.rglob("job.json")
     ]
     return sorted(jobs, key=lambda job: job["job"])
 

@@ -11,7 +11,7 @@ import yaml
 
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.simulate import write_bci, write_endonuke, write_nuclei, write_pannuke
-from ihc2he.simulate.bci import _draw, _Pair, _pairs
+from ihc2he.simulate.bci import _draw, _levels, _Pair, _pairs
 
 
 def png(path):
@@ -92,10 +92,18 @@ def test_cases_of_bci_are_in_both_splits_and_named(tmp_path):
     assert {(case, name.split("_")[2]) for name, case in case_of.items()} == {
         ("case_000", "0.png"), ("case_001", "1+.png"), ("case_002", "2+.png"), ("case_003", "3+.png"),
     }  # fmt: skip
-    pairs = list(_pairs(tmp_path, 480, 64, 0, False, 8))
+    pairs = list(_pairs(tmp_path, 480, 64, 0, False, _levels(8)))
     assert {p.case for p in pairs if p.split == "train"} == {p.case for p in pairs if p.split == "test"}
     with pytest.raises(ConfigError, match="cases=3: expected 4 or more, one for each level, and at most tiles=12"):
         write_bci(tmp_path / "other", tiles=12, size=16, cases=3)
+    with pytest.raises(ConfigError, match="one for each level"):
+        write_bci(tmp_path / "other", tiles=12, size=16, cases=[3, 0, 1, 1])
+
+
+def test_levels_of_bci_can_have_unequal_numbers_of_cases(tmp_path):
+    pairs = list(_pairs(tmp_path, 60, 64, 0, False, _levels([1, 2, 5, 2])))
+    assert Counter(level for _, level in {(p.case, p.level) for p in pairs}) == {0: 1, 1: 2, 2: 5, 3: 2}
+    assert Counter(Counter(p.case for p in pairs).values()) == {6: 10}
 
 
 def test_he_tells_nothing_of_the_level(tmp_path):

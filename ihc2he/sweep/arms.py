@@ -1,0 +1,169 @@
+"""What a study of classifiers found: each arm of a sweep, and each less a reference, with 95 % intervals.
+
+Shape suffixes: r = trainings of one arm, b = resamples, n = tiles, k = classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from hydra.experimental.callback import Callback
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from ihc2he.errors import DataError
+from ihc2he.files import complete, write_csv
+from ihc2he.metrics.bootstrap import Counts, draw
+from ihc2he.metrics.grading import count, grading
+from ihc2he.sweep.pictures import differences
+from ihc2he.sweep.tables import REPETITIONS, jobs_of
+
+log = logging.getLogger(__name__)
+
+METRICS = ("balanced_accuracy", "kappa", "accuracy", "ece")
+FIRST = METRICS[0]  # the one of the picture
+PERCENTILES = (2.5, 97.5)
+
+
+class CompareArms(Callback):
+    """Writes `study.csv` and `study.png` at the end of a sweep of classifiers that share their test tiles.
+
+    Args:
+        keys: overrides that make an arm.
+        reference: values of some of them, which make the arm with which others are compared; of the others, both have
+            the same value.
+    """
+
+    def __init__(self, keys: Sequence[str], reference: Mapping[str, str]) -> None:
+        self.keys = [*keys]
+        self.reference = {key: str(value) for key, value in reference.items()}
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Compare the jobs in the folder of the sweep, also those of earlier commands."""
+        folder = Path(config.hydra.sweep.dir)
+        rows = compare(folder, self.keys, self.reference)
+        if not rows:
+            log.warning("%s: no job has been tested, so there is nothing to compare.", folder)
+            return
+        write_csv(folder / "study.csv", rows)
+        with complete(folder / "study.png") as temporary:
+            differences(temporary, [row for row in rows if row["metric"] == FIRST], " ".join(self.reference.values()))
+        log.info("Arms of the study: %s", folder / "study.csv")
+
+
+class Arm(NamedTuple):
+    """Trainings that differ only in `REPETITIONS`.
+
+    Attributes:
+        settings: the overrides that make the arm.
+        repeats: of each training, the values of `REPETITIONS`.
+        values: of each training, by metric.
+        values_rb: the same of each resample of the cases, by metric.
+    """
+
+    settings: dict[str, str]
+    repeats: list[tuple[str, ...]]
+    values: dict[str, NDArray[np.float64]]
+    values_rb: dict[str, NDArray[np.float64]]
+
+
+def compare(folder: Path, keys: Sequence[str], reference: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return a row for each arm and metric: the mean of its trainings, and its difference from the reference.
+
+    Intervals draw cases and trainings with replacement; a difference draws the same of both. Only trainings with the
+    same values of `REPETITIONS` are compared, `pairs` of them.
+
+    Args:
+        folder: of the sweep; every job's folder has `job.json`, and `results.csv` if it was tested.
+        keys: see `CompareArms`.
+        reference: see `CompareArms`.
+
+    Raises:
+        DataError: if the jobs were tested on different tiles.
+    """
+    arms = _arms(folder, keys)
+    rows = []
+    for arm in arms:
+        other = next((one for one in arms if one.settings == {**arm.settings, **reference}), None)
+        for metric in METRICS:
+            value_r, value_rb = arm.values[metric], arm.values_rb[metric]
+            row: dict[str, Any] = dict(arm.settings)
+            row |= {"metric": metric, "trainings": len(value_r), "mean": float(value_r.mean())}
+            row |= {"sd": float(value_r.std(ddof=1)) if len(value_r) > 1 else None}
+            row |= dict(zip(("low", "high"), _interval(value_rb), strict=True))
+            rows.append(row | _less(arm, other, metric))
+    return rows
+
+
+def _less(arm: Arm, other: Arm | None, metric: str) -> dict[str, Any]:
+    """Return the difference of an arm from another one in the trainings that both have."""
+    shared = [repeat for repeat in arm.repeats if repeat in other.repeats] if other and other is not arm else []
+    if not shared or other is None:
+        return {"difference": None, "difference_low": None, "difference_high": None, "pairs": 0}
+    own, others = ([one.repeats.index(repeat) for repeat in shared] for one in (arm, other))
+    difference_r = arm.values[metric][own] - other.values[metric][others]
+    low, high = _interval(arm.values_rb[metric][own] - other.values_rb[metric][others])
+    mean = float(difference_r.mean())
+    return {"difference": mean, "difference_low": low, "difference_high": high, "pairs": len(shared)}
+
+
+def _interval(value_rb: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean over trainings, which are drawn with replacement too."""
+    n, resamples = value_rb.shape
+    drawn_rb = np.random.default_rng(0).integers(n, size=(n, resamples))
+    mean_b = np.take_along_axis(value_rb, drawn_rb, 0).mean(0)
+    low, high = np.nanpercentile(mean_b, PERCENTILES)
+    return float(low), float(high)
+
+
+def _arms(folder: Path, keys: Sequence[str]) -> list[Arm]:
+    """Return the arms of all jobs that were tested."""
+    jobs = [job for job in jobs_of(folder) if (job["folder"] / "results.csv").is_file()]
+    grouped: dict[tuple[str, ...], list[tuple[tuple[str, ...], Counts]]] = {}
+    units: dict[str, str] = {}
+    for job in jobs:
+        counts, cases = _tested(job["folder"] / "results.csv")
+        if units and cases != units:
+            msg = (
+                f"{job['folder'] / 'results.csv'} has {len(cases)} tiles, not the {len(units)} of "
+                f"{jobs[0]['folder'] / 'results.csv'}, or other cases. Arms need the same test: the same data, "
+                "data.split, data.split_seed and data.test_fraction. Delete the folders of the jobs that differ."
+            )
+            raise DataError(msg)
+        units = cases
+        setting, repeat = (tuple(job["overrides"].get(key, "-") for key in some) for some in (keys, REPETITIONS))
+        grouped.setdefault(setting, []).append((repeat, counts))
+    if not jobs:
+        return []
+    weights_bn = draw(units).weights_bn
+    return [_arm(dict(zip(keys, setting, strict=True)), runs, weights_bn) for setting, runs in grouped.items()]
+
+
+def _arm(settings: dict[str, str], runs: Sequence[tuple[tuple[str, ...], Counts]], weights_bn: NDArray) -> Arm:
+    totals = [grading(counts.total()) for _, counts in runs]
+    drawn = [
+        grading({name: np.tensordot(weights_bn, column, 1) for name, column in counts.columns.items()})
+        for _, counts in runs
+    ]
+    return Arm(
+        settings,
+        [repeat for repeat, _ in runs],
+        {metric: np.array([float(values[metric]) for values in totals]) for metric in METRICS},
+        {metric: np.stack([values[metric] for values in drawn]) for metric in METRICS},
+    )
+
+
+def _tested(file: Path) -> tuple[Counts, dict[str, str]]:
+    """Return what a test counted on each tile, and the case of each tile; its name where no case is known."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        rows = sorted(csv.DictReader(stream), key=lambda row: row["name"])
+    classes = [column.removeprefix("p ") for column in rows[0] if column.startswith("p ")]
+    prob_nk = np.array([[float(row[f"p {kind}"]) for kind in classes] for row in rows])
+    label_n = np.array([classes.index(row["group"]) for row in rows])
+    names = [row["name"] for row in rows]
+    return count(prob_nk, label_n, names), {row["name"]: row["case"] or row["name"] for row in rows}

@@ -1,0 +1,68 @@
+"""The comparison of the arms of a study: means over trainings, and paired differences over cases."""
+
+import csv
+import json
+
+import pytest
+
+from ihc2he.errors import DataError
+from ihc2he.sweep.arms import FIRST, compare
+from ihc2he.sweep.pictures import differences
+
+KEYS = ["study/gan", "study/arm"]
+REFERENCE = {"study/gan": "none", "study/arm": "augmented"}
+CLASSES = ("0", "3+")
+
+
+def job(folder, number, gan, arm, seed, right, tiles=12):
+    """A job whose tiles of the cases in `right` are graded correctly, and all others wrongly."""
+    home = folder / str(number)
+    home.mkdir(parents=True)
+    overrides = {"experiment": "study_her2", "study/gan": gan, "study/arm": arm, "seed": str(seed)}
+    note = {"job": number, "overrides": overrides, "command": "", "status": "finished"}
+    (home / "job.json").write_text(json.dumps(note | {"metric": None, "better": "higher", "value": None}))
+    rows = []
+    for i in range(tiles):
+        case, true = f"case{i % 6}", CLASSES[i % 2]
+        found = true if case in right else CLASSES[1 - i % 2]
+        rows.append({"name": f"{i:02d}", "group": true, "case": case, "found": found})
+        rows[-1] |= {f"p {kind}": 0.9 if kind == found else 0.1 for kind in CLASSES}
+    with (home / "results.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_an_arm_is_compared_with_the_reference_over_the_trainings_that_both_have(tmp_path):
+    some, more, everything = ["case0", "case1"], [f"case{i}" for i in range(4)], [f"case{i}" for i in range(6)]
+    job(tmp_path, 0, "none", "augmented", 0, some)
+    job(tmp_path, 1, "none", "augmented", 1, more)
+    job(tmp_path, 2, "sngan", "balanced", 0, more)
+    job(tmp_path, 3, "sngan", "balanced", 1, everything)
+    job(tmp_path, 4, "sngan", "balanced", 2, [])  # has no partner
+    rows = {(row["study/arm"], row["metric"]): row for row in compare(tmp_path, KEYS, REFERENCE)}
+
+    reference, arm = rows["augmented", FIRST], rows["balanced", FIRST]
+    assert (reference["mean"], reference["trainings"]) == (pytest.approx(1 / 2), 2)
+    assert (reference["difference"], reference["pairs"]) == (None, 0)
+    assert (arm["mean"], arm["trainings"]) == (pytest.approx((2 / 3 + 1 + 0) / 3), 3)
+    assert (arm["difference"], arm["pairs"]) == (pytest.approx(1 / 3), 2)
+    assert arm["difference_low"] < arm["difference"] < arm["difference_high"]
+    assert rows["augmented", "accuracy"]["mean"] == pytest.approx(1 / 2)
+
+    differences(tmp_path / "study.png", [row for row in rows.values() if row["metric"] == FIRST], "augmented")
+    assert (tmp_path / "study.png").stat().st_size > 1000
+
+
+def test_equal_arms_differ_by_nothing(tmp_path):
+    for number, (gan, arm) in enumerate([("none", "augmented"), ("sngan", "balanced")]):
+        job(tmp_path, number, gan, arm, 0, ["case0", "case3"])
+    row = compare(tmp_path, KEYS, REFERENCE)[-1]
+    assert [row[key] for key in ("difference", "difference_low", "difference_high", "pairs")] == [0, 0, 0, 1]
+
+
+def test_jobs_that_were_tested_on_other_tiles_are_refused(tmp_path):
+    job(tmp_path, 0, "none", "augmented", 0, [])
+    job(tmp_path, 1, "sngan", "balanced", 0, [], tiles=10)
+    with pytest.raises(DataError, match=r"1.results.csv has 10 tiles, not the 12 of .*0.results.csv"):
+        compare(tmp_path, KEYS, REFERENCE)
