@@ -126,6 +126,7 @@ def write_package(
     weights: Node,
     files: Path,
     tensors: Mapping[str, NDArray],
+    note: Node | None = None,
 ) -> None:
     """Write a package as a folder, completely or not at all, after bioimageio.spec has checked it.
 
@@ -137,6 +138,7 @@ def write_package(
         weights: of the weights.
         files: folder with the files of the weights.
         tensors: sample input and outputs by the names of their files.
+        note: for whoever reads it with this package.
 
     Raises:
         DataError: with what bioimageio.spec found.
@@ -157,6 +159,8 @@ def write_package(
         "outputs": list(outputs),
         "weights": weights,
     }
+    if note:
+        content["config"] = {"ihc2he": note}
     if about.licence:
         content["license"] = about.licence
     for name, tensor in tensors.items():

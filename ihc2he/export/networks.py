@@ -5,8 +5,10 @@ Shape suffixes: b = batch, c = colour, k = maps, h, w = height, width.
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
@@ -109,12 +111,19 @@ def traced(module: nn.Module, step: int) -> torch.jit.ScriptModule:
     return made
 
 
-def write_onnx(path: Path, module: nn.Module, step: int) -> None:
+def write_onnx(path: Path, module: nn.Module, step: int, note: Mapping[str, Any] | None = None) -> None:
     """Write a module as ONNX with the input `image` and the output `result`, for sides that are multiples of the step.
+
+    Args:
+        path: the file.
+        module: the network.
+        step: px.
+        note: plain values that the file keeps for whoever reads it with this package, as metadata `ihc2he`.
 
     Raises:
         DataError: if onnxruntime gives something else than PyTorch.
     """
+    import onnx
     import onnxruntime
 
     given, other = example(step), example(step, 5, 2)
@@ -131,6 +140,9 @@ def write_onnx(path: Path, module: nn.Module, step: int) -> None:
             dynamo=False,
             dynamic_axes={"image": axes, "result": axes},
         )
+        noted = onnx.load(str(temporary))
+        onnx.helper.set_model_props(noted, {"ihc2he": json.dumps(note or {})})
+        onnx.save(noted, str(temporary))
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         for image in (given, other):
             (found,) = session.run(None, {"image": image.numpy()})

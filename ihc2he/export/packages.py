@@ -10,7 +10,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ class Model(NamedTuple):
         channels: names of what it gives.
         classes: names of the types of nuclei from 1.
         decoder: of the maps; None for a translator.
+        node: that builds the decoder.
         about: what the package says.
     """
 
@@ -70,7 +71,14 @@ class Model(NamedTuple):
     channels: list[str]
     classes: list[str]
     decoder: Decoder | None
+    node: dict[str, Any] | None
     about: About
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What this package needs to know to use the network again."""
+        known = {"mpp": self.mpp, "step": self.step, "classes": self.classes}
+        return known if self.node is None else known | {"decoder": self.node}
 
 
 def export(
@@ -117,7 +125,7 @@ def export(
     for name in chosen:
         if name == "onnx":
             paths.append(out / f"{model.about.name}.onnx")
-            networks.write_onnx(paths[-1], model.module, model.step)
+            networks.write_onnx(paths[-1], model.module, model.step, model.note)
         elif name == "torch":
             paths.append(out / f"{model.about.name}.pt2")
             networks.write_exported(paths[-1], model.module, model.step)
@@ -160,14 +168,15 @@ def load(bundle: str | Path, author: str, licence: str | None) -> Model:
             count = module(networks.example(step)).shape[1]
         about = About(name, "Finds nuclei on histology slides (IHC and H&E).", author, licence, readme)
         channels = [f"map{i}" for i in range(count)]
-        return Model(module.eval(), step, float(info["mpp"]), channels, classes, decoder, about)
+        return Model(module.eval(), step, float(info["mpp"]), channels, classes, decoder, info["decoder"], about)
     if info.get("role") != "translator":
         msg = f"{bundle}: expected the bundle of a segmenter or a translator, found '{info.get('role')}'."
         raise ConfigError(msg)
     text = f"Translates {info.get('stain_in')} to {info.get('stain_out')}."
     about = About(name, text, author, licence, readme)
     module = networks.Translation(network).eval()
-    return Model(module, networks.step_of(network), float(info["mpp"]), ["red", "green", "blue"], [], None, about)
+    colours = ["red", "green", "blue"]
+    return Model(module, networks.step_of(network), float(info["mpp"]), colours, [], None, None, about)
 
 
 def _require(packages: Sequence[str]) -> None:
@@ -204,12 +213,12 @@ def _write_bioimageio(folder: Path, model: Model, scripted: torch.jit.ScriptModu
     outputs = [image_output("result", model.channels, model.mpp, "image")]
     with tempfile.TemporaryDirectory() as made, networks.quiet(), torch.no_grad():
         files = Path(made)
-        networks.write_onnx(files / "network.onnx", model.module, model.step)
+        networks.write_onnx(files / "network.onnx", model.module, model.step, model.note)
         torch.jit.save(scripted, files / "network.pt")
         result = model.module(torch.from_numpy(batch(sample)) / 255)
         tensors = {"test_input.npy": batch(sample), "test_result.npy": result.numpy()}
         weights = onnx("network.onnx", networks.OPSET) | torchscript("network.pt")
-        write_package(folder, model.about, given, outputs, weights, files, tensors)
+        write_package(folder, model.about, given, outputs, weights, files, tensors, model.note)
 
 
 def sample_tile(mpp: float) -> NDArray[np.uint8]:

@@ -10,13 +10,13 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,6 +160,24 @@ def _ring(numbers: list[int]) -> str:
     return f"[{','.join(['[%d,%d]'] * (len(numbers) // 2 + 1))}]" % (*numbers, *numbers[:2])
 
 
+class Shapes(NamedTuple):
+    """The nuclei of a file as polygons, in px from the corner of the first pixel.
+
+    Attributes:
+        rings: (P, 2) corners each.
+        polygon_r: polygon of each ring, as a position in `number_p`.
+        number_p: nucleus of each polygon, from 1.
+        types_n: type of each nucleus, 0 = none.
+        shares_n: as the file's measurements have them, 1 where it has none.
+    """
+
+    rings: list[NDArray[np.float64]]
+    polygon_r: list[int]
+    number_p: list[int]
+    types_n: NDArray[np.int64]
+    shares_n: NDArray[np.float32]
+
+
 def read_geojson(path: Path, shape: tuple[int, int], classes: Sequence[str]) -> Nuclei:
     """Return the nuclei of a GeoJSON file, drawn into an instance map in the order of the file; later ones lie on top.
 
@@ -179,23 +197,52 @@ def read_geojson(path: Path, shape: tuple[int, int], classes: Sequence[str]) -> 
     Raises:
         DataError: with the file, the feature, and what is wrong with it.
     """
-    rings: list[NDArray[np.float64]] = []
-    polygon_r: list[int] = []
-    number_p: list[int] = []
+    return drawn(shapes_of(features(path), classes), shape)
+
+
+def shapes_of(features: Iterable[tuple[str, Mapping[str, Any]]], classes: Sequence[str] | None) -> Shapes:
+    """Return features as polygons; see `read_geojson`.
+
+    Args:
+        features: each with its place for messages.
+        classes: names of the types from 1 upwards; None: all are of type 0.
+
+    Raises:
+        DataError: with the place, and what is wrong.
+    """
+    shapes = Shapes([], [], [], np.zeros(0, np.int64), np.zeros(0, np.float32))
     types, shares = [], []
-    for number, (place, feature) in enumerate(features(path), 1):
+    for number, (place, feature) in enumerate(features, 1):
         for polygon in polygons_of(feature, place):
-            rings += polygon
-            polygon_r += [len(number_p)] * len(polygon)
-            number_p.append(number)
+            shapes.rings.extend(polygon)
+            shapes.polygon_r.extend([len(shapes.number_p)] * len(polygon))
+            shapes.number_p.append(number)
         properties = feature.get("properties") or {}
-        types.append(_type(class_parts(properties.get("classification")), classes, place))
+        parts = class_parts(properties.get("classification"))
+        types.append(0 if classes is None else _type(parts, classes, place))
         shares.append(_share(properties))
-    inst_hw = fill(shape, rings, polygon_r, number_p)
+    return shapes._replace(types_n=np.array(types, np.int64), shares_n=np.array(shares, np.float32))
+
+
+def drawn(shapes: Shapes, shape: tuple[int, int], corner: tuple[int, int] = (0, 0)) -> Nuclei:
+    """Return nuclei drawn into an instance map; see `read_geojson`.
+
+    Args:
+        shapes: the nuclei.
+        shape: height and width of the map.
+        corner: (x, y) of its top left corner, px.
+    """
+    near = [
+        r
+        for r, ring in enumerate(shapes.rings)
+        if (ring.max(0) >= corner).all() and (ring.min(0) <= np.add(corner, shape[::-1])).all()
+    ]
+    rings, polygon_r = [shapes.rings[r] - corner for r in near], [shapes.polygon_r[r] for r in near]
+    inst_hw = fill(shape, rings, polygon_r, shapes.number_p)
     seen = foreground(inst_hw).ids_n
-    new_ids = np.zeros(len(types) + 1, np.int32)
+    new_ids = np.zeros(len(shapes.types_n) + 1, np.int32)
     new_ids[seen] = np.arange(1, len(seen) + 1)
-    return Nuclei(new_ids[inst_hw], np.array(types, np.int64)[seen - 1], np.array(shares, np.float32)[seen - 1])
+    return Nuclei(new_ids[inst_hw], shapes.types_n[seen - 1], shapes.shares_n[seen - 1])
 
 
 def features(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

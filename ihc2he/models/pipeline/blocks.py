@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ihc2he.errors import ConfigError
 from ihc2he.images.masks import Ink, find_ink
 from ihc2he.images.source import ArraySource, ImageSource
 from ihc2he.models.handover import Job
 from ihc2he.models.pipeline.assembly import Assembly, Strip
-from ihc2he.models.pipeline.inference import Part
+from ihc2he.models.pipeline.inference import Part, translate
+from ihc2he.models.pipeline.sampling import tissue_windows
+from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator, is_exact
 from ihc2he.stain.white import White
 from ihc2he.tiling.windows import Block
+
+_OVERVIEW_PX = 1024  # longer side of a large image that is looked at as a whole
+_SAMPLE_PX = 256  # px, sides of the windows that stand for a translated image
+_SAMPLES = 16  # their number
 
 
 class OpenImage:
@@ -28,11 +37,13 @@ class OpenImage:
         divide: from height, width and um/px to the blocks of an image.
         translators: by name.
         white: white point of the image; None: it is estimated.
+        segmenters: those of each translator, by name.
 
     Attributes:
         source: the IHC.
         inputs: what each translator starts from: the IHC, or the true H&E.
         states: what each translator has prepared from its whole input.
+        prepared: what each segmenter has prepared, by the names of translator and segmenter.
         whites: white point of the H&E of each translator.
         strips: what methods have made so far, for whoever needs the whole.
         failed: whether a part of the file could not be read, so that the rest is void.
@@ -48,6 +59,7 @@ class OpenImage:
         divide: Callable[[int, int, float], Sequence[Block]],
         translators: Mapping[str, Translator],
         white: White | None,
+        segmenters: Mapping[str, Mapping[str, Segmenter]],
     ) -> None:
         self.tile = tile
         self.mpp = float(tile["mpp"])
@@ -67,6 +79,7 @@ class OpenImage:
             name: (own.prepare if len(self.blocks) == 1 else own.prepare_divided)(self.inputs[name])
             for name, own in translators.items()
         }
+        self.prepared = prepared(tile["name"], self.inputs, self.mpp, translators, self.states, segmenters, self.blocks)
         self._exact = {name for name, own in translators.items() if is_exact(own, self.mpp)}
         self.whites = {name: own.white_of(self.inputs[name]) for name, own in translators.items()}
         self.strips: list[dict[str, Strip]] = []
@@ -116,6 +129,56 @@ def _he(tile: Mapping[str, Any], translator: str) -> NDArray[np.uint8]:
     return tile["he"]
 
 
+def prepared(
+    name: str,
+    inputs: Mapping[str, ImageSource],
+    mpp: float,
+    translators: Mapping[str, Translator],
+    states: Mapping[str, Any],
+    segmenters: Mapping[str, Mapping[str, Segmenter]],
+    blocks: Sequence[Block],
+) -> dict[tuple[str, str], Any]:
+    """Return what each segmenter needs of a whole image, by the names of translator and segmenter.
+
+    Args:
+        name: of the image.
+        inputs: what each translator starts from.
+        mpp: um/px of the blocks.
+        translators: by name.
+        states: what each has prepared.
+        segmenters: those of each translator, by name.
+        blocks: of the image.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    for translator, own in segmenters.items():
+        image = inputs[translator]
+        whole = partial(colours, translators[translator], image, mpp, states[translator]) if len(blocks) > 1 else None
+        found |= {(translator, segmenter): one.prepare(name, whole) for segmenter, one in own.items()}
+    return found
+
+
+@torch.no_grad()
+def colours(translator: Translator, image: ImageSource, mpp: float, state: Any) -> Tensor:
+    """Return pixels that stand for an image after translation, (1, 3, M, 1) in [0, 1].
+
+    Args:
+        translator: a translation is looked at in windows with tissue from all over the image; the image itself as a
+            whole, reduced if it is large.
+        image: what it starts from.
+        mpp: um/px of its blocks.
+        state: what the translator has prepared of the whole image.
+    """
+    if translator.role == "translation":
+        source_mpp = image.mpp or mpp
+        windows = tissue_windows(image, round(_SAMPLE_PX * mpp / source_mpp), _SAMPLES)
+    else:
+        source_mpp, windows = mpp, image.thumbnail(_OVERVIEW_PX)[None]
+    device = next(translator.parameters(), torch.empty(0)).device
+    x_bchw = torch.from_numpy(windows).to(device).permute(0, 3, 1, 2).float() / 255
+    made_bchw = translate(translator, x_bchw, source_mpp, 0, [state] * len(windows))
+    return made_bchw.transpose(0, 1).reshape(1, 3, -1, 1)
+
+
 @dataclass(frozen=True)
 class Piece:
     """A block of an image, and the results that are promised for it.
@@ -145,6 +208,11 @@ class Piece:
     def jobs(self) -> list[Job]:
         """Return what has to be done before the results are there."""
         return [part.job for part in self.parts.values()]
+
+    def prepared_of(self, translator: str, segmenters: Mapping[str, Segmenter]) -> dict[str, Any]:
+        """Return what segmenters have prepared for this block, by name."""
+        prepared = self.image.prepared
+        return {name: own.of_block(prepared[translator, name], self.block) for name, own in segmenters.items()}
 
     def input_of(self, translator: str) -> NDArray[np.uint8]:
         """Return what a translator starts from, hxwx3 uint8."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.models.pipeline.method import Method
 from ihc2he.models.pipeline.segmenters import Learned, Segmenter
+from ihc2he.models.pipeline.translators import Translator
 
 Choose = Mapping[str, Mapping[str, Sequence[Any]]]
 
@@ -94,6 +95,39 @@ class Choice:
             for method, (variant, f1) in self.chosen.items()
             for key, value in variant.settings.items()
         ]
+
+
+def fitting(
+    pairs: Mapping[Method, Segmenter], translators: Mapping[str, Translator], tta: bool
+) -> dict[Method, Segmenter]:
+    """Return the pairs without those that would translate for a segmenter that does not look at images.
+
+    Args:
+        pairs: all of them.
+        translators: by name.
+        tta: whether maps are averaged over views.
+
+    Raises:
+        ConfigError: if none is left for a segmenter, or if one's nuclei would have to be averaged.
+    """
+    found = {}
+    for pair, own in pairs.items():
+        translator = translators[pair.translator]
+        if not own.averaged and (tta or translator.members > 1):
+            msg = (
+                f"model.segmenters.{pair.segmenter} gives finished nuclei, which cannot be averaged over views or "
+                f"networks: leave out model.tta, and the translator '{pair.translator}' if it is an ensemble."
+            )
+            raise ConfigError(msg)
+        if own.reads_images or translator.role == "none":
+            found[pair] = own
+    for name in {pair.segmenter for pair in pairs} - {pair.segmenter for pair in found}:
+        msg = (
+            f"model.segmenters.{name} has nuclei that were found before, and nothing is translated for it: add none to "
+            "model.use.translators."
+        )
+        raise ConfigError(msg)
+    return found
 
 
 def _variants(segmenters: Mapping[str, Segmenter], choose: Choose) -> dict[str, dict[str, Variant]]:

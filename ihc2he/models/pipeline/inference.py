@@ -66,6 +66,7 @@ def predict(
     mpp: float,
     views: Sequence[int] = (0,),
     states: Sequence[Any] = (),
+    prepared: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, Maps]:
     """Return the maps of each segmenter for tiles after their translation.
 
@@ -78,6 +79,7 @@ def predict(
         mpp: pixel size of the tiles, um/px.
         views: of `ihc2he.tiling.augmentation.VIEWS`; the first has to be 0, the tile as it is.
         states: for each tile, what the translator has prepared from its whole image.
+        prepared: by segmenter, what it has prepared for each tile.
     """
     height, width = x_bchw.shape[-2:]
     sums: dict[str, Tensor] = {}
@@ -89,10 +91,12 @@ def predict(
             if member == 0 and view == 0:
                 he_bchw = resized(seen_bchw, height, width)
             for name, segmenter in segmenters.items():
-                size = resampled_size(height, width, mpp, segmenter.mpp)
+                size = resampled_size(height, width, mpp, segmenter.mpp or mpp)
                 at_size_bchw = resized(seen_bchw, *(size[::-1] if view & 4 else size))
+                given = (prepared or {}).get(name) or []
+                given = [] if all(state is None for state in given) else [given]
                 for own in range(segmenter.members):
-                    maps_bkhw = segmenter.turned_back(segmenter(at_size_bchw, own), view)
+                    maps_bkhw = segmenter.turned_back(segmenter(at_size_bchw, own, *given), view)
                     vote_bhw = segmenter.votes(maps_bkhw)
                     sums[name] = sums[name] + maps_bkhw if name in sums else maps_bkhw
                     if vote_bhw is not None:
@@ -140,7 +144,7 @@ def submit(
     inks = inks or [np.zeros(he.shape[:2], bool) for he in he_bhwc]
     for he, maps_khw, votes_hw, white, ink_hw in zip(he_bhwc, maps_bkhw, votes, whites, inks, strict=True):
         maps_khw = segmenter.corrected(maps_khw, white, ink_hw)  # noqa: PLW2901
-        given = (segmenter.find, maps_khw, votes_hw, segmenter.mpp, he.shape[:2])
+        given = (segmenter.find, maps_khw, votes_hw, segmenter.mpp or np.nan, he.shape[:2])
         nbytes = maps_khw.nbytes + 3 * he.nbytes  # with IHC, H&E and instances, which wait too
         parts.append(Part(he, handover.submit(find_and_vote, *given, nbytes=nbytes)))
     return parts

@@ -24,7 +24,7 @@ from ihc2he.metrics.fidelity import Card
 from ihc2he.models.handover import Handover
 from ihc2he.models.pipeline.assembly import Strip, joined
 from ihc2he.models.pipeline.blocks import OpenImage, Piece, alike, pieces_of
-from ihc2he.models.pipeline.choice import Choice, Choose
+from ihc2he.models.pipeline.choice import Choice, Choose, fitting
 from ihc2he.models.pipeline.evaluation import MethodComparison, summary
 from ihc2he.models.pipeline.fusing import Fused
 from ihc2he.models.pipeline.inference import predict, submit
@@ -117,7 +117,8 @@ class Pipeline(Task):
             name: own for name, own in (choose or {}).items() if name in self.segmenters or name not in segmenters
         }
         self._choice = Choice(list(self.translators), dict(self.segmenters.items()), wanted)  # type: ignore[arg-type]
-        self._in_use = {Method(t, s): own for t in self.translators for s, own in self._choice.segmenters.items()}
+        everything = {Method(t, s): own for t in self.translators for s, own in self._choice.segmenters.items()}
+        self._in_use = fitting(everything, self._translators, tta)
         self.against = list(against)
         for method in against:
             if method not in self.methods:
@@ -149,10 +150,19 @@ class Pipeline(Task):
         return list(self._in_use)
 
     @property
+    def _translators(self) -> dict[str, Translator]:
+        return dict(self.translators.items())  # type: ignore[arg-type]
+
+    @property
     def _running(self) -> dict[str, Translator]:
         """The translators of the pairs in use, by name."""
         used = dict.fromkeys(pair.translator for pair in self._in_use)
         return {name: self.translators[name] for name in used}  # type: ignore[misc]
+
+    def _segmenters_of(self, translator: str) -> dict[str, Segmenter]:
+        """Return the segmenters whose maps are needed after a translator, by name."""
+        names = {self._choice.base_of(pair.segmenter) for pair in self._in_use if pair.translator == translator}
+        return {name: own for name, own in self._choice.segmenters.items() if name in names}
 
     @property
     def methods(self) -> list[str]:
@@ -177,7 +187,7 @@ class Pipeline(Task):
             ConfigError: if they do not.
         """
         self.to(memory_format=torch.channels_last)
-        self._in_use = self._choice.methods(stage)
+        self._in_use = fitting(self._choice.methods(stage), self._translators, len(self.views) > 1)
         if stage == "predict" and self.fused:
             self._in_use = {pair: own for pair, own in self._in_use.items() if pair.translator == self.fused}
         if stage == "predict" and len(self.methods) != 1:
@@ -270,7 +280,8 @@ class Pipeline(Task):
         return pieces
 
     def _opened(self, tile: Mapping[str, Any]) -> OpenImage:
-        return OpenImage(tile, self.divide, self._running, self.white)
+        segmenters = {name: self._segmenters_of(name) for name in self._running}
+        return OpenImage(tile, self.divide, self._running, self.white, segmenters)
 
     def _failure(self, tile: Mapping[str, Any], error: str) -> Prediction:
         """Return the error of an image, of which nothing more is to be predicted."""
@@ -327,7 +338,10 @@ class Pipeline(Task):
             x_bchw = self._images([piece.input_of(name) for piece in pieces])
             states = [piece.image.states[name] for piece in pieces]
             whites = [piece.image.whites[name] for piece in pieces]
-            maps = predict(translator, self._choice.segmenters, x_bchw, pieces[0].image.mpp, self.views, states)
+            segmenters = self._segmenters_of(name)
+            each = [piece.prepared_of(name, segmenters) for piece in pieces]
+            prepared = {own: [one[own] for one in each] for own in segmenters}
+            maps = predict(translator, segmenters, x_bchw, pieces[0].image.mpp, self.views, states, prepared)
             for pair in (pair for pair in self._in_use if pair.translator == name):
                 found = maps[self._choice.base_of(pair.segmenter)]
                 parts = submit(self.handover, self._in_use[pair], found, whites, inks)

@@ -20,49 +20,81 @@ from torch import Tensor, nn
 from ihc2he.errors import ConfigError
 from ihc2he.models.pipeline.finding import find_in_density
 from ihc2he.models.segmentation.loading import Loaded, changed_decoder, load_segmenter
-from ihc2he.nuclei.decoders.base import Found
+from ihc2he.nuclei.decoders.base import Decoder, Found
 from ihc2he.stain.white import White
 from ihc2he.tiling.augmentation import turned_back
 from ihc2he.tiling.resampling import resized_labels
-from ihc2he.tiling.windows import predict_tiled
+from ihc2he.tiling.windows import Block, predict_tiled
 
 
 class Segmenter(nn.Module):
     """Finds nuclei on H&E.
 
     Attributes:
-        mpp: pixel size that it needs, um/px.
+        mpp: pixel size that it needs, um/px; None: any.
         classes: names of the types from 1; empty: it gives no types.
         members: networks of an ensemble, whose maps the caller averages.
+        averaged: whether its maps may be averaged over views and over the members of a translator.
+        reads_images: whether it looks at images; if not, it is used without translation only.
         files: arguments that name files; their content is in the weights and in `facts`.
+        decoder: of its maps; None: it has none.
+        node: that builds the decoder.
         find: from maps (K, H, W), as `reduced` leaves them, and um/px to nuclei; can be sent to another process.
     """
 
-    mpp: float
+    mpp: float | None
     classes: Sequence[str] = ()
     members = 1
+    averaged = True
+    reads_images = True
     files: tuple[str, ...] = ()
+    decoder: Decoder | None = None
+    node: Mapping[str, Any] | None = None
     find: Callable[[NDArray[np.float32], float], Found]
 
-    def forward(self, x_bchw: Tensor, member: int = 0) -> Tensor:
-        """Return the maps of images in [0, 1] by one member, (N, K, H, W)."""
+    def prepare(self, name: str, colours: Callable[[], Tensor] | None) -> Any:
+        """Return what `forward` needs of a whole image, once, before its blocks are segmented; None: nothing.
+
+        Args:
+            name: of the image.
+            colours: returns pixels that stand for the whole image after translation, (1, 3, M, 1) in [0, 1]; None: the
+                image has only one block.
+
+        Raises:
+            DataError: if there is nothing for this image.
+        """
+        return None
+
+    def of_block(self, state: Any, block: Block) -> Any:
+        """Return what `forward` needs for a block, of what `prepare` has returned for its image."""
+        return state
+
+    def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
+        """Return the maps of images in [0, 1] by one member, (N, K, H, W).
+
+        Args:
+            x_bchw: the images, or blocks of them.
+            member: index below `members`.
+            states: what `of_block` has returned for each; empty: nothing was prepared.
+        """
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
         """Return what results depend on besides arguments and weights, as plain values."""
-        return {"mpp": self.mpp, "classes": list(self.classes), "members": self.members}
+        known = {"mpp": self.mpp, "classes": list(self.classes), "members": self.members}
+        return known if self.decoder is None else known | {"decoder": self.node}
 
     def turned_back(self, maps_bkhw: Tensor, view: int) -> Tensor:
         """Return the maps of images in another view, turned back to the original images."""
-        return turned_back(maps_bkhw, view, None)
+        return turned_back(maps_bkhw, view, None) if self.decoder is None else self.decoder.turned_back(maps_bkhw, view)
 
     def votes(self, maps_bkhw: Tensor) -> Tensor | None:
         """Return which pixels the maps call nucleus, (N, H, W) of 0 and 1; None if the maps alone do not show it."""
-        return None
+        return None if self.decoder is None else self.decoder.votes(maps_bkhw)
 
     def reduced(self, maps_bkhw: Tensor) -> Tensor:
         """Return the part of averaged maps that `find` needs and that is sent to another process."""
-        return maps_bkhw
+        return maps_bkhw if self.decoder is None else self.decoder.reduced(maps_bkhw)
 
     def corrected(self, maps_khw: NDArray[np.float32], white: White, ink_hw: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return the reduced maps of a tile, adapted to its whole image.
@@ -91,7 +123,7 @@ class Classical(Segmenter):
             raise ConfigError(msg)
         self.mpp = mpp
 
-    def forward(self, x_bchw: Tensor, member: int = 0) -> Tensor:
+    def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
         """Return the optical density of red, (N, 1, H, W)."""
         return -x_bchw[:, :1].float().clamp_min(1 / 255).log10()
 
@@ -121,6 +153,8 @@ class Learned(Segmenter):
     """
 
     files = ("weights",)
+    decoder: Decoder
+    node: dict[str, Any]
 
     def __init__(
         self,
@@ -172,7 +206,7 @@ class Learned(Segmenter):
         other.find = other.decoder.find
         return other
 
-    def forward(self, x_bchw: Tensor, member: int = 0) -> Tensor:
+    def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:
         """Return the joined maps, float32."""
         network: Any = self.networks[member]
 
@@ -183,22 +217,6 @@ class Learned(Segmenter):
         least = network.stride  # the smallest sides that the network accepts
         x_bchw = F.pad(x_bchw, (0, max(0, least - w), 0, max(0, least - h)), mode="replicate")
         return predict_tiled(maps, x_bchw, self.window, self.overlap, network.margin)[..., :h, :w]
-
-    def facts(self) -> dict[str, Any]:
-        """Return what results depend on besides arguments and weights; of the decoder, what it has now."""
-        return super().facts() | {"decoder": self.node}
-
-    def turned_back(self, maps_bkhw: Tensor, view: int) -> Tensor:
-        """Return the maps of images in another view, turned back to the original images."""
-        return self.decoder.turned_back(maps_bkhw, view)
-
-    def votes(self, maps_bkhw: Tensor) -> Tensor | None:
-        """Return the pixels that the maps call nucleus."""
-        return self.decoder.votes(maps_bkhw)
-
-    def reduced(self, maps_bkhw: Tensor) -> Tensor:
-        """Return the part of averaged maps that the decoder needs."""
-        return self.decoder.reduced(maps_bkhw)
 
 
 def _checked(key: str, source: str, loaded: Loaded, said: float | None) -> Loaded:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.masks import Ink
-from ihc2he.models.pipeline.blocks import Piece
+from ihc2he.models.pipeline.blocks import Piece, prepared
 from ihc2he.models.pipeline.module import Pipeline
+from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
 from ihc2he.models.pipeline.types import TypeMap, type_map
 from ihc2he.nuclei.decoders.base import Found
@@ -52,13 +53,16 @@ class _OpenSlide:
     Args:
         plan: of the slide.
         translators: by name.
+        segmenters: those of each translator, by name.
 
     Raises:
         DataError: if it cannot be read.
         ConfigError: for a translator that needs aligned H&E, which no slide has.
     """
 
-    def __init__(self, plan: Any, translators: Mapping[str, Translator]) -> None:
+    def __init__(
+        self, plan: Any, translators: Mapping[str, Translator], segmenters: Mapping[str, Mapping[str, Segmenter]]
+    ) -> None:
         for name, translator in translators.items():
             if translator.needs_he:
                 msg = f"model.use.translators=[{name}]: a slide has no aligned H&E. Choose another translator."
@@ -72,6 +76,7 @@ class _OpenSlide:
             name: (own.prepare if len(self.blocks) == 1 else own.prepare_divided)(self.source)
             for name, own in translators.items()
         }
+        self.prepared = prepared(plan.name, self.inputs, self.mpp, translators, self.states, segmenters, self.blocks)
         self.whites = {name: own.white_of(self.source) for name, own in translators.items()}
 
 
@@ -84,6 +89,11 @@ class SlidePipeline(Pipeline):
     def working_mpp(self) -> float:
         """The pixel size at which slides are read, um/px: the finest that the translator and the segmenter need."""
         (pair,) = self.pairs
+        if self.segmenters[pair.segmenter].mpp is None:
+            msg = (
+                f"model.segmenters.{pair.segmenter} is for tiles: experiment=predict_tiles. Slides are segmented here."
+            )
+            raise ConfigError(msg)
         needs = (self.translators[pair.translator].mpp, self.segmenters[pair.segmenter].mpp)
         return min(mpp for mpp in needs if mpp is not None)  # type: ignore[type-var, return-value]
 
@@ -114,7 +124,8 @@ class SlidePipeline(Pipeline):
 
     def _slide(self, plan: Any) -> _OpenSlide:
         if self._open is None or self._open[0] != plan.name:
-            self._open = plan.name, _OpenSlide(plan, self._running)
+            segmenters = {name: self._segmenters_of(name) for name in self._running}
+            self._open = plan.name, _OpenSlide(plan, self._running, segmenters)
         return self._open[1]
 
     def _window(self, piece: Piece) -> WindowPrediction:
