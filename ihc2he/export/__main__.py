@@ -9,8 +9,9 @@ HELP = """\
 Write packages of a trained network that other programs open.
 
   python -m ihc2he.export BUNDLE out=FOLDER [formats=qupath,onnx] [author=NAME] [licence=MIT]
+  python -m ihc2he.export BUNDLE hub=OWNER/NAME licence=MIT [public=true] [author=NAME] [out=FOLDER ...]
 
-  BUNDLE     RUN/bundles/segmenter, RUN/bundles/g_ihc2he, a hub id such as owner/name, or builtin
+  BUNDLE     RUN/bundles/segmenter, RUN/bundles/g_ihc2he, a hub id such as owner/name@commit, or builtin
   out        folder for the packages
   formats    some of these; by default all that the bundle allows:
                qupath      a folder for QuPath's InstanSeg extension: image -> nuclei with classes
@@ -19,8 +20,10 @@ Write packages of a trained network that other programs open.
                torch       one file, for torch.export.load
   author     who made the weights
   licence    of the weights, an SPDX identifier
+  hub        pushes the bundle and its card to this repository of the Hugging Face hub (hf auth login, or HF_TOKEN)
+  public     true: everybody may see a new repository; otherwise it is private
 """
-KEYS = ("out", "formats", "author", "licence")
+KEYS = ("out", "formats", "author", "licence", "hub", "public")
 
 
 def main(arguments: list[str]) -> int:
@@ -31,10 +34,18 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         bundle, values = parse(arguments)
+        from ihc2he.export.hub import push
         from ihc2he.export.packages import export, facts
 
-        formats = values.pop("formats", None)
-        print(facts(export(bundle, values.pop("out"), formats.split(",") if formats else None, **values)))
+        about = {key: values[key] for key in ("author", "licence") if key in values}
+        if "out" in values:
+            formats = values.get("formats")
+            print(facts(export(bundle, values["out"], formats.split(",") if formats else None, **about)))
+        if "hub" in values:
+            pushed = push(
+                bundle, values["hub"], values.get("licence"), values.get("author"), values.get("public") == "true"
+            )
+            print(f"Pushed. Others use it as weights={pushed}")
     except (Ihc2heError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -48,7 +59,7 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
     ('builtin', {'out': 'packages'})
 
     Raises:
-        ConfigError: for an unknown key, or without a bundle or `out`.
+        ConfigError: for an unknown key, or without a bundle, or without both `out` and `hub`.
     """
     bundles = [given for given in arguments if "=" not in given]
     values = dict(given.split("=", 1) for given in arguments if "=" in given)
@@ -56,8 +67,11 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, str]]:
         if key not in KEYS:
             msg = f"There is no key '{key}'.{did_you_mean(key, KEYS)}"
             raise ConfigError(msg)
-    if len(bundles) != 1 or not values.get("out"):
+    if len(bundles) != 1 or not (values.get("out") or values.get("hub")):
         msg = f"Expected one bundle and out=FOLDER, found '{' '.join(arguments)}'."
+        raise ConfigError(msg)
+    if values.get("public", "false") not in ("true", "false"):
+        msg = f"public={values['public']}: expected true or false."
         raise ConfigError(msg)
     return bundles[0], values
 

@@ -32,7 +32,7 @@ from ihc2he.export.description import (
 )
 from ihc2he.export.instances import CentresToLabels
 from ihc2he.export.nuclei import NucleiOfImage
-from ihc2he.models.bundle import BUILTIN, load_bundle
+from ihc2he.models.bundle import bundle_folder, load_bundle
 from ihc2he.models.segmentation.networks import MapNetwork
 from ihc2he.nuclei.decoders.base import Decoder
 from ihc2he.nuclei.decoders.centres import CentresDecoder
@@ -145,11 +145,11 @@ def load(bundle: str | Path, author: str, licence: str | None) -> Model:
         ConfigError: if it is neither a segmenter nor a translator, or its maps are smaller than its images.
     """
     network, info = load_bundle(bundle)
+    folder = bundle_folder(bundle)
     if info.get("mpp") is None:
         msg = f"{bundle}: config.json has no mpp, um/px of its training images. Pass the bundle of its run."
         raise DataError(msg)
-    name = "ihc2he-nuclei" if str(bundle) == "builtin" else f"ihc2he-{Path(bundle).name}"
-    folder = BUILTIN if str(bundle) == "builtin" else Path(bundle)
+    name = "ihc2he-nuclei" if str(bundle) == "builtin" else f"ihc2he-{Path(bundle).name.partition('@')[0]}"
     card = folder / "README.md"
     readme = card.read_text(encoding="utf-8") if card.is_file() else f"# {name}\n"
     if str(bundle) == "builtin":

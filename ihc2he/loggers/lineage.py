@@ -18,7 +18,9 @@ from typing import Any
 import h5py
 
 from ihc2he.datainfo import info_of
+from ihc2he.errors import DataError
 from ihc2he.models.bundle import bundles_in
+from ihc2he.models.hub import hub_id, pull
 from ihc2he.weights import BUILTIN
 
 WEIGHTS = ("weights", "ensemble", "init", "generator")  # arguments of models that name the files of their weights
@@ -87,14 +89,11 @@ def _model_entry(source: str) -> dict[str, Any] | None:
         return _entry("checkpoint", path, hash_files(path))
     if all((path / name).is_file() for name in BUNDLE):
         return _entry("bundle", path, hash_files(*(path / name for name in BUNDLE)))
-    if source.count("/") != 1 or path.exists():
+    if hub_id(source) is None or path.exists():
         return None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:  # what was loaded is in the hub's cache
-        cached = Path(snapshot_download(source, allow_patterns=list(BUNDLE), local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError):
+        cached = pull(source, BUNDLE, cached=True)
+    except DataError:
         return None
     return {"kind": "bundle", "path": source, "hash": hash_files(*(cached / name for name in BUNDLE)), "made_by": None}
 

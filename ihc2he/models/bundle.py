@@ -22,6 +22,7 @@ from ihc2he.datainfo import check_class_names
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.files import complete_folder
 from ihc2he.models.former import FORMAT, upgraded
+from ihc2he.models.hub import pull
 from ihc2he.weights import BUILTIN
 
 REMEDY = "Copy it again, or export it again from the checkpoint of its run."
@@ -76,8 +77,8 @@ def load_bundle(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     The content of a bundle from an earlier version is converted to the present format.
 
     Args:
-        source: a folder, the id of a repository on the Hugging Face hub (`owner/name`), or `builtin`, the network of
-            nuclei that ships with this package.
+        source: a folder, the id of a repository on the Hugging Face hub (`owner/name`, or pinned, `owner/name@commit`),
+            or `builtin`, the network of nuclei that ships with this package.
 
     Raises:
         DataError: with the bundle, and what is missing, damaged or does not fit.
@@ -85,7 +86,7 @@ def load_bundle(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = _fetch(str(source))
+    folder = bundle_folder(source)
     missing = [name for name in FILES[:2] if not (folder / name).is_file()]
     if missing:
         msg = (
@@ -95,7 +96,7 @@ def load_bundle(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise DataError(msg)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        _check(config, folder)
+        _check(config, folder, from_hub=not Path(source).is_dir() and str(source) != "builtin")
         config = upgraded(config)
         refuse_foreign(config)
         module = build(config["module"], nn.Module)
@@ -114,10 +115,13 @@ def bundles_in(source: str) -> list[str]:
     return [str(file.parent) for file in sorted(Path(source).glob("[!.]*/config.json"))] or [source]
 
 
-def _check(config: Any, folder: Path) -> None:
+def _check(config: Any, folder: Path, from_hub: bool) -> None:
     """Raise a ValueError for a `config.json` that this version cannot read, or whose values cannot be right."""
     if problem := _problem(config):
         msg = f"config.json: {problem}"
+        raise ValueError(msg)
+    if from_hub and "sha256" not in config:
+        msg = "config.json does not say the sha256 of model.safetensors, which a bundle on the hub has to"
         raise ValueError(msg)
     if "sha256" in config and config["sha256"] != _sha256(folder / "model.safetensors"):
         msg = "model.safetensors is not the file that was saved with config.json, by its sha256"
@@ -168,22 +172,16 @@ def _sha256(path: Path) -> str:
         return file_digest(stream, "sha256").hexdigest()
 
 
-def _fetch(source: str) -> Path:
-    if source == "builtin":
+def bundle_folder(source: str | Path) -> Path:
+    """Return the folder of a bundle, which is loaded from the hub if need be; see `load_bundle`.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if str(source) == "builtin":
         return BUILTIN
     folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if source.count("/") != 1 or source.startswith((".", "/")):
-        msg = f"{source}: expected the folder of a bundle, or a hub id such as owner/name."
-        raise DataError(msg)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(FILES)))
-    except Exception as error:
-        msg = f"{source}: no such folder, and the hub did not give it ({type(error).__name__}). Check id and network."
-        raise DataError(msg) from error
+    return folder if folder.is_dir() else pull(str(source), FILES)
 
 
 def _card(config: Mapping[str, Any]) -> str:

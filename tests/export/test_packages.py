@@ -17,12 +17,6 @@ CLASSES = ["unknown", "epithelial", "inflammatory", "spindle", "miscellaneous"]
 
 
 @pytest.fixture(scope="module")
-def qupath(tmp_path_factory):
-    (folder,) = export("builtin", tmp_path_factory.mktemp("packages"), ["qupath"])
-    return folder
-
-
-@pytest.fixture(scope="module")
 def package(qupath):
     return torch.jit.load(qupath / "instanseg.pt")
 

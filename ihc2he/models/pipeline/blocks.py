@@ -37,7 +37,7 @@ class OpenImage:
         divide: from height, width and um/px to the blocks of an image.
         translators: by name.
         white: white point of the image; None: it is estimated.
-        segmenters: those of each translator, by name.
+        segmenters: those of each translator, by name; None: none prepares anything.
 
     Attributes:
         source: the IHC.
@@ -59,7 +59,7 @@ class OpenImage:
         divide: Callable[[int, int, float], Sequence[Block]],
         translators: Mapping[str, Translator],
         white: White | None,
-        segmenters: Mapping[str, Mapping[str, Segmenter]],
+        segmenters: Mapping[str, Mapping[str, Segmenter]] | None = None,
     ) -> None:
         self.tile = tile
         self.mpp = float(tile["mpp"])
@@ -79,7 +79,9 @@ class OpenImage:
             name: (own.prepare if len(self.blocks) == 1 else own.prepare_divided)(self.inputs[name])
             for name, own in translators.items()
         }
-        self.prepared = prepared(tile["name"], self.inputs, self.mpp, translators, self.states, segmenters, self.blocks)
+        self.prepared = prepared(
+            tile["name"], self.inputs, self.mpp, translators, self.states, segmenters or {}, self.blocks
+        )
         self._exact = {name for name, own in translators.items() if is_exact(own, self.mpp)}
         self.whites = {name: own.white_of(self.inputs[name]) for name, own in translators.items()}
         self.strips: list[dict[str, Strip]] = []

@@ -318,7 +318,8 @@ def _fitted(run: Run, side: Side, x_bchw: Tensor) -> list[Tensor]:
     """Return the outputs for images that are extended to an accepted size."""
     height, width = x_bchw.shape[-2:]
     right, bottom = side.next(width) - width, side.next(height) - height
-    return run(F.pad(x_bchw, (0, right, 0, bottom), mode="replicate"))
+    mode = "reflect" if right < width and bottom < height else "replicate"  # a reflection is shorter than the image
+    return run(F.pad(x_bchw, (0, right, 0, bottom), mode=mode))
 
 
 def _maps(run: Run, side: Side, x_bchw: Tensor, of: Segmenter, decoder: Decoder, window: int, overlap: int) -> Tensor:

@@ -77,7 +77,8 @@ class _Files:
             found = "found another file" if self.path.exists() else "but there is nothing"
             msg = f"{source}: expected a folder or a zip file with {DESCRIPTIONS[0]}, {found}."
             raise DataError(msg)
-        self.top, self.description = "", self._description()
+        self.top = ""
+        self.description = self._description()
 
     def _description(self) -> str:
         """Return the name of the file that describes the package; in a zip file it may lie in a folder."""

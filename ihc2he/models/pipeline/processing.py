@@ -59,6 +59,12 @@ def check_steps(source: str, steps: Sequence[Mapping[str, Any]]) -> None:
             raise ConfigError(msg)
 
 
+def _number(kwargs: Mapping[str, Any], name: str, default: float) -> float:
+    """Return a number, which YAML 1.1 takes for a text where it is written as 1e-06."""
+    value = kwargs.get(name)
+    return default if value is None else float(value)
+
+
 def _dims(kwargs: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the dimensions that a statistic is taken over; the batch counts as one image."""
     axes = kwargs.get("axes")
@@ -67,14 +73,14 @@ def _dims(kwargs: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _scale_range(seen_bchw: Tensor, kwargs: Mapping[str, Any]) -> Step:
     values, dims = seen_bchw.float().cpu().numpy(), _dims(kwargs)
-    shares = (kwargs.get("min_percentile", 0.0), kwargs.get("max_percentile", 100.0))
+    shares = (_number(kwargs, "min_percentile", 0), _number(kwargs, "max_percentile", 100))
     low, high = (torch.from_numpy(np.percentile(values, share, dims, keepdims=True)).float() for share in shares)
-    return lambda x_bchw: (x_bchw - low.to(x_bchw)) / (high - low + kwargs.get("eps", 1e-6)).to(x_bchw)
+    return lambda x_bchw: (x_bchw - low.to(x_bchw)) / (high - low + _number(kwargs, "eps", 1e-6)).to(x_bchw)
 
 
 def _zero_mean(seen_bchw: Tensor, kwargs: Mapping[str, Any]) -> Step:
     mean, std = (function(seen_bchw, _dims(kwargs)) for function in (_mean, _std))
-    return lambda x_bchw: (x_bchw - mean.to(x_bchw)) / (std + kwargs.get("eps", 1e-6)).to(x_bchw)
+    return lambda x_bchw: (x_bchw - mean.to(x_bchw)) / (std + _number(kwargs, "eps", 1e-6)).to(x_bchw)
 
 
 def _mean(seen_bchw: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -88,9 +94,10 @@ def _std(seen_bchw: Tensor, dims: tuple[int, ...]) -> Tensor:
 def _along(value: Any, kwargs: Mapping[str, Any], x_bchw: Tensor) -> Tensor:
     """Return a number, or one for each place on an axis, so that it fits the tensor."""
     shape = [1, 1, 1, 1]
+    values = value if isinstance(value, list) else [value]
     if isinstance(value, list):
         shape[_AXES[kwargs["axis"]]] = len(value)
-    return torch.tensor(value, dtype=torch.float32, device=x_bchw.device).view(shape)
+    return torch.tensor([float(each) for each in values], device=x_bchw.device).view(shape)
 
 
 def _fixed_zero_mean(_: Tensor, kwargs: Mapping[str, Any]) -> Step:
@@ -103,7 +110,7 @@ def _scale_linear(_: Tensor, kwargs: Mapping[str, Any]) -> Step:
 
 
 def _clip(_: Tensor, kwargs: Mapping[str, Any]) -> Step:
-    return lambda x_bchw: x_bchw.clamp(kwargs.get("min"), kwargs.get("max"))
+    return lambda x_bchw: x_bchw.clamp(_number(kwargs, "min", -torch.inf), _number(kwargs, "max", torch.inf))
 
 
 _STEPS: dict[str, Callable[[Tensor, Mapping[str, Any]], Step]] = {
