@@ -75,6 +75,35 @@ def load_segmenter(source: str, settings: Mapping[str, Any] | None = None) -> Lo
     return Loaded(network.eval(), info.get("mpp"), classes, decoder, node, info["module"])
 
 
+def load_member(
+    source: str, network: MapNetwork, decoder: Decoder, classes: list[str], mpp: float | None
+) -> MapNetwork:
+    """Return the network of another segmenter, whose maps can be averaged with those of a model.
+
+    Args:
+        source: see `load_segmenter`.
+        network: of the model.
+        decoder: of the model.
+        classes: of the model.
+        mpp: of the model.
+
+    Raises:
+        ConfigError: if the other one has another network, mode, decoder, pixel size or other classes.
+    """
+    loaded = load_segmenter(source)
+    own, other = {"classes": classes, "mpp": mpp}, {"classes": loaded.classes, "mpp": loaded.mpp}
+    differing = [key for key, value in own.items() if other[key] != value]
+    found = (type(loaded.network), loaded.network.margin, loaded.decoder)
+    if differing or found != (type(network), network.margin, decoder):
+        what = {key: other[key] for key in differing} or "another mode or decoder"
+        msg = (
+            f"model.ensemble: {source} cannot be averaged with this model: expected a {type(network).__name__} of the "
+            f"same mode and decoder with {own}, found a {type(loaded.network).__name__} with {what}."
+        )
+        raise ConfigError(msg)
+    return loaded.network
+
+
 def changed_decoder(
     source: str, decoder: Decoder, node: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[Decoder, dict[str, Any]]:

@@ -6,7 +6,6 @@ Shape suffixes: b = batch, c = colour, k = maps, as the decoder joins them, h, w
 from __future__ import annotations
 
 import logging
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,19 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from ihc2he.build import build
-from ihc2he.config import locate, signature
+from ihc2he.config import signature
 from ihc2he.datainfo import check_class_names
 from ihc2he.errors import ConfigError
-from ihc2he.internals.lightning import shares_batch_statistics
 from ihc2he.metrics.fidelity import Card
+from ihc2he.models.batchnorm import check_sync_batchnorm
 from ihc2he.models.handover import Handover, Job
 from ihc2he.models.segmentation.evaluation import SegmentationEvaluation, Truth, paper_row, pictures, truths
-from ihc2he.models.segmentation.loading import load_segmenter
+from ihc2he.models.segmentation.loading import load_member
 from ihc2he.models.segmentation.networks import MapNetwork, centre_crop
 from ihc2he.models.segmentation.painting import NetworkPainter
+from ihc2he.models.segmentation.schedule import check_cycles, parameter_groups, scheduled
 from ihc2he.models.segmentation.starting import start_from
 from ihc2he.models.task import Export, Scores, Task, required_mpp
 from ihc2he.nuclei.decoders.base import Decoder, Nuclei, find_and_vote
@@ -36,8 +35,6 @@ from ihc2he.tiling.augmentation import mean, predict_views
 from ihc2he.tiling.windows import predict_tiled
 
 log = logging.getLogger(__name__)
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class NucleiSegmenter(Task):
@@ -246,7 +243,7 @@ class NucleiSegmenter(Task):
                 cannot be synchronised.
         """
         if stage == "fit":
-            self._check_sync_batchnorm()
+            check_sync_batchnorm(self)
         found = list(self.data.classes)
         # Without classes of its own the model ignores the data's, and data without classes judges nuclei only.
         if self.classes and found != self.classes and (found or stage == "fit"):
@@ -273,67 +270,16 @@ class NucleiSegmenter(Task):
         if not self._initialised:
             self._initialised = self.trainer.ckpt_path is not None or self.load_start(stage)
 
-    def _check_sync_batchnorm(self) -> None:
-        """Refuse layers that the Trainer would break: it replaces every batch normalisation, subclasses included."""
-        if not shares_batch_statistics(self.trainer):
-            return
-        if self.trainer.strategy.root_device.type == "cpu":
-            msg = "trainer.sync_batchnorm=true needs GPUs. Pass trainer=ddp_cpu, or trainer.sync_batchnorm=false."
-            raise ConfigError(msg)
-        for name, layer in self.named_modules():
-            plain = isinstance(layer, nn.SyncBatchNorm) or type(layer).forward is nn.BatchNorm2d.forward
-            if isinstance(layer, _BATCH_NORMS) and not plain:
-                msg = (
-                    f"trainer.sync_batchnorm=true would replace {name}, a {type(layer).__name__}, which does more than "
-                    "normalise; its activation, for instance, would be lost. Pass trainer.sync_batchnorm=false, or "
-                    "another encoder."
-                )
-                raise ConfigError(msg)
-
     def on_test_start(self) -> None:
         """Load the initial weights, if nothing has been trained, and the other members of the ensemble."""
         self._start("test")
-        self.members = [self._member(source) for source in self.ensemble]
-
-    def _member(self, source: str) -> MapNetwork:
-        loaded = load_segmenter(source)
-        own = {"classes": self.classes, "mpp": self.mpp}
-        other = {"classes": loaded.classes, "mpp": loaded.mpp}
-        differing = [key for key, value in own.items() if other[key] != value]
-        network: MapNetwork = loaded.network
-        alike = (type(network), network.margin, loaded.decoder) == (
-            type(self.network),
-            self.network.margin,
-            self.decoder,
-        )
-        if differing or not alike:
-            found = {key: other[key] for key in differing} or "another mode or decoder"
-            msg = (
-                f"model.ensemble: {source} cannot be averaged with this model: expected a "
-                f"{type(self.network).__name__} of the same mode and decoder with {own}, found a "
-                f"{type(network).__name__} with {found}."
-            )
-            raise ConfigError(msg)
-        return network.to(self.device).to(memory_format=self._memory_format)
+        members = [load_member(source, self.network, self.decoder, self.classes, self.mpp) for source in self.ensemble]
+        self.members = [network.to(self.device).to(memory_format=self._memory_format) for network in members]
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser, with a parameter group for the backbone, and the schedule of the remaining steps."""
-        encoder = list(self.encoder.parameters())
-        known = {id(parameter) for parameter in encoder}
-        groups: list[dict[str, Any]] = [
-            {"params": [parameter for parameter in self.network.parameters() if id(parameter) not in known]}
-        ]
-        if encoder:
-            groups.append({"params": encoder, **({} if self.lr_encoder is None else {"lr": self.lr_encoder})})
-        optimizer = build(self.optimizer_node, Optimizer, params=groups)
-        if self.scheduler_node is None:
-            return optimizer
-        if locate(self.scheduler_node["_target_"]) is not OneCycleLR:
-            return [optimizer], [build(self.scheduler_node, LRScheduler, optimizer=optimizer)]
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        steps, _ = self._steps_left()
-        cycle = build(self.scheduler_node, OneCycleLR, optimizer=optimizer, max_lr=peaks, total_steps=steps)
-        return [optimizer], [{"scheduler": cycle, "interval": "step"}]
+        groups = parameter_groups(self.network, self.encoder, self.lr_encoder)
+        return scheduled(build(self.optimizer_node, Optimizer, params=groups), self.scheduler_node, self.trainer)
 
     def on_train_start(self) -> None:
         """Check that the learning-rate cycle is as long as the training.
@@ -341,28 +287,7 @@ class NucleiSegmenter(Task):
         Raises:
             ConfigError: if it would end earlier, because a continued run was made longer.
         """
-        cycles = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        for cycle in [cycle for cycle in cycles if isinstance(cycle, OneCycleLR)]:
-            wanted, per_epoch = self._steps_left()
-            left = cycle.total_steps - cycle.last_epoch
-            if wanted - left >= per_epoch:  # less is the part of an epoch before the checkpoint
-                msg = (
-                    f"model.scheduler: the cycle of the continued run has {left} steps left, and "
-                    f"trainer.max_epochs={self.trainer.max_epochs} makes {wanted}. Continue with the former number of "
-                    "epochs, or begin another run."
-                )
-                raise ConfigError(msg)
-
-    def _steps_left(self) -> tuple[int, int]:
-        """Return the steps from the start of this epoch to the end of the training, and those of an epoch.
-
-        They are counted by epochs where there is a number of them, because two phases may have other batches.
-        """
-        steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or -1
-        if epochs < 1:
-            return steps - self.trainer.global_step, 1
-        per_epoch = math.ceil(steps / epochs)
-        return min(steps, per_epoch * (epochs - self.trainer.current_epoch)), per_epoch
+        check_cycles(self.trainer)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of crops.

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ihc2he.build import build
 from ihc2he.callbacks.finetuning import TwoPhases
 from ihc2he.errors import ConfigError
+from ihc2he.models.batchnorm import check_sync_batchnorm
 
 
 def synchronised(module):
@@ -76,10 +77,10 @@ def test_what_the_conversion_would_break_is_refused(segmenter, device, layer, me
     strategy = SimpleNamespace(_layer_sync=object(), root_device=torch.device(device))
     module._trainer = SimpleNamespace(strategy=strategy)
     if message is None:
-        module._check_sync_batchnorm()
+        check_sync_batchnorm(module)
         return
     with pytest.raises(ConfigError, match=re.escape(message)):
-        module._check_sync_batchnorm()
+        check_sync_batchnorm(module)
 
 
 def test_instance_normalisation_stays_as_it_is():
