@@ -16,7 +16,7 @@ install: $(READY)  ## make the virtual environment with all packages, in the loc
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("ihc2he needs Python 3.11 or newer, found %d.%d: make PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --progress-bar off -c constraints.txt -e '.[dev,docs,explain,export,fid,slides,stain,tensorboard,dashboard]'
+	$(BIN)/python -m pip install -q --progress-bar off -c constraints.txt -e '.[app,dev,docs,explain,export,fid,slides,stain,tensorboard,dashboard]'
 	@touch $@
 
 SEED ?= 42

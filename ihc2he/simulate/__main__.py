@@ -1,10 +1,10 @@
 """Command line of the simulator."""
 
-import inspect
 import os
 import sys
 from collections.abc import Callable
 
+from ihc2he.arguments import keyword_arguments
 from ihc2he.errors import ConfigError, Ihc2heError, did_you_mean
 from ihc2he.explain import write_what_is_possible
 from ihc2he.simulate import write_bci, write_endonuke, write_nuclei, write_pannuke, write_slide
@@ -68,34 +68,8 @@ def parse(arguments: list[str]) -> tuple[Callable, dict[str, str | int | float |
     if layout not in LAYOUTS:
         msg = f"There is no layout '{layout}'.{did_you_mean(layout, LAYOUTS)}"
         raise ConfigError(msg)
-    known = inspect.signature(LAYOUTS[layout]).parameters
-    values: dict[str, str | int | float | bool] = {"workers": os.cpu_count() or 1}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or name not in known:
-            msg = f"'{pair}' is not a name=value that {layout} accepts.{did_you_mean(name, known)}"
-            raise ConfigError(msg)
-        values[name] = _value(name, text, str if name == "out" else type(known[name].default))
-    missing = [name for name in known if known[name].default is inspect.Parameter.empty and name not in values]
-    if missing:
-        msg = f"{layout} needs {' and '.join(f'{name}=...' for name in missing)}."
-        raise ConfigError(msg)
-    return LAYOUTS[layout], values
-
-
-def _value(name: str, text: str, kind: type) -> str | int | float | bool:
-    if kind is str:
-        return text
-    if kind is bool:
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        msg = f"{name}={text} must be true or false."
-        raise ConfigError(msg)
-    try:
-        return float(text) if kind is float else int(text)
-    except ValueError:
-        msg = f"{name}={text} is not a {'number' if kind is float else 'whole number'}."
-        raise ConfigError(msg) from None
+    write = LAYOUTS[layout]
+    return write, {"workers": os.cpu_count() or 1, **keyword_arguments(write, pairs, layout)}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""Who may talk to the page: this machine alone, or whoever has its token; and nobody through another web page."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+COOKIE = "ihc2he_token"
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach an address.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0"), is_loopback("server")
+    (True, True, False, False)
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Guard:
+    """Refuses requests for another host or from another web page, and all without the token where one is needed.
+
+    A page of a foreign host whose name leads to this machine has that name as Host; a form or script of another page
+    has another Origin. Neither gets an answer.
+
+    Args:
+        app: that is guarded.
+        host: at which the page is served.
+        token: that every request needs; None: none, for a loopback address.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, token: str | None) -> None:
+        self.app, self.token = app, token
+        self.wild = host in ("0.0.0.0", "::")
+        self.hosts = {host, "localhost", "127.0.0.1", "::1"} if is_loopback(host) else {host}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        refusal = self._refusal(Request(scope))
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+    def _refusal(self, request: Request) -> Response | None:
+        host = request.headers.get("host", "")
+        if not self.wild and urlsplit(f"//{host}").hostname not in self.hosts:
+            return PlainTextResponse(f"This page is not served as {host!r}.", 421)
+        if _foreign(request.headers, host) and not (request.method == "GET" and request.url.path == "/"):
+            return PlainTextResponse("Requests from other web pages are refused.", 403)
+        if self.token is None or hmac.compare_digest(request.cookies.get(COOKIE, ""), self.token):
+            return None
+        if request.url.path == "/" and hmac.compare_digest(request.query_params.get("token", ""), self.token):
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+            return answer
+        return PlainTextResponse("Open the address that the program has printed; it contains a token.", 403)
+
+
+def _foreign(headers: Mapping[str, str], host: str) -> bool:
+    """Return whether another web page sent a request."""
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != host:
+        return True
+    return headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")

@@ -1,0 +1,154 @@
+"""Fine-tuning on corrected tiles as a child process, and what it changed on these tiles."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ihc2he.app.analysis import Networks, Say, analyse
+from ihc2he.app.saving import tiles
+from ihc2he.errors import ConfigError
+from ihc2he.images.decoding import read_image
+from ihc2he.images.labels import read_labels
+from ihc2he.images.source import ArraySource
+from ihc2he.metrics.panoptic import panoptic_stats, qualities
+from ihc2he.nuclei.instances import overlaps
+from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
+
+_EPOCH = re.compile(r"Epoch (\d+) of (\d+)(.*)")
+_SHOWN = 6  # last lines of a training that failed
+
+
+def command(folder: Path, networks: Networks, run: Path | None = None) -> list[str]:
+    """Return the command that fine-tunes the weights on a folder of corrected tiles, without the interpreter.
+
+    Args:
+        folder: as `ihc2he.app.saving` writes it.
+        networks: with the weights to start from.
+        run: folder of the run; None: as the configuration has it.
+    """
+    segmenter = networks.segmenter
+    settings = {key: value for key, value in segmenter.node.items() if key != "_target_"}
+    rows = tiles(folder)
+    return [
+        "-m", "ihc2he.train", "experiment=nuclei_finetune", f"data.root={folder}", f"data.mpp={rows[-1]['um_per_px']}",
+        *([f"data.classes=[{','.join(segmenter.classes)}]"] if segmenter.classes else []),
+        *([] if networks.weights == "builtin" else [f"model.init={networks.weights}"]),
+        *(f"model.decoder.{key}={value}" for key, value in settings.items()),
+        f"data.store={folder.with_name('store')}", "data.rebuild=true", "stages=[fit]", "logger=csv",
+        *([f"hydra.run.dir={run}"] if run else []),
+    ]  # fmt: skip
+
+
+def shown(arguments: list[str]) -> str:
+    """Return a command as one types it."""
+    return shlex.join(["python", *arguments])
+
+
+class Tuning:
+    """A training that runs beside the page.
+
+    Args:
+        folder: of the corrected tiles.
+        networks: with the weights to start from.
+        run: folder of the run.
+        extra: further settings.
+    """
+
+    def __init__(self, folder: Path, networks: Networks, run: Path, extra: tuple[str, ...] = ()) -> None:
+        self.folder, self.run = folder, run
+        self.arguments = command(folder, networks, run)
+        run.mkdir(parents=True)
+        self._log = run / "output.txt"
+        with self._log.open("wb") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, *self.arguments, *extra], stdout=stream, stderr=subprocess.STDOUT, cwd=run,
+                env={**os.environ, "WANDB_MODE": "offline", "COLUMNS": "160"},
+            )  # fmt: skip
+
+    @property
+    def bundle(self) -> Path:
+        """The fine-tuned weights."""
+        return self.run / "bundles" / "segmenter"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the training goes on."""
+        return self._process.poll() is None
+
+    def status(self) -> dict[str, Any]:
+        """Return how far it is, as plain values."""
+        text = self._log.read_text(encoding="utf-8", errors="replace")
+        epochs = _EPOCH.findall(text)
+        done, total, said = epochs[-1] if epochs else (0, 0, "")
+        state = "running" if self.is_running else "done" if self.bundle.is_dir() else "failed"
+        return {
+            "state": state, "done": int(done), "total": int(total), "said": said.strip(" :,"), "run": str(self.run),
+            "error": "\n".join(text.splitlines()[-_SHOWN:]) if state == "failed" else "",
+            "weights": str(self.bundle) if state == "done" else None,
+        }  # fmt: skip
+
+    def stop(self) -> None:
+        """End it."""
+        if self.is_running:
+            self._process.terminate()
+            self._process.wait(10)
+
+
+def compared(folder: Path, before: Networks, weights: Path, say: Say) -> dict[str, Any]:
+    """Return what two networks find on corrected tiles: nuclei, and F1 at an IoU above .5 against the corrections.
+
+    The tiles are those that the second one was trained on.
+
+    Args:
+        folder: of the tiles.
+        before: with the first weights.
+        weights: the second ones.
+        say: is told of the progress.
+    """
+    rows = tiles(folder)
+    both = {"before": before, "after": Networks(str(weights))}
+    sums = {name: np.zeros(4) for name in both}
+    for number, row in enumerate(rows):
+        say(number, len(rows))
+        image = read_image(folder / "images" / f"{row['name']}.png")
+        (labels,) = (folder / "instances").glob(f"{row['name']}.*")
+        true_hw = read_labels(labels)
+        for name, networks in both.items():
+            source = ArraySource(image, None, row["name"])
+            found = analyse(networks, source, float(row["um_per_px"]), "none", None, lambda *_: None)
+            sums[name] += panoptic_stats(overlaps(true_hw, found.nuclei.inst_hw))[0]
+    return {
+        "tiles": len(rows),
+        "corrected": int(sums["before"][0] + sums["before"][2]),
+        **{name: {"nuclei": int(own[0] + own[1]), "f1": float(qualities(own)[0])} for name, own in sums.items()},
+    }
+
+
+def checked_mpp(given: Any) -> float:
+    """Return a pixel size that a page sent.
+
+    Raises:
+        ConfigError: if it cannot be one.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | float) or not is_pixel_size(given):
+        msg = (
+            f"The pixel size {given!r} cannot be used: expected {PIXEL_SIZE}. It is about 0.25 um/px for a 40x scan, "
+            "0.5 for 20x; the scanner notes it, QuPath shows it as pixel width."
+        )
+        raise ConfigError(msg)
+    return float(given)
+
+
+def trainable(networks: Networks) -> bool:
+    """Return whether `experiment=nuclei_finetune` can go on from these weights."""
+    return (
+        str(networks.segmenter.node.get("_target_", "")).endswith("CentresDecoder") and networks.segmenter.members == 1
+    )

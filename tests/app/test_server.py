@@ -1,0 +1,361 @@
+"""The addresses of the page, without a browser."""
+
+import asyncio
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import tifffile
+from omegaconf import OmegaConf
+from starlette.requests import Request
+from starlette.testclient import TestClient
+
+from ihc2he.app import images
+from ihc2he.app.analysis import Networks
+from ihc2he.app.server import Page, Settings, create_app
+from ihc2he.app.tuning import command
+from ihc2he.build import build
+from ihc2he.data.nuclei import NucleiDataModule
+from ihc2he.errors import DataError
+from ihc2he.images.decoding import samples_of
+from ihc2he.images.labels import read_labels
+from ihc2he.images.writing import as_png
+from ihc2he.nuclei.counts import counted
+from ihc2he.nuclei.geojson import read_geojson
+
+PLAIN = {"edits": [], "thresholds": [0.2, 0.4, 0.6], "least_score": 0}
+
+
+def table(served, key, **asked):
+    answer = served.post(f"/api/fields/{key}/files/csv", json=PLAIN | asked)
+    assert answer.status_code == 200, answer.text
+    return list(csv.DictReader(io.StringIO(answer.text)))
+
+
+def free_place(nuclei, size=160):
+    """Return a place without a nucleus."""
+    places = np.argwhere(np.ones((size, size), bool))[:, ::-1] + 0.5
+    centres = np.stack([nuclei["x"], nuclei["y"]], 1)
+    away = np.abs(places[:, None] - centres).max(2).min(1)
+    return places[away.argmax()].tolist()
+
+
+# ---------------------------------------------------------------- images
+
+
+def test_an_image_is_opened_with_its_pixel_size_and_in_tiles(served, image, tile):
+    assert (image["width"], image["height"], image["mpp"], image["levels"]) == (160, 160, None, 8)
+    answer = served.get(f"/api/images/{image['id']}/tiles/8/0_0.jpg")
+    seen = samples_of(answer.content).rgb8()
+    assert np.abs(seen.astype(int) - tile).mean() < 6
+    assert samples_of(served.get(f"/api/images/{image['id']}/tiles/7/0_0.jpg").content).rgb8().shape == (80, 80, 3)
+    for place in ("8/1_0", "9/0_0", "0/0_1"):
+        assert served.get(f"/api/images/{image['id']}/tiles/{place}.jpg").status_code == 404
+
+
+def test_a_large_image_has_smaller_copies_and_its_tiffs_pixel_size(served):
+    pixels = np.zeros((2100, 3001, 3), np.uint8)
+    pixels[:, 1500:] = 200
+    content = io.BytesIO()
+    tifffile.imwrite(
+        content, pixels, resolution=(1e4 / 0.25, 1e4 / 0.25), resolutionunit="CENTIMETER", compression="zlib"
+    )
+    image = served.post("/api/images?name=large.tif", content=content.getvalue()).json()
+    assert image["mpp"] == pytest.approx(0.25)
+    seen = samples_of(served.get(f"/api/images/{image['id']}/tiles/8/0_0.jpg").content).rgb8()
+    assert seen.shape == (132, 188, 3)
+    assert seen[:, :90].max() < 20
+    assert seen[:, 98:].min() > 180
+    last = samples_of(served.get(f"/api/images/{image['id']}/tiles/12/11_8.jpg").content).rgb8()
+    assert last.shape == (2100 - 8 * 256, 3001 - 11 * 256, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.png", b"", "a.png: the file is empty"),
+        ("notes.txt", b"hello", "notes.txt: the content is not a PNG, JPEG or TIFF"),
+        ("cut.png", as_png(np.zeros((40, 40, 3), np.uint8))[:60], "cut.png: "),
+        ("../../etc/x.tif", b"II*\0\0\0\0\0", "x.tif: "),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_name_alone(served, name, content, message):
+    answer = served.post("/api/images", params={"name": name}, content=content)
+    assert answer.status_code == 422
+    assert answer.json()["error"].startswith(message)
+    assert "/tmp" not in answer.json()["error"]
+
+
+def test_uploads_are_bounded_in_bytes_time_and_pixels(networks, tile_png, monkeypatch):
+    small = Settings(networks, upload_mb=len(tile_png) / 2 / 2**20)
+    with TestClient(create_app(small), base_url="http://localhost:1") as client:
+        known = client.post("/api/images?name=a.png", content=tile_png)
+        streamed = client.post("/api/images?name=a.png", content=iter([tile_png[:9], tile_png[9:]]))
+        assert [one.status_code for one in (known, streamed)] == [422, 422]
+        assert "Open it from a folder instead" in known.json()["error"] == streamed.json()["error"]
+        small.upload_mb = 9
+        monkeypatch.setattr(images, "UPLOAD_PX", 1000)
+        assert "160 x 160 px are more than" in client.post("/api/images?name=a.png", content=tile_png).json()["error"]
+
+
+def test_a_slow_upload_ends(networks):
+    async def receive():
+        await asyncio.sleep(9)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b"name=a.png"}
+    with pytest.raises(DataError, match=r"a.png: the upload took longer than 0.01 s"):
+        asyncio.run(Page(Settings(networks, upload_s=0.01)).upload(Request(scope, receive)))
+
+
+def test_only_images_below_the_folder_are_opened(served, folder):
+    assert served.get("/api/files").json() == ["sub/tile.png"]
+    assert served.post("/api/images/open", json={"file": "sub/tile.png"}).json()["name"] == "tile.png"
+    for name in (
+        "../outside.png",
+        "link.png",
+        ".hidden.png",
+        "notes.txt",
+        "sub",
+        str(folder / "sub" / "tile.png") + "x",
+    ):
+        answer = served.post("/api/images/open", json={"file": name})
+        assert answer.status_code == 422
+        assert "no such image below the folder" in answer.json()["error"]
+
+
+# ---------------------------------------------------------------- who may ask
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "http://127.0.0.1:8501", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Host": "evil.example:8501"}, 421),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+    ],
+)
+def test_requests_through_other_pages_are_refused(served, headers, status):
+    assert served.get("/api/start", headers=headers).status_code == status
+    assert "frame-ancestors 'none'" in served.get("/").headers["content-security-policy"]
+
+
+def test_other_addresses_need_the_token(networks):
+    app = create_app(Settings(networks, host="0.0.0.0", token="secret"))
+    with TestClient(app, base_url="http://server:8501") as client:
+        assert client.get("/").status_code == client.get("/api/start").status_code == 403
+        assert client.get("/?token=wrong").status_code == 403
+        assert client.get("/?token=secret").status_code == 200
+        assert client.get("/api/start").status_code == 200
+
+
+def test_one_session_does_not_see_the_others(served, settings, image, field):
+    other = TestClient(served.app, base_url=str(served.base_url))
+    assert other.get(f"/api/images/{image['id']}/tiles/8/0_0.jpg").status_code == 404
+    assert "no longer there" in other.get(f"/api/fields/{field[0]}").json()["error"]
+    assert len(settings.sessions) >= 2
+
+
+# ---------------------------------------------------------------- analyses
+
+
+def test_a_pixel_size_is_needed(served, image):
+    for mpp in (None, 0, "0.5", -1, 1e9):
+        answer = served.post(f"/api/images/{image['id']}/fields", json={"mpp": mpp})
+        assert answer.status_code == 422
+        assert "The pixel size" in answer.json()["error"]
+    assert served.post(f"/api/images/{image['id']}/fields", content=b"[]").status_code == 422
+    unknown = served.post(f"/api/images/{image['id']}/fields", json={"mpp": 0.5, "translator": "x"})
+    assert "no translator" in unknown.json()["error"]
+
+
+def test_what_the_page_counts_is_what_the_files_say(served, field):
+    key, shown = field
+    nuclei, rows = shown["nuclei"], table(served, key)
+    assert len(rows) == len(nuclei["id"]) > 10
+    assert [row["id"] for row in rows] == [str(number) for number in nuclei["id"]]
+    np.testing.assert_allclose([float(row["x_px"]) + 0.5 for row in rows], nuclei["x"], atol=0.01)
+    counts = counted(np.array(nuclei["type"]), np.array(nuclei["dab"]), [kind["name"] for kind in shown["classes"][1:]])
+    assert counts["all"].positive == sum(int(row["positive"]) for row in rows) > 0
+    least = float(np.median(nuclei["score"]))
+    assert len(table(served, key, least_score=least)) == sum(score >= least for score in nuclei["score"]) < len(rows)
+    assert sum(int(row["positive"]) for row in table(served, key, thresholds=[5, 6, 7])) == 0
+    wrong = served.post(f"/api/fields/{key}/files/csv", json=PLAIN | {"thresholds": [0.4, 0.2, 0.6]})
+    assert "three rising" in wrong.json()["error"]
+
+
+def test_files_open_elsewhere(served, field, tmp_path):
+    key, shown = field
+    geojson = tmp_path / "a.geojson"
+    geojson.write_bytes(served.post(f"/api/fields/{key}/files/geojson", json=PLAIN).content)
+    classes = [kind["name"] for kind in shown["classes"][1:]]
+    assert len(read_geojson(geojson, (160, 160), classes).types_n) == len(shown["nuclei"]["id"])
+    picture = samples_of(served.post(f"/api/fields/{key}/files/png", json=PLAIN).content).rgb8()
+    assert picture.shape[1] == 400
+    assert samples_of(served.post(f"/api/fields/{key}/files/he", json=PLAIN).content).rgb8().shape == (160, 160, 3)
+    assert samples_of(served.get(f"/api/fields/{key}/tiles/8/0_0.jpg").content).rgb8().shape == (160, 160, 3)
+    assert served.post(f"/api/fields/{key}/files/exe", json=PLAIN).status_code == 422
+
+
+def test_a_region_lies_where_it_is_in_the_image(served, tile, analysed):
+    whole = np.full((600, 700, 3), 240, np.uint8)
+    whole[200:520, 300:620] = np.repeat(np.repeat(tile, 2, 0), 2, 1)
+    image = served.post("/api/images?name=fine.png", content=as_png(whole)).json()
+    region = {"left": 300, "top": 200, "width": 320, "height": 320}
+    shown = served.get(f"/api/fields/{analysed(served, image['id'], mpp=0.25, region=region)}").json()
+    assert (shown["region"], shown["size"], shown["mpp"], shown["he"]) == (region, [160, 160], 0.5, False)
+    x, y = np.array(shown["nuclei"]["x"]), np.array(shown["nuclei"]["y"])
+    assert len(x) > 10
+    assert min(x.min() - 300, y.min() - 200) >= 0
+    assert max(x.max() - 620, y.max() - 520) <= 0
+    assert whole[y.astype(int), x.astype(int)].mean() < whole[200:520, 300:620].mean() - 30  # nuclei are dark
+    corners = np.array(shown["nuclei"]["corners"]).reshape(-1, 2)
+    assert (corners % 2 == 0).all()
+    outside = served.post(f"/api/images/{image['id']}/fields", json={"mpp": 0.25, "region": region | {"left": 500}})
+    state = served.get(f"/api/jobs/{outside.json()['job']}")
+    while state.json()["state"] in ("waiting", "running"):
+        state = served.get(f"/api/jobs/{outside.json()['job']}")
+    assert "not inside of the image" in state.json()["error"]
+
+
+# ---------------------------------------------------------------- corrections
+
+
+def test_corrections_change_the_numbers(served, field):
+    key, shown = field
+    nuclei = shown["nuclei"]
+    first, second, n = nuclei["id"][0], nuclei["id"][1], len(nuclei["id"])
+    x, y = free_place(nuclei)
+    edits = [
+        {"do": "remove", "id": first},
+        {"do": "type", "id": second, "type": 2},
+        {"do": "add", "type": 3, "x": x, "y": y},
+    ]
+    added = served.post(f"/api/fields/{key}/edits", json={"edits": edits, "known": n}).json()
+    assert added["id"] == [n + 1]
+    assert np.hypot(added["x"][0] - x, added["y"][0] - y) < 6
+    assert 0.2 < added["area"][0] / np.median(nuclei["area"]) < 3.1
+    rows = {row["id"]: row for row in table(served, key, edits=edits)}
+    assert len(rows) == n
+    assert str(first) not in rows
+    assert rows[str(second)]["type"] == shown["classes"][2]["name"]
+    assert rows[str(n + 1)]["type"] == shown["classes"][3]["name"]
+    assert float(rows[str(n + 1)]["score"]) == 1
+    gone = [*edits, {"do": "remove", "id": n + 1}]
+    assert served.post(f"/api/fields/{key}/edits", json={"edits": gone}).json()["id"] == []
+    again = [{"do": "remove", "id": first}, {"do": "add", "type": 1, "x": nuclei["x"][0], "y": nuclei["y"][0]}]
+    back = served.post(f"/api/fields/{key}/edits", json={"edits": again}).json()  # where the network saw a nucleus
+    assert back["area"][0] == pytest.approx(nuclei["area"][0], rel=0.6)
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ({}, "expected a list"),
+        ([{"do": "fly"}], "is no correction"),
+        ([{"do": "remove", "id": "1"}], "is no correction"),
+        ([{"do": "type", "id": 1, "type": 1.5}], "is no correction"),
+        ([{"do": "add", "type": 1, "x": float("nan"), "y": 1}], "is no correction"),
+        ([{"do": "type", "id": 1, "type": 9}], "expected 0 to 4"),
+        ([{"do": "remove", "id": 99999}], "no nucleus 99999"),
+        ([{"do": "remove", "id": 1}, {"do": "remove", "id": 1}], "no nucleus 1"),
+        ([{"do": "add", "type": 1, "x": -3, "y": 1}], "outside of what was analysed"),
+    ],
+)
+def test_wrong_corrections_are_refused(served, field, edits, message):
+    answer = served.post(f"/api/fields/{field[0]}/edits", content=json.dumps({"edits": edits}))
+    assert answer.status_code == 422
+    assert message in answer.json()["error"]
+
+
+def test_a_nucleus_is_not_added_on_another(served, field):
+    nuclei = field[1]["nuclei"]
+    edit = {"do": "add", "type": 1, "x": nuclei["x"][0], "y": nuclei["y"][0]}
+    assert "on another nucleus" in served.post(f"/api/fields/{field[0]}/edits", json={"edits": [edit]}).json()["error"]
+
+
+def test_corrections_are_saved_as_a_folder_that_training_reads(served, settings, field, tmp_path):
+    key, shown = field
+    nuclei = shown["nuclei"]
+    edits = [{"do": "type", "id": number, "type": 1} for number in nuclei["id"][1:]]
+    edits += [{"do": "remove", "id": nuclei["id"][0]}]
+    untyped = {"do": "type", "id": nuclei["id"][1], "type": 0}
+    refused = served.post(f"/api/fields/{key}/corrections", json=PLAIN | {"edits": [*edits, untyped]})
+    assert "have no type" in refused.json()["error"]
+    for _ in range(2):  # the same field replaces its tile
+        done = served.post(f"/api/fields/{key}/corrections", json=PLAIN | {"edits": edits}).json()
+    folder = settings.corrections
+    assert done["saved"] == 1
+    assert {path.name for path in folder.iterdir()} == {"images", "instances", "types", "tiles.csv", "corrections.json"}
+    labels = read_labels(folder / "instances" / f"{done['name']}.png")
+    assert np.unique(labels).tolist() == list(range(len(nuclei["id"])))
+    assert "experiment=nuclei_finetune" in done["command"]
+    assert f"data.root={folder}" in done["command"]
+    data = NucleiDataModule(
+        root=str(folder), store=str(tmp_path / "store"), mpp=0.5, classes=settings.networks.segmenter.classes,
+        target_mpp=0.5, crop_size=64, batch_size=1, eval_batch_size=1, num_workers=0, seed=0,
+        decoder=settings.networks.segmenter.node,
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup("fit")
+    assert len(data.records["train"]) == 1
+    (folder / "corrections.json").write_text('{"classes": ["other"]}', encoding="utf-8")
+    refused = served.post(f"/api/fields/{key}/corrections", json=PLAIN | {"edits": edits})
+    assert "Choose another out=" in refused.json()["error"]
+    (folder / "corrections.json").write_text(json.dumps({"classes": data.classes}), encoding="utf-8")
+    assert served.post(f"/api/fields/{key}/corrections", json=PLAIN | {"edits": edits}).status_code == 200
+
+
+def test_the_command_names_settings_that_exist(settings, monkeypatch):
+    from hydra import compose, initialize_config_dir
+
+    from ihc2he.config import config_dir, register
+    from ihc2he.typed import as_typed
+
+    register()
+    arguments = command(settings.corrections, settings.networks)
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        overrides = [one for one in as_typed(arguments[2:]) if not one.startswith("hydra.")]
+        cfg = compose("train", [*overrides, "experiment_name=x", "paths.output_dir=x"])
+    assert cfg.stages == ["fit"]
+    assert list(cfg.data.classes) == settings.networks.segmenter.classes
+    node = OmegaConf.to_container(cfg.model.decoder, resolve=True)
+    assert build(node, object) == settings.networks.segmenter.decoder
+
+
+@pytest.mark.slow
+def test_fine_tuning_runs_beside_the_page_and_is_compared(served, field):
+    import time
+
+    key, shown = field
+    edits = [{"do": "type", "id": number, "type": 1} for number in shown["nuclei"]["id"]]
+    assert served.post(f"/api/fields/{key}/corrections", json=PLAIN | {"edits": edits}).status_code == 200
+    assert served.post("/api/tuning").status_code == 202
+    assert "running already" in served.post("/api/tuning").json()["error"]
+    while (now := served.get("/api/tuning").json())["state"] == "running":
+        time.sleep(0.5)
+    assert now["state"] == "done", now
+    assert (now["done"], now["total"]) == (1, 1)
+    job = served.post("/api/tuning/comparison").json()["job"]
+    while (state := served.get(f"/api/jobs/{job}").json())["state"] in ("waiting", "running"):
+        time.sleep(0.2)
+    assert state["state"] == "done", state
+    found = state["result"]
+    assert found["corrected"] == len(edits)
+    assert 0.5 < found["before"]["f1"] <= 1  # nothing but types was changed, on recoloured tissue
+    assert 0 <= found["after"]["f1"] <= 1
+    assert Networks(now["weights"]).segmenter.classes == served.get("/api/start").json()["classes"]
+
+
+def test_without_out_nothing_is_saved(networks, tile_png, analysed):
+    with TestClient(create_app(Settings(networks)), base_url="http://localhost:1") as client:
+        image = client.post("/api/images?name=a.png", content=tile_png).json()
+        key = analysed(client, image["id"])
+        assert "start it with out=FOLDER" in client.post(f"/api/fields/{key}/corrections", json=PLAIN).json()["error"]
+        assert "start it with out=FOLDER" in client.post("/api/tuning").json()["error"]
+        assert client.get("/api/files").json() == []
+        assert "path=FOLDER" in client.post("/api/images/open", json={"file": "a.png"}).json()["error"]

@@ -1,0 +1,77 @@
+"""Sessions, the queue, and the command line."""
+
+import threading
+import time
+
+import pytest
+
+from ihc2he.app.__main__ import main
+from ihc2he.app.work import KEPT, Queue, Sessions, StoppedError
+from ihc2he.errors import ConfigError
+
+
+def test_jobs_wait_for_each_other_and_can_be_stopped():
+    queue, gate = Queue(), threading.Event()
+
+    def first(job):
+        gate.wait(5)
+        job.say(1, 2)
+        return "made"
+
+    jobs = [queue.add(first), queue.add(lambda job: "second"), queue.add(lambda job: "third")]
+    deadline = time.monotonic() + 5
+    while jobs[0].state == "waiting" and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert [queue.before(job) for job in jobs] == [0, 0, 1]
+    jobs[1].stop()
+    gate.set()
+    while jobs[2].state in ("waiting", "running") and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert [job.state for job in jobs] == ["done", "stopped", "done"]
+    assert (jobs[0].result, jobs[0].done, jobs[0].total) == ("made", 1, 2)
+    with pytest.raises(StoppedError):
+        jobs[1].say(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ConfigError("Too large."), "Too large."), (ZeroDivisionError("x"), "The program failed (ZeroDivisionError: x).")],
+)
+def test_a_failed_job_says_why(error, said):
+    def fail(job):
+        raise error
+
+    queue = Queue()
+    job = queue.add(fail)
+    queue._pool.shutdown()
+    assert (job.state, job.error) == ("failed", said)
+
+
+def test_a_session_keeps_few_things_and_ends_after_a_time():
+    sessions = Sessions(keep_minutes=1)
+    key, one = sessions.get(None)
+    assert sessions.get(key) == (key, one)
+    assert sessions.get("made up")[0] != "made up"
+    for number in range(KEPT + 2):
+        one.keep(one.images, str(number), number)
+    assert list(one.images) == [str(number) for number in range(2, KEPT + 2)]
+    one.seen -= 61
+    sessions.sweep()
+    assert sessions.get(key)[0] != key
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prot=1"], "'prot=1' is not a name=value that ihc2he.app accepts. Did you mean 'port'?"),
+        (["port=x"], "port=x is not a whole number."),
+        (["port=70000"], "upload_mb=256 and keep_minutes=30 have to be above 0, port=70000 0 to 65535."),
+        (["path=nowhere"], "path=nowhere: there is no such folder."),
+        (["weights=nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_status_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
