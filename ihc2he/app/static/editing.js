@@ -120,7 +120,7 @@ export class Editing {
     this.busy = this.busy.then(async () => {
       if (nuclei !== this.app.nuclei) return;
       try {
-        const added = await post(`api/fields/${fieldId}/edits`, { edits: [...nuclei.sent, edit], known: nuclei.next - 1 });
+        const added = await post(`api/fields/${fieldId}/edits`, { edits: [...nuclei.sent, edit], known: nuclei.known });
         if (nuclei !== this.app.nuclei) return;
         const one = nuclei.insert(edit, added);
         this.app.changed();

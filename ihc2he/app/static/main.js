@@ -44,6 +44,7 @@ class App {
     $("zoom-in").addEventListener("click", () => this.viewer.zoom(1.6));
     $("zoom-out").addEventListener("click", () => this.viewer.zoom(1 / 1.6));
     $("zoom-home").addEventListener("click", () => this.viewer.home());
+    $("banner-close").addEventListener("click", () => this.tell(null));
     $("help-open").addEventListener("click", () => $("help").showModal());
     $("outlines").addEventListener("change", (event) => { this.overlay.outlines = event.target.value; this.overlay.later(); });
     $("map").addEventListener("change", () => this.showMap());
@@ -178,7 +179,8 @@ class App {
     this.viewer.osd.close();
     this.viewer.base = null;
     document.body.classList.add("empty");
-    for (const id of ["tools", "size", "open-another", "again", "ask", "analyse-view", "banner", "start-error"]) $(id).hidden = true;
+    for (const id of ["tools", "size", "open-another", "again", "ask", "analyse-view", "start-error"]) $(id).hidden = true;
+    this.tell(null);
     $("start").hidden = false;
     $("name").textContent = "";
     document.title = "ihc2he";
@@ -203,7 +205,7 @@ class App {
   async analyse(region, sure = false) {
     if (!sure && !this.keeping()) return;
     $("analyse-view").hidden = true;
-    $("banner").hidden = true;
+    this.tell(null);
     this.asked = region;
     const turn = (this.turn = (this.turn ?? 0) + 1);
     try {
@@ -320,12 +322,16 @@ class App {
 
   say(text) { $("say").textContent = text; }
 
+  tell(text) {
+    $("banner-text").textContent = text ?? "";
+    $("banner").hidden = !text;
+  }
+
   // ---------------------------------------------------------------- when the server is away
 
   fail(error) {
     if (error instanceof Offline || error instanceof Gone) { this.recover(error); return; }
-    $("banner").textContent = error.message;
-    $("banner").hidden = false;
+    this.tell(error.message);
   }
 
   async heartbeat() {
@@ -350,16 +356,15 @@ class App {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     this.busy(null);
     if (error instanceof Offline) {
-      $("banner").textContent = "The server does not answer. Start it again; this page goes on by itself and keeps your corrections.";
-      $("banner").hidden = false;
+      this.tell("The server does not answer. Start it again; this page goes on by itself and keeps your corrections.");
     }
     for (;;) {
       try { this.facts = await get("api/start"); break; } catch (problem) {
-        if (!(problem instanceof Offline)) { $("banner").textContent = problem.message; }
+        if (!(problem instanceof Offline)) this.tell(problem.message);
         await wait(1500);
       }
     }
-    $("banner").hidden = true;
+    this.tell(null);
     if (!how) return;
     try {
       const image = await this.request(how);
@@ -373,12 +378,10 @@ class App {
       this.take(found.id, found.field);
       this.nuclei.replay(edits, added ?? { id: [], corners: [], rings: [0], of: [] });
       this.changed();
-      $("banner").textContent = `The server was started again: the image is open again${edits.length ? `, with your ${edits.length} corrections` : ""}.`;
-      $("banner").hidden = false;
+      this.tell(`The server was started again: the image is open again${edits.length ? `, with your ${edits.length} corrections` : ""}.`);
     } catch (problem) {
       this.busy(null);
-      $("banner").textContent = problem.message;
-      $("banner").hidden = false;
+      this.tell(problem.message);
     }
   }
 }

@@ -9,7 +9,7 @@ export class Nuclei {
     this.take(field.nuclei);
     const areas = this.all.map((one) => one.box[2] - one.box[0]).sort((a, b) => a - b);
     this.diameter = areas.length ? areas[areas.length >> 1] : 7 / field.mpp;
-    this.next = this.all.reduce((most, one) => Math.max(most, one.id), 0) + 1;
+    this.found = this.all.length;
     this.cell = this.diameter * 8;
     this.index = new Map();
     this.all.forEach((one) => this.place(one));
@@ -101,7 +101,6 @@ export class Nuclei {
   insert(edit, data) {
     const [one] = this.take(data);
     one.added = true;
-    this.next = Math.max(this.next, one.id + 1);
     this.edits.push({ ...edit, id: one.id });
     this.place(one);
     return one;
@@ -133,6 +132,9 @@ export class Nuclei {
       this.edits.push(edit);
     }
   }
+
+  // The highest id so far: the server counts on with each nucleus that is added.
+  get known() { return this.found + this.summary().added; }
 
   get sent() {
     return this.edits.map(({ do: what, id, type, x, y }) =>

@@ -13,9 +13,9 @@ export class Viewer {
     this.osd = OpenSeadragon({
       element, drawer: "canvas", showNavigationControl: false, keyboardNavEnabled: false,
       animationTime: still ? 0 : 0.45, springStiffness: 9, blendTime: 0.1, maxZoomPixelRatio: 10, minZoomImageRatio: 0.7,
-      visibilityRatio: 0.3, zoomPerScroll: 1.3, zoomPerClick: 1, gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
+      visibilityRatio: 0.3, zoomPerScroll: 1.3, zoomPerClick: 1, gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: false },
       gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: false, flickEnabled: true },
-      gestureSettingsPen: { clickToZoom: false }, showNavigator: true, navigatorPosition: "BOTTOM_LEFT", navigatorSizeRatio: 0.14,
+      gestureSettingsPen: { clickToZoom: false, dblClickToZoom: false }, showNavigator: true, navigatorPosition: "BOTTOM_LEFT", navigatorSizeRatio: 0.14,
       navigatorAutoFade: true, imageLoaderLimit: 6,
     });
     this.image = null;
@@ -35,9 +35,10 @@ export class Viewer {
     this.osd.navigator.element.style.display = Math.max(image.width, image.height) > 4096 ? "" : "none";
     return new Promise((done, failed) => {
       this.osd.close();
-      this.osd.addOnceHandler("open", () => {
+      this.osd.addOnceHandler("open", async () => {
         this.base = this.osd.world.getItemAt(0);
-        this.osd.forceResize();
+        this.osd.forceResize(); // the numbers have appeared beside it; done in the next frames
+        for (let i = 0; i < 2; i++) await new Promise(requestAnimationFrame);
         this.osd.viewport.goHome(true);
         done();
       });
