@@ -28,7 +28,6 @@ TITLES = {
     "paths": "Folders",
     "hydra": "Hydra",
 }
-WHOLE_CONFIGURATION = ("debug", "experiment", "hparams_search", "launcher", "study")  # patches of `_global_`
 CHOSEN_ELSEWHERE = "defaults"
 
 
@@ -82,7 +81,7 @@ def undescribed(choice: Choice) -> list[str]:
 
 @cache
 def read_choice(file: Path) -> Choice:
-    """Return what a YAML file offers; a key without a comment has that of the same key in another file of its group."""
+    """Return what a YAML file offers; a key without a comment has that of the same key elsewhere."""
     text = file.read_text(encoding="utf-8")
     above = [line for line in _until_first_key(text) if not line.startswith("# @package")]
     about = " ".join(line.lstrip("# ").strip() for line in above)
@@ -100,7 +99,8 @@ def _described(file: Path, key: Key) -> Key:
     if key.meaning or key.target:
         return key
     path = key.path.removeprefix("hydra.sweeper.params.")
-    meaning = _comments_of_group(file.parent).get(path) or _comments_of_all().get(path, "")
+    siblings = {} if _package(file) == "_global_" else _comments_of_group(file.parent)
+    meaning = siblings.get(path) or _comments_of_all().get(_prefix(file) + path, "")
     alone = re.fullmatch(r"\$\{([\w.]+)\}", key.default)
     if not meaning and alone:
         meaning = f"that of `{alone[1]}`"
@@ -121,7 +121,7 @@ def _comments_of_group(folder: Path) -> dict[str, str]:
 def _comments_of_all() -> dict[str, str]:
     """Return the meanings of keys under the names that the command line has for them, such as trainer.devices."""
     found: dict[str, str] = {}
-    for file in sorted(CONF.rglob("*.yaml")):
+    for file in sorted(file for file in CONF.rglob("*.yaml") if _package(file) != "_global_"):
         for key in _keys(file.read_text(encoding="utf-8")):
             if key.meaning:
                 found.setdefault(_prefix(file) + key.path, key.meaning)
@@ -242,16 +242,21 @@ def _group(file: Path) -> str:
     return "/".join(file.parent.relative_to(CONF).parts)
 
 
+@cache
+def _package(file: Path) -> str:
+    """Return the package that a file names for its keys, such as `_global_`; empty if it names none."""
+    found = re.match(r"# @package (\S+)", file.read_text(encoding="utf-8"))
+    return found[1] if found else ""
+
+
 def _prefix(file: Path) -> str:
     """Return what the command line puts before the keys of a file."""
-    first, _, rest = _group(file).partition("/")
-    if not first or first in WHOLE_CONFIGURATION:
-        return ""
-    if first == "model" and rest in ("segmenter", "translator"):
-        return f"model.{rest}s.{file.stem}."
-    if (first, rest) == ("model", "gan"):
-        return "model."
-    return ".".join(part for part in (first, *rest.split("/")) if part) + "."
+    group, package = _group(file), _package(file)
+    if package:
+        return "" if package == "_global_" else f"{package}."
+    if group in ("model/segmenter", "model/translator"):
+        return f"{group.replace('/', '.')}s.{file.stem}."
+    return f"{group.replace('/', '.')}." if group else ""
 
 
 def _plain(text: str) -> str:
