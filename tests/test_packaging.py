@@ -1,3 +1,4 @@
+import importlib
 import os
 import subprocess
 import sys
@@ -45,3 +46,9 @@ def test_a_wheel_carries_the_configuration_and_runs_from_anywhere(tmp_path):
     assert (
         str(site) in subprocess.run(where, cwd=tmp_path, env=alone, capture_output=True, text=True, check=True).stdout
     )
+
+
+def test_all_files_name_the_same_version():
+    version = importlib.import_module("ihc2he").__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()

@@ -20,13 +20,16 @@ def generated() -> dict[str, str]:
 
 
 def on_config(config: Any) -> Any:
-    """Put the generated pages into the navigation, under the entries of the same names."""
-    for section in config["nav"]:
-        if "Reference" in section:
-            section["Reference"] += [
-                {"Configuration": [f"reference/conf/{group or 'root'}.md" for group in settings.groups()]},
-                {"Python": [f"reference/python/{room}.md" for room in python_pages.rooms()]},
-            ]
+    """Put the generated pages into the navigation, and pages that it does not name at the end of How-to."""
+    sections = {title: pages for section in config["nav"] for title, pages in section.items()}
+    docs = Path(config["docs_dir"])
+    named = {str(page) for pages in sections.values() for page in ([pages] if isinstance(pages, str) else pages)}
+    written = sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
+    sections["How-to"] += [page for page in written if page not in named]
+    sections["Reference"] += [
+        {"Configuration": [f"reference/conf/{group or 'root'}.md" for group in settings.groups()]},
+        {"Python": [f"reference/python/{room}.md" for room in python_pages.rooms()]},
+    ]
     return config
 
 

@@ -41,7 +41,9 @@ def conf(tmp_path, monkeypatch):
 def test_a_key_has_its_comment_or_that_of_its_group_or_of_what_it_sets(conf):
     conf("model/net.yaml", "width: 4  # channels | of the first layer\nloss: {a: 1, b: [2, 3]} # weights\nlr:\n")
     small = conf("model/small.yaml", "# Small\ndefaults: [net]\nwidth: 2\nseed: ${seed}\ninner:\n  deep: 'a # b'\n")
-    search = conf("hparams_search/s.yaml", "# @package _global_\nhydra:\n  sweeper:\n    params:\n      model.width: 1,2\n")
+    search = conf(
+        "hparams_search/s.yaml", "# @package _global_\nhydra:\n  sweeper:\n    params:\n      model.width: 1,2\n"
+    )
     keys = {key.path: key for key in settings.read_choice(small).keys}
     assert settings.read_choice(small).about == "Small"
     assert keys["width"].meaning == "channels | of the first layer"
