@@ -19,6 +19,14 @@ def generated() -> dict[str, str]:
     return pages
 
 
+def project() -> dict[str, str]:
+    """Return the pages that lie beside docs/, as GitHub wants them there, by their path in the site."""
+    return {
+        f"{name}.md": (settings.ROOT / f"{name.upper()}.md").read_text(encoding="utf-8").replace("](docs/", "](")
+        for name in ("contributing", "changelog", "security", "code_of_conduct")
+    }
+
+
 def on_config(config: Any) -> Any:
     """Put the generated pages into the navigation, and pages that it does not name at the end of How-to."""
     sections = {title: pages for section in config["nav"] for title, pages in section.items()}
@@ -30,11 +38,12 @@ def on_config(config: Any) -> Any:
         {"Configuration": [f"reference/conf/{group or 'root'}.md" for group in settings.groups()]},
         {"Python": [f"reference/python/{room}.md" for room in python_pages.rooms()]},
     ]
+    config["nav"].append({"Project": list(project())})
     return config
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the generated pages to those of docs/."""
-    for path, content in generated().items():
+    """Add the generated pages, and those beside docs/."""
+    for path, content in (project() | generated()).items():
         files.append(File.generated(config, path, content=content))
     return files

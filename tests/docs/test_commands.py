@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TESTED_ELSEWHERE = {"cluster.md"}  # tests/test_cluster_page.py
+FIRST = {"index", "runs", "data", "nuclei_models"}
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
@@ -35,12 +36,19 @@ def test_the_readme_shows_commands():
     assert len(commands(ROOT / "README.md")) >= 5
 
 
-@pytest.mark.parametrize(("page", "lines"), by_page().items(), ids=by_page())
+def with_marks():
+    """Return the pages and their command lines; those that few read first are slow, for there are a hundred."""
+    for page, lines in by_page().items():
+        first = "/" not in page or "/tutorials/" in page or Path(page).stem in FIRST
+        yield pytest.param(page, lines, id=page, marks=() if first else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("page", "lines"), list(with_marks()))
 def test_the_commands_of_a_page_compose(page, lines, cli):
     for arguments in lines:
         if "--config-dir" in arguments or "--help" in arguments:  # the reader's own folder; not a configuration
             continue
-        kept = [a for a in arguments if a not in ("-m", "ckpt_path=last")]
+        kept = [a for a in arguments if a not in ("-m", "ckpt_path=last", "...")]
         first = [a if "[" in a else a.split(",")[0] for a in kept]  # of the values of a sweep
         done = cli("--cfg", "job", *first)
         missing = "needs a plugin that is not installed" in done.err
