@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
@@ -86,9 +86,13 @@ def pipeline(method: str, weights: dict[str, Path], workers: int = 0) -> module.
 
 
 @contextmanager
-def clocks() -> Iterator[dict[str, list[float]]]:
-    """Have the CPU seconds of calls collected by stage, whichever thread of this process makes them."""
-    spent: dict[str, list[float]] = {stage: [] for stage in STAGES}
+def clocks(stages: Mapping[str, Sequence[tuple[Any, str]]]) -> Iterator[dict[str, list[float]]]:
+    """Have the CPU seconds of calls collected by stage, whichever thread of this process makes them.
+
+    Args:
+        stages: the functions of each, as an object and the name in it.
+    """
+    spent: dict[str, list[float]] = {stage: [] for stage in stages}
 
     def timed(call: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
         @wraps(call)
@@ -101,7 +105,7 @@ def clocks() -> Iterator[dict[str, list[float]]]:
         return wrapper
 
     with ExitStack() as stack:
-        for stage, places in STAGES.items():
+        for stage, places in stages.items():
             for owner, name in places:
                 stack.enter_context(patch.object(owner, name, timed(getattr(owner, name), spent[stage])))
         yield spent
@@ -121,7 +125,7 @@ def predict(model: module.Pipeline, images: Path, mpp: float, loaders: int = 0, 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as out, ExitStack() as stack:
         # Processes could not be sent a function that is being timed.
-        spent = {stage: [] for stage in STAGES} if loaders or model.workers else stack.enter_context(clocks())
+        spent = {stage: [] for stage in STAGES} if loaders or model.workers else stack.enter_context(clocks(STAGES))
         trainer = Trainer(
             **{"accelerator": "cpu", "devices": 1, **options}, callbacks=[predictions.PredictionWriter(out)],
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

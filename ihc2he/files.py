@@ -42,6 +42,16 @@ def complete(path: Path, temporary: Path | None = None) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_parts(folder: Path) -> None:
+    """Delete what processes that were killed have left of files they were writing to a folder.
+
+    Args:
+        folder: to which no other process writes now.
+    """
+    for path in folder.glob(".*.part*"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty temporary folder; when the block ends without an error, it replaces the folder as a whole."""

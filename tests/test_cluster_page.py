@@ -27,7 +27,7 @@ def documented():
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
         before, name, after = line.partition("-m ihc2he.train ")
         if name and not before.lstrip().startswith("#"):
-            text = re.sub(r"\$\{?(\w+)\}?", lambda match: KNOWN[match[1]], after)
+            text = re.sub(r"\$\{?(\w+)\b(?!:)\}?", lambda match: KNOWN[match[1]], after)
             found.append(shlex.split(text, comments=True))
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ihc2he.callbacks.imagefiles import read_json
 from ihc2he.errors import ConfigError
-from ihc2he.files import exclusive
+from ihc2he.files import exclusive, remove_parts
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def claim(out: Path, settings: Mapping[str, Any], lock: ExitStack) -> str | None
         lock.enter_context(exclusive(out / ".lock", busy))
     except ConfigError as error:
         return str(error)
+    remove_parts(out)
     path = out / "settings.json"
     if not path.is_file():
         return None

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from numpy.typing import NDArray
 
 from ihc2he.data.plans import WINDOWS, read_plan, read_result, read_tissue, regions_of, window_file, write_result
 from ihc2he.errors import DataError
-from ihc2he.files import exclusive
+from ihc2he.files import exclusive, remove_parts
 from ihc2he.images.areas import Area
 from ihc2he.images.decoding import read_image
 from ihc2he.images.pyramid import write_pyramid
 from ihc2he.images.regions import Regions
 from ihc2he.images.rescaled import Rescaled
 from ihc2he.images.writing import write_maps, write_png
+from ihc2he.metrics.seams import Seams
 from ihc2he.nuclei.colours import name_of
 from ihc2he.nuclei.columns import narrow, write_parquet, write_rows
 from ihc2he.nuclei.counts import THRESHOLDS, counted
@@ -33,11 +35,13 @@ from ihc2he.nuclei.geojson import geojson_stream, write_area
 from ihc2he.nuclei.sheets import Sheet, map_picture
 from ihc2he.nuclei.table import NucleiTable, measurements, selected
 from ihc2he.nuclei.windows import read_window, without_doubles
+from ihc2he.tiling.windows import Block, mosaic
 
 KINDS = ("geojson", "nuclei", "overlay", "maps", "he")
 ALL = "all tissue"  # the region of everything
 _OVERLAY_PX, _SPOT_PX = 2048, 1600  # longer sides of pictures
 _BOX = ("left_px", "top_px", "right_px", "bottom_px")
+_PERIOD = 4  # px; what generators halve to shows in the steps at each fourth line
 _BIN_UM = 50.0  # side of the bins of maps
 
 Columns = dict[str, NDArray]
@@ -83,6 +87,7 @@ def assemble(folder: Path, options: Options) -> dict[str, Any]:
     with exclusive(folder / ".lock"):
         finished = read_result(folder)
         if finished is None or finished["windows_failed"]:
+            remove_parts(folder)
             finished = _Assembly(folder, options).run()
         if not finished["windows_failed"]:
             shutil.rmtree(folder / WINDOWS, ignore_errors=True)
@@ -122,8 +127,9 @@ class _Assembly:
         self._write_outlines(source, columns["type"], spots)
         if "maps" in options.write:
             self._write_maps(points_n2, positive_n, tissue, size_um)
+        seams = None
         if "he" in options.write and any((self.folder / WINDOWS).glob("*.png")):
-            self._write_he()
+            seams = self._write_he(source)
         types_n, dab_n = columns["type"], columns["dab_od"]
         counts = {ALL: counted(types_n, dab_n, options.classes, options.thresholds)}
         areas = {ALL: tissue.share * size_um[0] * size_um[1] / 1e6}
@@ -153,6 +159,7 @@ class _Assembly:
                 region: {kind: own._asdict() for kind, own in found.items()} for region, found in counts.items()
             },
             "hot_spots": [spot._asdict() for spot in spots],
+            "seams": seams,
             "files": self.files,
         }
         write_result(self.folder, result)
@@ -275,17 +282,36 @@ class _Assembly:
         write_png(self._path("positivity.png"), map_picture(percent_hw, 100, "% positive"))
         write_maps(self._path("maps.ome.tif"), {"nuclei per mm2": density_hw, "percent positive": percent_hw}, _BIN_UM)
 
-    def _write_he(self) -> None:
-        shape, mpp = self.plan.grid, self.plan.grid_mpp
-        write_pyramid(self._path("he.ome.tif"), shape, mpp, self._strips())
+    def _write_he(self, source: Rescaled) -> float | None:
+        """Write the H&E; return how much its windows show, None if they do not meet.
 
-    def _strips(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield the H&E, a row of windows at a time; glass where there are none."""
-        glass = np.array(self.plan.white, np.uint8)
-        for (top, bottom), row in groupby(enumerate(self.plan.blocks), lambda entry: entry[1].core_y):
-            strip = np.broadcast_to(glass, (bottom - top, self.plan.grid[1], 3)).copy()
-            for number, block in row:
+        That is `ihc2he.metrics.seams` over the same of the IHC, so that tissue which ends at a border is no seam.
+        """
+        plan = self.plan
+        blocks = mosaic(*plan.grid, plan.core)
+        rows, columns = (
+            sorted({core[0] for core in cores} - {0}) for cores in zip(*(b[2:] for b in blocks), strict=True)
+        )
+        seams = [Seams(rows, columns, _PERIOD) for _ in range(2)]
+        write_pyramid(self._path("he.ome.tif"), plan.grid, plan.grid_mpp, self._strips(blocks, source, *seams))
+        ratio = seams[0].ratio / (seams[1].ratio or nan)
+        return ratio if isfinite(ratio) else None
+
+    def _strips(
+        self, blocks: Sequence[Block], source: Rescaled, seams: Seams, before: Seams
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Yield the H&E, a row of windows at a time, and measure it and the IHC; glass where there are no windows."""
+        plan, glass = self.plan, np.array(self.plan.white, np.uint8)
+        for (top, bottom), row in groupby(enumerate(blocks), lambda entry: entry[1].core_y):
+            he_hwc = np.broadcast_to(glass, (bottom - top, plan.grid[1], 3)).copy()
+            ihc_hwc, made_hw = he_hwc.copy(), np.zeros(he_hwc.shape[:2], bool)
+            for number, _ in row:
                 path = window_file(self.folder, number).with_suffix(".png")
                 if path.is_file():
-                    strip[:, slice(*block.core_x)] = read_image(path)
-            yield strip
+                    (first, end), columns = plan.blocks[number].core_y, slice(*plan.blocks[number].core_x)
+                    place = slice(first - top, end - top), columns
+                    he_hwc[place], ihc_hwc[place] = read_image(path), source.read(slice(first, end), columns)
+                    made_hw[place] = True
+            seams.add(he_hwc, made_hw)
+            before.add(ihc_hwc, made_hw)
+            yield he_hwc

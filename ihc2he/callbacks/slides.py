@@ -260,6 +260,8 @@ def _outcomes(jobs: Mapping[str, Future[dict[str, Any]]]) -> list[Failure]:
         else:
             area = result["area_mm2"][ALL]
             log.info("%s: %d nuclei on %.3g mm2 of tissue", name, result["nuclei"], area)
+            if seams := _short(result.get("seams")):
+                log.info("%s: steps across borders of windows in he.ome.tif are %s of those beside them", name, seams)
     return rows
 
 
@@ -288,7 +290,7 @@ def write_failed(path: Path, failed: Sequence[Failure], tried: Collection[str]) 
 
 
 def _failure(failed: Sequence[Failure], table: Path) -> str:
-    """Return what could not be read, in a sentence."""
+    """Return what could not be read, in a sentence, and the first reason."""
     slides = sorted({row["slide"] for row in failed if not row["window"]})
     windows = [row["slide"] for row in failed if row["window"]]
     parts = []
@@ -297,12 +299,12 @@ def _failure(failed: Sequence[Failure], table: Path) -> str:
         parts.append(f"{len(slides)} slides could not be read: {names}")
     if windows:
         parts.append(f"{len(windows)} windows of {len({*windows})} slides do not decode, and are left out")
-    return f"{'; '.join(parts)}. See {table}; the same command tries them again."
+    return f"{'; '.join(parts)}. See {table}; the same command tries them again. The first: {failed[0]['error']}"
 
 
 SUMMARY = (
     "slide", "case", "stain", "region", "class", "nuclei", "positive", "percent_positive", "h_score", "area_mm2",
-    "nuclei_per_mm2", "windows_failed",
+    "nuclei_per_mm2", "windows_failed", "seams",
 )  # fmt: skip
 
 
@@ -320,14 +322,21 @@ def summary(out: Path) -> list[dict[str, Any]]:
         start = {"slide": result["name"], "case": result["case"], "stain": result["stain"]}
         for region, stored in result["counts"].items():
             counts = {kind: Counts(**own) for kind, own in stored.items()}
-            rows += _rows(start | {"region": region}, counts, result["area_mm2"][region], len(result["windows_failed"]))
+            end = {"windows_failed": len(result["windows_failed"]), "seams": _short(result.get("seams"))}
+            rows += _rows(start | {"region": region}, counts, result["area_mm2"][region], end)
             if region == ALL:
                 whole.append(counts)
                 areas += result["area_mm2"][region]
-    return rows + _rows({"slide": "all slides", "region": ALL}, pooled(whole), areas, "")
+    return rows + _rows({"slide": "all slides", "region": ALL}, pooled(whole), areas, {})
 
 
-def _rows(start: Mapping[str, str], counts: Mapping[str, Counts], area_mm2: float, failed: Any) -> list[dict[str, Any]]:
+def _short(seams: float | None) -> str:
+    return "" if seams is None else f"{seams:.3f}"
+
+
+def _rows(
+    start: Mapping[str, str], counts: Mapping[str, Counts], area_mm2: float, end: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     return [
         {
             **start,
@@ -338,7 +347,7 @@ def _rows(start: Mapping[str, str], counts: Mapping[str, Counts], area_mm2: floa
             "h_score": f"{own.h_score:.2f}" if own.nuclei else "",
             "area_mm2": f"{area_mm2:.6g}",
             "nuclei_per_mm2": f"{own.nuclei / area_mm2:.6g}" if area_mm2 else "",
-            "windows_failed": failed,
+            **end,
         }
         for kind, own in counts.items()
     ]

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +30,12 @@ from ihc2he.images.source import ImageSource
 from ihc2he.images.tissue import Tissue, find_pen, find_tissue, glass_white
 from ihc2he.images.writing import write_png
 from ihc2he.tiling.resampling import resized_labels
-from ihc2he.tiling.windows import Block, divide
+from ihc2he.tiling.windows import STEP, Block, mosaic, widened
 
 log = logging.getLogger(__name__)
 
 PLAN, TISSUE, RESULT, WINDOWS = "plan.json", "tissue.png", "slide.json", "windows"
 REGIONS = "regions.geojson"
-STEP = 32  # px of the grid; windows begin at multiples of what networks halve, so that neighbours see alike
 
 
 class Slide(NamedTuple):
@@ -74,10 +74,11 @@ class Plan:
         shape: height and width at full resolution, px.
         grid_mpp: um/px of the grid.
         grid: height and width of the grid, px.
-        side: of windows, px of the grid.
-        overlap: of windows, px of the grid.
+        core: largest side of the cores of windows, px of the grid.
+        halo: what windows show around their cores, px of the grid.
         white: colour of the slide's glass.
         windows: numbers of those that hold tissue.
+        cores: of these windows, first and last row and column: the part of the core around its tissue.
         regions: digest of the annotations; empty without.
     """
 
@@ -92,16 +93,21 @@ class Plan:
     shape: tuple[int, int]
     grid_mpp: float
     grid: tuple[int, int]
-    side: int
-    overlap: int
+    core: int
+    halo: int
     white: tuple[float, float, float]
     windows: list[int]
+    cores: list[list[int]]
     regions: str = ""
 
     @cached_property
-    def blocks(self) -> list[Block]:
-        """All windows of the grid, row by row."""
-        return divide(*self.grid, self.side, self.overlap, STEP)
+    def blocks(self) -> dict[int, Block]:
+        """The windows by their number."""
+        bare = {
+            number: Block(slice(0), slice(0), (top, bottom), (left, right))
+            for number, (top, bottom, left, right) in zip(self.windows, self.cores, strict=True)
+        }
+        return {number: widened(block, self.halo, self.grid) for number, block in bare.items()}
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -150,7 +156,7 @@ class Plan:
         return source
 
 
-def make_plan(folder: Path, slide: Slide, mpp: float, side: int, overlap_um: float) -> Plan:
+def make_plan(folder: Path, slide: Slide, mpp: float, side: int, halo_um: float) -> Plan:
     """Return the plan of a slide, after it was written to its folder together with the map of tissue.
 
     What the folder had before is deleted, unless the slide cannot be read.
@@ -159,8 +165,8 @@ def make_plan(folder: Path, slide: Slide, mpp: float, side: int, overlap_um: flo
         folder: of the slide in the results.
         slide: the slide.
         mpp: um/px that the model needs; a coarser slide is taken as it is.
-        side: of windows, px.
-        overlap_um: of windows.
+        side: of windows, px; they are larger where the halo leaves little of that, and smaller where tissue ends.
+        halo_um: what windows show around what they keep, at least.
 
     Raises:
         DataError: the slide cannot be read.
@@ -178,13 +184,15 @@ def make_plan(folder: Path, slide: Slide, mpp: float, side: int, overlap_um: flo
     source = Rescaled(forgiving, grid_mpp)
     source.white = glass_white(source)
     tissue = _wanted(slide, source, find_tissue(source), forgiving)
-    overlap = round(overlap_um / grid_mpp)
-    side = max(side, 2 * (overlap + STEP - 1))
-    blocks = divide(*source.shape, side, overlap, STEP)
-    held = [k for k, block in enumerate(blocks) if tissue.covers(slice(*block.core_y), slice(*block.core_x)) > 0]
+    halo = ceil(round(halo_um / grid_mpp, 6) / STEP) * STEP
+    core = max((side - 2 * halo) // STEP * STEP, 2 * halo)
+    if max(source.shape) <= side:
+        core = side  # one window
+    cores = _cores(tissue, source.shape, core)
     plan = Plan(
         slide.name, str(slide.path.absolute()), stat.st_size, stat.st_mtime_ns, slide.mpp, slide.stain, slide.case,
-        whole.mpp, whole.shape, grid_mpp, source.shape, side, overlap, source.white, held, _digest(slide.regions),
+        whole.mpp, whole.shape, grid_mpp, source.shape, core, halo, source.white, [*cores], [*cores.values()],
+        _digest(slide.regions),
     )  # fmt: skip
     clear(folder)
     if slide.regions is not None:
@@ -193,6 +201,20 @@ def make_plan(folder: Path, slide: Slide, mpp: float, side: int, overlap_um: flo
     write_png(folder / TISSUE, tissue.map_hw.astype(np.uint8) * np.uint8(255))
     write_plan(folder, plan)
     return plan
+
+
+def _cores(tissue: Tissue, shape: tuple[int, int], core: int) -> dict[int, list[int]]:
+    """Return the cores of windows that hold tissue by their number, cut at multiples of `STEP` to where it is."""
+    found = {}
+    for number, block in enumerate(mosaic(*shape, core)):
+        box = tissue.box(block.rows, block.columns)
+        if box is not None:
+            found[number] = [
+                side
+                for part, own in zip(box, (block.rows, block.columns), strict=True)
+                for side in (part.start // STEP * STEP, min(-(-part.stop // STEP) * STEP, own.stop))
+            ]
+    return found
 
 
 def _wanted(slide: Slide, source: ImageSource, tissue: Tissue, forgiving: Forgiving) -> Tissue:

@@ -30,7 +30,6 @@ from ihc2he.images.slides import SLIDE_SUFFIXES, SlideSource
 from ihc2he.images.source import ImageSource
 from ihc2he.ranks import from_all_ranks
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
-from ihc2he.tiling.windows import OVERLAP_UM
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +224,7 @@ class SlidesDataModule(WholeTilesDataModule):
 
     def _wanted(self) -> tuple[float, int, float]:
         module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        return module.working_mpp, module.block, OVERLAP_UM
+        return module.working_mpp, module.block, module.halo_um
 
     def _windows(self, slide: Slide, plan: Plan | str) -> Sequence[Window]:
         if isinstance(plan, str):

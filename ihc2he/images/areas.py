@@ -37,6 +37,22 @@ class Area:
         """Return which pixels of a region are in it."""
         return self.map_hw[self._rows[rows][:, None], self._columns[columns]]
 
+    def box(self, rows: slice, columns: slice) -> tuple[slice, slice] | None:
+        """Return the smallest part of a region that has all of it there; None: the region has none.
+
+        >>> Area(np.array([[False, True, False]]), (2, 6)).box(slice(0, 2), slice(1, 6))
+        (slice(0, 2, None), slice(2, 4, None))
+        """
+        own = self._rows[rows], self._columns[columns]
+        inside = self.map_hw[own[0][0] : own[0][-1] + 1, own[1][0] : own[1][-1] + 1]
+        if not inside.any():
+            return None
+        parts = []
+        for part, of, held_k in ((rows, own[0], inside.any(1)), (columns, own[1], inside.any(0))):
+            held = np.flatnonzero(np.asarray(held_k)[of - of[0]])
+            parts.append(slice(part.start + int(held[0]), part.start + int(held[-1]) + 1))
+        return parts[0], parts[1]
+
     def at(self, points_n2: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Return which points are in it; (x, y) in px of the image."""
         x_n, y_n = np.rint(points_n2).astype(np.intp).T

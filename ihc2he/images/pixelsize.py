@@ -132,10 +132,13 @@ def _of_ome(file: tifffile.TiffFile) -> Stated | None:
     pixels = next((node for node in root.iter() if node.tag.rpartition("}")[2] == "Pixels"), None)
     if pixels is None:
         return None
-    x, y = (
-        float(pixels.get(key, 0)) * _MICROMETRES.get(pixels.get(f"{key}Unit", "µm"), 0)
-        for key in ("PhysicalSizeX", "PhysicalSizeY")
-    )
+    try:
+        x, y = (
+            float(pixels.get(key, 0)) * _MICROMETRES.get(pixels.get(f"{key}Unit", "µm"), 0)
+            for key in ("PhysicalSizeX", "PhysicalSizeY")
+        )
+    except ValueError:
+        return None
     return None if x == y == 1 else _believed(x, y, by_ome=True)
 
 

@@ -121,13 +121,15 @@ def _shared_pixels(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Return the pixels of nuclei near another window's core, which that window's nuclei may share.
 
-    A nucleus reaches at most as far beyond its core as the window does.
+    A nucleus reaches at most as far beyond its core as the window does, whose borders are equally far from its core
+    where another may follow.
     """
-    (left, right), (top, bottom) = block.core_x, block.core_y
-    west, east = left - block.columns.start, block.columns.stop - right
-    north, south = top - block.rows.start, block.rows.stop - bottom
-    near_n = (boxes_n4[:, 0] < left + west) & (west > 0) | (boxes_n4[:, 2] > right - east) & (east > 0)
-    near_n |= (boxes_n4[:, 1] < top + north) & (north > 0) | (boxes_n4[:, 3] > bottom - south) & (south > 0)
+    near_n = np.zeros(len(boxes_n4), bool)
+    for axis, (low, high), part in ((0, block.core_x, block.columns), (1, block.core_y, block.rows)):
+        before, after = low - part.start, part.stop - high
+        reach = max(before, after)
+        near_n |= (boxes_n4[:, axis] < low + reach) & (before > 0)
+        near_n |= (boxes_n4[:, axis + 2] > high - reach) & (after > 0)
     places_m, of_m, _ = foreground(inst_hw)
     near_m = near_n[of_m]
     rows_m, columns_m = np.divmod(places_m[near_m].astype(np.int64), inst_hw.shape[1])

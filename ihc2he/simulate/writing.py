@@ -15,6 +15,7 @@ from rich.progress import track
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.files import write_text
 from ihc2he.images.decoding import read_samples
+from ihc2he.internals.glibc import keep_freed_memory
 
 Job = TypeVar("Job")
 
@@ -101,5 +102,6 @@ def share_out(total: int, weights: Iterable[int]) -> list[int]:
 
 
 def one_thread() -> None:
-    """Let OpenCV use one thread, in processes that work side by side."""
+    """Let OpenCV use one thread, and keep freed memory, in processes that work side by side."""
     cv2.setNumThreads(1)
+    keep_freed_memory()

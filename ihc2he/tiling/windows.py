@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OVERLAP_UM = 32.0  # of blocks in which nuclei are found; wider than any nucleus
+STEP = 32  # px; windows of slides begin at multiples of what networks halve, so that neighbours see alike
 
 
 def window_starts(length: int, window: int, overlap: int) -> list[int]:
@@ -114,6 +115,44 @@ def divide(height: int, width: int, side: int, overlap: int, step: int = 1) -> l
             yield slice(start, min(start + own, length)), core
 
     return [Block(rows, cols, y, x) for rows, y in axis(height) for cols, x in axis(width)]
+
+
+def mosaic(height: int, width: int, core: int) -> list[Block]:
+    """Return blocks that cover an image without overlap, row by row, all of about the same size.
+
+    Args:
+        height: of the image, px.
+        width: of the image, px.
+        core: largest side of a block, px; if there are several, they begin at multiples of `STEP`, as this should be.
+
+    >>> [block.core_x for block in mosaic(32, 100, 64)]
+    [(0, 64), (64, 100)]
+    """
+
+    def axis(length: int) -> list[tuple[int, int]]:
+        n = -(-length // core)
+        starts = [-(-i * length // (n * STEP)) * STEP for i in range(n)]
+        return list(zip(starts, [*starts[1:], length], strict=True))
+
+    return [Block(slice(*y), slice(*x), y, x) for y in axis(height) for x in axis(width)]
+
+
+def widened(block: Block, halo: int, shape: tuple[int, int]) -> Block:
+    """Return a block that shows more than its core on all sides, as far as the image goes.
+
+    Args:
+        block: of which the core stays.
+        halo: px.
+        shape: height and width of the image, px.
+
+    >>> widened(Block(slice(0), slice(0), (32, 64), (0, 32)), 8, (70, 70)).rows
+    slice(24, 70, None)
+    """
+    rows, columns = (
+        slice(max(0, low - halo), min(length, high + halo))
+        for (low, high), length in zip((block.core_y, block.core_x), shape, strict=True)
+    )
+    return block._replace(rows=rows, columns=columns)
 
 
 def hann_weight(window: int) -> NDArray[np.float32]:

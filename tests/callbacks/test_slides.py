@@ -28,7 +28,7 @@ def planned(tmp_path):
     image[60:-60, 60:-60] = (215, 180, 220)
     write_png(tmp_path / "a.png", image)
     folder = tmp_path / "out" / "a"
-    return folder, make_plan(folder, Slide("a", tmp_path / "a.png", 0.5), 0.5, 256, 32.0)
+    return folder, make_plan(folder, Slide("a", tmp_path / "a.png", 0.5), 0.5, 256, 16.0)
 
 
 def test_a_finished_slide_is_not_made_again(planned):
@@ -108,7 +108,7 @@ def test_what_lies_under_a_pen_is_no_area_of_a_region(tmp_path):
     feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [corners]}}
     (tmp_path / "r.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
     slide = Slide("a", tmp_path / "a.png", 0.5, regions=tmp_path / "r.geojson")
-    plan = make_plan(tmp_path / "out", slide, 0.5, 256, 32.0)
+    plan = make_plan(tmp_path / "out", slide, 0.5, 256, 16.0)
     tissue = read_tissue(tmp_path / "out", plan)
     assert tissue.at(np.array([[200, 300], [320, 300], [450, 300], [550, 300]])).tolist() == [True, False, True, False]
     (area,) = _Assembly(tmp_path / "out", PLAIN)._areas(regions_of(tmp_path / "out"), tissue)

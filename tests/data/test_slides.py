@@ -2,19 +2,20 @@
 
 import json
 import os
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ihc2he.data import slides as module
-from ihc2he.data.plans import Slide, make_plan, read_plan, read_result
+from ihc2he.data.plans import Slide, make_plan, read_plan, read_result, read_tissue
 from ihc2he.data.slides import SlidesDataModule, slides_of
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.source import ArraySource
 from ihc2he.images.writing import write_png
 
-WANTED = (0.5, 256, 32.0)
+WANTED = (0.5, 256, 16.0)
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def data(tmp_path):
     def set_up(path, **changes):
         found = SlidesDataModule(path=str(path), **({"out": str(tmp_path / "out"), "mpp": 0.5} | changes))
         found.setup()
-        model = SimpleNamespace(working_mpp=0.5, block=256)
+        model = SimpleNamespace(working_mpp=0.5, block=256, halo_um=16.0)
         found.trainer = SimpleNamespace(global_rank=0, world_size=1, lightning_module=model)
         return found
 
@@ -190,3 +191,60 @@ def test_the_white_of_a_plan_is_that_of_glass(tmp_path, slide):
     write_png(slide, image)
     plan = make_plan(tmp_path / "out", Slide("a", slide, 0.5), *WANTED)
     assert plan.white == pytest.approx((215, 214, 213), abs=2)
+
+
+def test_windows_end_where_tissue_ends_and_their_cores_cover_it(tmp_path, slide):
+    image = np.full((900, 1200, 3), 240, np.uint8)
+    image[200:400, 100:1000] = (215, 180, 220)
+    write_png(slide, image)
+    plan = make_plan(tmp_path / "out", Slide("a", slide, 0.5), *WANTED)
+    tissue = read_tissue(tmp_path / "out", plan)
+    covered = np.zeros(plan.grid, int)
+    seen = 0
+    for block in plan.blocks.values():
+        covered[slice(*block.core_y), slice(*block.core_x)] += 1
+        assert (block.rows.start % 32, block.columns.start % 32) == (0, 0)
+        assert block.rows.start == max(0, block.core_y[0] - 32)
+        assert block.columns.stop == min(1200, block.core_x[1] + 32)
+        assert max(block.rows.stop - block.rows.start, block.columns.stop - block.columns.start) <= 256
+        seen += (block.rows.stop - block.rows.start) * (block.columns.stop - block.columns.start)
+    assert covered.max() == 1
+    assert covered[tissue.region(slice(None), slice(None))].all()
+    assert seen < 3 * tissue.share * covered.size
+    assert read_plan(tmp_path / "out") == plan
+
+
+def test_a_slide_of_one_block_is_one_window(tmp_path, slide):
+    image = np.full((250, 200, 3), 240, np.uint8)
+    image[20:-20, 10:-10] = (215, 180, 220)
+    write_png(slide, image)
+    plan = make_plan(tmp_path / "out", Slide("a", slide, 0.5), *WANTED)
+    assert plan.windows == [0]
+
+
+class Sleepy(ArraySource):
+    """A slide on a slow disk."""
+
+    def read(self, rows, columns, level=0):
+        time.sleep(0.2)
+        return super().read(rows, columns, level)
+
+
+def test_a_slow_disk_does_not_leave_the_device_idle(tmp_path, slide, data, monkeypatch):
+    image = np.full((700, 700, 3), (215, 180, 220), np.uint8)
+    image[:20] = 240
+    monkeypatch.setattr("ihc2he.data.plans.open_slide", lambda *_: Sleepy(image, 0.5))
+
+    def idle_s(readers):
+        windows = iter(data(slide, num_workers=readers).predict_dataloader())
+        next(windows)
+        waited = 0.0
+        for _ in range(12):
+            time.sleep(0.05)  # the device is busy
+            started = time.monotonic()
+            next(windows)
+            waited += time.monotonic() - started
+        return waited
+
+    assert idle_s(1) > 12 * 0.1
+    assert idle_s(5) < idle_s(1) / 3

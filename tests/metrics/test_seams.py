@@ -58,3 +58,24 @@ def test_rows_and_columns_count_alike():
 def test_without_borders_or_pixels_there_is_no_ratio():
     assert math.isnan(ratio(noise(0), [], []))
     assert math.isnan(Seams([1], [1]).ratio)
+
+
+def test_only_steps_between_what_was_made_count():
+    image, made = noise(2).astype(float), np.ones((96, 128), bool)
+    made[:48, 64:] = made[60:, :30] = False
+    image[~made] = 900
+    seams = Seams([48], [64])
+    for top in range(0, 96, 20):
+        seams.add(image[top : top + 20], made[top : top + 20])
+    assert seams.ratio == pytest.approx(1, abs=0.15)
+    assert ratio(image, [48], [64]) > 2
+
+
+def test_steps_that_repeat_are_compared_with_their_like():
+    image = noise(3, (128, 128, 3)).astype(float) / 16
+    image += 40 * (np.arange(128) // 4 % 2)[:, None, None]  # a step at each fourth row
+    plain, alike = Seams([64], []), Seams([64], [], period=4)
+    for seams in (plain, alike):
+        seams.add(image)
+    assert plain.ratio > 2
+    assert alike.ratio == pytest.approx(1, abs=0.1)

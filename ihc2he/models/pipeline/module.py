@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ihc2he import __version__
 from ihc2he.build import build
 from ihc2he.errors import ConfigError, DataError, did_you_mean
+from ihc2he.internals.glibc import keep_freed_memory
 from ihc2he.metrics.fidelity import Card
 from ihc2he.models.handover import Handover
 from ihc2he.models.pipeline.assembly import Strip, joined
@@ -187,6 +188,8 @@ class Pipeline(Task):
             ConfigError: if they do not.
         """
         self.to(memory_format=torch.channels_last)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._in_use = fitting(self._choice.methods(stage), self._translators, len(self.views) > 1)
         if stage == "predict" and self.fused:
             self._in_use = {pair: own for pair, own in self._in_use.items() if pair.translator == self.fused}

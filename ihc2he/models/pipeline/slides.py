@@ -20,6 +20,7 @@ from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
 from ihc2he.models.pipeline.types import TypeMap, type_map
 from ihc2he.nuclei.decoders.base import Found
+from ihc2he.tiling.windows import OVERLAP_UM
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,14 @@ class SlidePipeline(Pipeline):
             raise ConfigError(msg)
         needs = (self.translators[pair.translator].mpp, self.segmenters[pair.segmenter].mpp)
         return min(mpp for mpp in needs if mpp is not None)  # type: ignore[type-var, return-value]
+
+    @property
+    def halo_um(self) -> float:
+        """What windows show around what they keep: half of a nucleus at least, and what a local translator sees."""
+        (pair,) = self.pairs
+        translator: Any = self.translators[pair.translator]
+        sees = 0.0 if translator.reach is None else translator.reach * (translator.mpp or self.working_mpp)
+        return max(OVERLAP_UM / 2, sees)
 
     @property
     def _types(self) -> TypeMap:

@@ -1,7 +1,10 @@
-"""Translation of large images in blocks: the same as of the whole, without seams."""
+"""Translation of large images in blocks, and of slides in windows: the same as of the whole, without seams."""
 
+import json
+import os
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +14,11 @@ import torch
 from torch import nn
 
 from ihc2he.build import build
+from ihc2he.callbacks import slidefiles
 from ihc2he.callbacks.predictions import PredictionWriter
+from ihc2he.callbacks.slides import SlideWriter, summary
+from ihc2he.data.plans import read_plan
+from ihc2he.data.slides import SlidesDataModule
 from ihc2he.data.tiles import TilesDataModule
 from ihc2he.errors import ConfigError
 from ihc2he.images.decoding import read_image
@@ -24,6 +31,7 @@ from ihc2he.models.pipeline.inference import translate
 from ihc2he.models.pipeline.module import Pipeline
 from ihc2he.models.pipeline.sampling import tissue_windows
 from ihc2he.models.pipeline.segmenters import Classical
+from ihc2he.models.pipeline.slides import SlidePipeline
 from ihc2he.models.pipeline.translators import Identity, LearnedTranslator
 from ihc2he.models.pixels import pixels
 from ihc2he.simulate.scene import cut, draw_block
@@ -34,6 +42,7 @@ NETWORKS = "ihc2he.models.translation"
 RESNET = {"_target_": f"{NETWORKS}.cyclegan.networks.ResnetGenerator", "width": 4, "n_blocks": 1, "upsample": "resize"}
 LOCAL = {"_target_": f"{NETWORKS}.local.LocalUNet", "width": 6, "depth": 2}
 INFO = {"role": "translator", "stain_in": "IHC", "stain_out": "H&E", "value_range": [-1.0, 1.0], "mpp": 0.5}
+REALDATA = os.environ.get("IHC2HE_REALDATA")
 SIZE, BLOCK = 500, 128  # px; blocks begin about 64 px apart, as far as they overlap
 
 
@@ -70,6 +79,26 @@ def predicted(trainer, tmp_path, tissue):
         data = TilesDataModule(path=str(tmp_path / "a.tif"), mpp=0.5, num_workers=0)
         trainer(callbacks=[PredictionWriter(str(tmp_path / "out"))]).predict(module, data, return_predictions=False)
         return read_image(tmp_path / "out" / "he" / "a.png"), module.divide(SIZE, SIZE, 0.5)
+
+    return go
+
+
+@pytest.fixture
+def slide_of(trainer, tmp_path, monkeypatch):
+    """Return `slide_of(translator, path)`: the H&E of a slide before it is compressed, its plan and its seams."""
+    made = []
+    monkeypatch.setattr(slidefiles, "write_pyramid", lambda path, shape, mpp, strips: made.append(np.concatenate([*strips])))  # fmt: skip  # noqa: E501
+
+    def go(translator, path, mpp=0.5, block=BLOCK):
+        out = tmp_path / "out"
+        use = {"translators": ["cyclegan"], "segmenters": ["classical"]}
+        module = SlidePipeline({"cyclegan": translator}, {"classical": Classical()}, use, workers=0, block=block)
+        data = SlidesDataModule(path=str(path), out=str(out), mpp=mpp, num_workers=0)
+        writer = SlideWriter(str(out), workers=0, write=["he"])
+        trainer(callbacks=[writer]).predict(module, data, return_predictions=False)
+        result = json.loads((out / path.stem / "slide.json").read_text())
+        assert {row["seams"] for row in summary(out)[:-1]} == {f"{result['seams']:.3f}"}
+        return made[-1], read_plan(out / path.stem), result["seams"]
 
     return go
 
@@ -186,3 +215,34 @@ def test_windows_for_statistics_have_tissue_and_come_from_all_over():
 def test_unknown_statistics_are_refused(generator):
     with pytest.raises(ConfigError, match=r"model\.translators\.cut\.statistics=images: .* Did you mean 'image'\?"):
         LearnedTranslator(generator(RESNET), name="cut", statistics="images")
+
+
+@pytest.mark.parametrize("node", [RESNET, LOCAL, LOCAL | {"depth": 4}], ids=["resnet", "local", "far-sighted"])
+def test_windows_of_a_slide_have_no_seams_and_those_of_a_local_generator_are_the_whole(
+    node, generator, slide_of, tissue, tmp_path
+):
+    tifffile.imwrite(tmp_path / "a.tif", tissue, photometric="rgb", tile=(64, 64), compression="zlib")
+    translator = LearnedTranslator(generator(node))
+    he, plan, ratio = slide_of(translator, tmp_path / "a.tif")
+    assert len(plan.windows) >= 4
+    assert plan.halo == (128 if node.get("depth") == 4 else 32)
+    assert 0.9 < ratio < 1.05
+    inside = np.zeros(he.shape[:2], bool)
+    for block in plan.blocks.values():
+        inside[slice(*block.core_y), slice(*block.core_x)] = True
+    assert inside.mean() > 0.5
+    assert (he[~inside] == np.array(plan.white, np.uint8)).all()
+    state = translator.prepare_divided(ArraySource(tissue, 0.5))
+    away = np.abs(he - made(translator, tissue, state).astype(int))[inside]
+    assert away.mean() < 0.5 if node is RESNET else away.max() <= 1  # rounding
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REALDATA, reason="IHC2HE_REALDATA names no folder of real tiles")
+@pytest.mark.parametrize("node", [RESNET, LOCAL], ids=["resnet", "local"])
+def test_windows_of_a_real_slide_have_no_seams(node, generator, slide_of):
+    pytest.importorskip("openslide")
+    path = Path(REALDATA, "other", "cmu-1-small-region.svs")
+    _, plan, ratio = slide_of(LearnedTranslator(generator(node)), path, mpp=None, block=192)
+    assert len(plan.windows) > 200
+    assert 0.9 < ratio < 1.05

@@ -3,6 +3,11 @@
 import csv
 import gzip
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -201,3 +206,25 @@ def test_two_processes_leave_the_files_of_one(command, slide, tmp_path):
         done = command(*OWN, *CLASSICAL, f"data.path={slide}", f"trainer={trainer}", f"out={trainer}", f"hydra.run.dir=run_{trainer}")  # fmt: skip  # noqa: E501
         assert done.status == 0, done.err
     assert contents(tmp_path / "cpu") == contents(tmp_path / "ddp_cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="groups of processes are of POSIX")
+def test_killed_three_times_at_random_moments_it_leaves_the_same_files(command, slide, tmp_path):
+    words = [*OWN, *CLASSICAL, f"data.path={slide}", "model.block=128", "model.workers=1", "data.num_workers=1"]
+    assert command(*words, "out=whole", "hydra.run.dir=run_whole").status == 0
+    windows = len(json.loads((tmp_path / "whole" / "a.ome" / "plan.json").read_text())["windows"])
+    rng = np.random.default_rng()
+    for wanted in sorted(rng.integers(1, windows, 3).tolist()):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ihc2he.train", *words, "hydra.run.dir=run"], cwd=tmp_path, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        folder = tmp_path / "out" / "a.ome"
+        while process.poll() is None and len([*(folder / "windows").glob("*.npz")]) < wanted:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert command(*words, "hydra.run.dir=run_last").status == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
