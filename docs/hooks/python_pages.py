@@ -24,6 +24,7 @@ def rooms() -> dict[str, list[str]]:
 def page(room: str, modules: list[str]) -> str:
     """Return the page of a room: what it is for, and an entry for each of its modules."""
     name = "ihc2he" if room == "ihc2he" else f"ihc2he.{room}"
-    about = ast.get_docstring(ast.parse((PACKAGE / ("" if room == "ihc2he" else room) / "__init__.py").read_text()))
+    source = PACKAGE / ("" if room == "ihc2he" else room) / "__init__.py"
+    about = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8")))
     entries = (f"::: {module}" for module in modules)
     return "\n\n".join([f"# `{name}`", about or "", *entries]) + "\n"

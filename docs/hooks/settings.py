@@ -29,6 +29,7 @@ TITLES = {
     "hydra": "Hydra",
 }
 CHOSEN_ELSEWHERE = "defaults"
+BAR = "\\|"  # within a cell of a table
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def _class(target: str) -> str:
 
 def _row(choice: Choice, key: Key) -> str:
     name = f"{_prefix(choice.file)}{key.path}"
-    default = f"`{key.default.replace('|', '¦')}`" if key.default else ""
+    default = f"`{key.default.replace('|', BAR)}`" if key.default else ""
     meaning = _plain(key.meaning)
     if key.target not in ("", "mapping"):
         meaning = f"{meaning}{'; ' if meaning else ''}{_class(key.target)}"
