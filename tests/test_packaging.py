@@ -29,6 +29,7 @@ def test_a_wheel_carries_the_configuration_and_runs_from_anywhere(tmp_path):
     shipped = {f"ihc2he/conf/{p.relative_to(ROOT / 'conf')}" for p in (ROOT / "conf").rglob("*.yaml")}
     assert shipped - {"ihc2he/conf/local/default.yaml"} <= names
     assert "ihc2he/report/report.html.jinja" in names
+    assert {f"ihc2he/app/static/{name}" for name in ("index.html", "main.js", "openseadragon/LICENSE.txt")} <= names
     home = tmp_path / "venv"
     venv.create(home, system_site_packages=False, with_pip=False)
     python = home / "bin" / "python"

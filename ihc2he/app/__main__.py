@@ -59,7 +59,8 @@ def serve(
         import uvicorn
 
         from ihc2he.app.guard import is_loopback
-        from ihc2he.app.server import Settings, create_app
+        from ihc2he.app.server import create_app
+        from ihc2he.app.settings import Settings
     except ImportError as error:
         msg = f'The page needs {error.name}: pip install "ihc2he[app]".'
         raise ConfigError(msg) from error

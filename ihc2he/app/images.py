@@ -132,6 +132,12 @@ class Opened:
     source: ImageSource
     layers: Layers
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, without smaller copies."""
+        own = self.source.source if isinstance(self.source, Locked) else self.source
+        return own.image.nbytes if isinstance(own, ArraySource) else 0
+
     def facts(self) -> dict[str, object]:
         """Return what the page needs to know, as plain values."""
         height, width = self.source.shape

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
-import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -20,23 +18,24 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.gzip import GZipMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from ihc2he import __version__
-from ihc2he.app.analysis import REGION_PX, Field, Networks, Region, analyse
-from ihc2he.app.editing import Corrected, corrected, measured, parse_edits
+from ihc2he.app.analysis import REGION_PX, Field, analyse
 from ihc2he.app.editing import in_image as placed
+from ihc2he.app.editing import measured
 from ihc2he.app.guard import Guard
 from ihc2he.app.images import Layers, Locked, Opened, listed, open_below, read_upload, tile
+from ihc2he.app.requests import checked_mpp, corrected_by, json_of, numbers, region_of, stream_to
 from ihc2he.app.results import KINDS, as_file, drawable, of_field
 from ihc2he.app.sample import draw_sample
 from ihc2he.app.saving import check_classes, save, tiles
-from ihc2he.app.tuning import Tuning, checked_mpp, command, compared, shown, trainable
-from ihc2he.app.work import Job, Queue, Session, Sessions, new_id
+from ihc2he.app.settings import Settings
+from ihc2he.app.tuning import Tuning, command, compared, shown, trainable
+from ihc2he.app.work import Job, Session, new_id
 from ihc2he.errors import ConfigError, DataError, Ihc2heError
 from ihc2he.images.source import ArraySource, ImageSource
 from ihc2he.nuclei.counts import THRESHOLDS
@@ -45,49 +44,9 @@ log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 SESSION = "ihc2he_session"
-_BODY = 2**22  # bytes of a request that is no upload
 _SWEEP_S = 30  # between looks for sessions to end
 
 T = TypeVar("T")
-
-
-@dataclass
-class Settings:
-    """What the page may do.
-
-    Attributes:
-        networks: that it uses.
-        host: where it is served.
-        token: that is needed; None: none.
-        path: folder of images and slides that it may open.
-        out: folder that corrections are saved in; None: nowhere.
-        upload_mb: largest upload.
-        upload_s: longest time of one.
-        keep_minutes: how long results are kept that nobody looks at.
-        tuning: further settings of fine-tuning.
-    """
-
-    networks: Networks
-    host: str = "127.0.0.1"
-    token: str | None = None
-    path: Path | None = None
-    out: Path | None = None
-    upload_mb: float = 256
-    upload_s: float = 120
-    keep_minutes: float = 30
-    tuning: tuple[str, ...] = ()
-    sessions: Sessions = field(init=False)
-    queue: Queue = field(init=False, default_factory=Queue)
-    tuned: Tuning | None = field(init=False, default=None)
-    run: str = field(init=False, default_factory=lambda: secrets.token_hex(8))
-
-    def __post_init__(self) -> None:
-        self.sessions = Sessions(self.keep_minutes)
-
-    @property
-    def corrections(self) -> Path | None:
-        """The folder of the corrected tiles."""
-        return None if self.out is None else self.out / "corrections"
 
 
 class Page:
@@ -99,6 +58,7 @@ class Page:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._decoding = asyncio.Semaphore(2)
 
     def session(self, request: Request) -> Session:
         """Return who asks; a new session gets a cookie with the answer."""
@@ -149,17 +109,18 @@ class Page:
             path = Path(folder) / name
             try:
                 async with asyncio.timeout(self.settings.upload_s):
-                    await _stream(request, path, most)
+                    await stream_to(request, path, most)
             except TimeoutError:
                 msg = f"{name}: the upload took longer than {self.settings.upload_s:g} s. Open it from a folder: path=."
                 raise DataError(msg) from None
-            source = await run_in_threadpool(read_upload, path)
+            async with self._decoding:
+                source = await run_in_threadpool(read_upload, path)
         return JSONResponse(self._open(session, name, source).facts())
 
     async def open(self, request: Request) -> Response:
         """Open an image or slide of the folder."""
         session = self.session(request)
-        given = await _json(request)
+        given = await json_of(request)
         name = given.get("file")
         if self.settings.path is None or not isinstance(name, str):
             msg = "This page has no folder of images; start it with path=FOLDER."
@@ -178,6 +139,7 @@ class Page:
         locked.name = name
         opened = Opened(new_id(), name, locked, Layers(locked))
         session.keep(session.images, opened.id, opened)
+        self.settings.sessions.trim()
         return opened
 
     def tile(self, request: Request) -> Response:
@@ -198,8 +160,8 @@ class Page:
         """Queue the analysis of an image or a part of it."""
         session = self.session(request)
         image: Opened = _of(session.images, request.path_params["id"], "image")
-        given = await _json(request)
-        mpp, region = checked_mpp(given.get("mpp")), _region(given.get("region"))
+        given = await json_of(request)
+        mpp, region = checked_mpp(given.get("mpp")), region_of(given.get("region"))
         translator = given.get("translator", "none")
         if translator not in self.settings.networks.names:
             msg = f"There is no translator {translator!r}."
@@ -209,6 +171,7 @@ class Page:
             found = analyse(self.settings.networks, image.source, mpp, translator, region, job.say)
             key = new_id()
             session.keep(session.fields, key, ShownField(found))
+            self.settings.sessions.trim()
             return key
 
         for job in session.jobs.values():
@@ -245,10 +208,10 @@ class Page:
     async def edits(self, request: Request) -> Response:
         """Return the nuclei that corrections add, without those that the page knows already."""
         found = self._field(request)
-        given = await _json(request)
+        given = await json_of(request)
 
         def added() -> dict[str, Any]:
-            now = _corrected(found, given)
+            now = corrected_by(found, given)
             known = given.get("known", 0)
             new = [number for number in now.added if not isinstance(known, int) or number > known]
             return drawable(placed(measured(found, now, new), found))
@@ -258,11 +221,11 @@ class Page:
     async def file(self, request: Request) -> Response:
         """Return a file to keep."""
         found, kind = self._field(request), request.path_params["kind"]
-        given = await _json(request)
+        given = await json_of(request)
 
         def content() -> bytes:
-            thresholds, least = _numbers(given.get("thresholds"), 3), _numbers([given.get("least_score")], 1)[0]
-            return as_file(kind, found, _corrected(found, given), thresholds, least)
+            thresholds, least = numbers(given.get("thresholds"), 3), numbers([given.get("least_score")], 1)[0]
+            return as_file(kind, found, corrected_by(found, given), thresholds, least)
 
         made = await run_in_threadpool(content)
         return Response(made, media_type=KINDS[kind])
@@ -272,12 +235,12 @@ class Page:
     async def save(self, request: Request) -> Response:
         """Save the corrected nuclei of a field as an annotated tile."""
         found = self._field(request)
-        given = await _json(request)
+        given = await json_of(request)
         folder = self._corrections()
 
         def written() -> dict[str, Any]:
-            least = _numbers([given.get("least_score")], 1)[0]
-            name = save(folder, request.path_params["id"], found, _corrected(found, given), least)
+            least = numbers([given.get("least_score")], 1)[0]
+            name = save(folder, request.path_params["id"], found, corrected_by(found, given), least)
             arguments = command(folder, self.settings.networks)
             return {"name": name, "folder": str(folder), "saved": len(tiles(folder)), "command": shown(arguments)}
 
@@ -339,6 +302,13 @@ class ShownField:
 
     field: Field
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        own = self.field
+        kept = (own.image, own.he, own.nuclei.inst_hw, own.votes_hw, own.table.outlines.corners_e2)
+        return sum(array.nbytes for array in kept if array is not None)
+
     @cached_property
     def layers(self) -> Layers | None:
         """For tiles of the virtual H&E; None if there is none."""
@@ -394,7 +364,6 @@ def create_app(settings: Settings) -> Starlette:
         middleware=[
             Middleware(Guard, host=settings.host, token=settings.token),
             Middleware(SessionCookie),
-            Middleware(GZipMiddleware, minimum_size=4096, compresslevel=3),
         ],
     )
 
@@ -434,68 +403,3 @@ def _of(shelf: Mapping[str, T], key: str, what: str) -> T:
     if found is None:
         raise HTTPException(404, f"This {what} is no longer there: the program was started again, or it is too old.")
     return found
-
-
-async def _stream(request: Request, path: Path, most: int) -> None:
-    """Write the body of a request into a file.
-
-    Raises:
-        DataError: if it is larger than allowed, or incomplete.
-    """
-    size = 0
-    too_large = f"{path.name}: more than {most / 2**20:g} MB. Open it from a folder instead: path=FOLDER."
-    if int(request.headers.get("content-length", 0)) > most:
-        raise DataError(too_large)
-    with path.open("wb") as stream:
-        try:
-            async for part in request.stream():
-                size += len(part)
-                if size > most:
-                    raise DataError(too_large)
-                stream.write(part)
-        except ClientDisconnect as error:
-            msg = f"{path.name}: the upload was interrupted."
-            raise DataError(msg) from error
-
-
-async def _json(request: Request) -> dict[str, Any]:
-    """Return the body of a request as a mapping.
-
-    Raises:
-        ConfigError: if it is something else, or too large.
-    """
-    text = bytearray()
-    async for part in request.stream():
-        text += part
-        if len(text) > _BODY:
-            msg = "The request is too large."
-            raise ConfigError(msg)
-    try:
-        given = json.loads(bytes(text) or b"{}")
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
-        msg = "Expected a JSON object."
-        raise ConfigError(msg)
-    return given
-
-
-def _corrected(found: Field, given: Mapping[str, Any]) -> Corrected:
-    return corrected(found, parse_edits(given.get("edits", []), found.classes))
-
-
-def _numbers(given: Any, count: int) -> list[float]:
-    plain = isinstance(given, list) and len(given) == count
-    if not plain or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in given):
-        msg = f"Expected {count} numbers, found {given!r}."
-        raise ConfigError(msg)
-    return [float(one) for one in given]
-
-
-def _region(given: Any) -> Region | None:
-    """Return a region that the page asks for; None: the whole image."""
-    if given is None:
-        return None
-    names = ("left", "top", "width", "height")
-    values = [given.get(name) for name in names] if isinstance(given, Mapping) else []
-    return Region(*(round(value) for value in _numbers(values, 4)))

@@ -14,13 +14,11 @@ import numpy as np
 
 from ihc2he.app.analysis import Networks, Say, analyse
 from ihc2he.app.saving import tiles
-from ihc2he.errors import ConfigError
 from ihc2he.images.decoding import read_image
 from ihc2he.images.labels import read_labels
 from ihc2he.images.source import ArraySource
 from ihc2he.metrics.panoptic import panoptic_stats, qualities
 from ihc2he.nuclei.instances import overlaps
-from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 _EPOCH = re.compile(r"Epoch (\d+) of (\d+)(.*)")
 _SHOWN = 6  # last lines of a training that failed
@@ -130,21 +128,6 @@ def compared(folder: Path, before: Networks, weights: Path, say: Say) -> dict[st
         "corrected": int(sums["before"][0] + sums["before"][2]),
         **{name: {"nuclei": int(own[0] + own[1]), "f1": float(qualities(own)[0])} for name, own in sums.items()},
     }
-
-
-def checked_mpp(given: Any) -> float:
-    """Return a pixel size that a page sent.
-
-    Raises:
-        ConfigError: if it cannot be one.
-    """
-    if isinstance(given, bool) or not isinstance(given, int | float) or not is_pixel_size(given):
-        msg = (
-            f"The pixel size {given!r} cannot be used: expected {PIXEL_SIZE}. It is about 0.25 um/px for a 40x scan, "
-            "0.5 for 20x; the scanner notes it, QuPath shows it as pixel width."
-        )
-        raise ConfigError(msg)
-    return float(given)
 
 
 def trainable(networks: Networks) -> bool:

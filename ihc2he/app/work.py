@@ -16,6 +16,7 @@ from ihc2he.errors import ConfigError, Ihc2heError
 log = logging.getLogger(__name__)
 
 KEPT = 4  # images and fields of a session; the oldest goes first
+MOST_BYTES = 2**32  # of the images and fields of all sessions; those of which nothing was heard for longest go first
 MOST_SESSIONS = 64
 MOST_JOBS = 32  # that wait
 
@@ -151,6 +152,11 @@ class Session:
             if isinstance(dropped, Job):
                 dropped.stop()
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that its images and fields take."""
+        return sum(item.nbytes for item in (*self.images.values(), *self.fields.values()))
+
 
 class Sessions:
     """All sessions, which end some time after their page was last heard of.
@@ -182,6 +188,15 @@ class Sessions:
         """End the sessions of which nothing was heard for long."""
         with self._lock:
             for key in [key for key, one in self._all.items() if time.monotonic() - one.seen > self._keep]:
+                self._end(key)
+
+    def trim(self, most: int = MOST_BYTES) -> None:
+        """End the sessions that were longest quiet, until the others fit into the memory."""
+        with self._lock:
+            by_age = sorted(self._all, key=lambda one: self._all[one].seen)
+            for key in by_age[:-1]:
+                if sum(one.nbytes for one in self._all.values()) <= most:
+                    break
                 self._end(key)
 
     def _end(self, key: str) -> None:

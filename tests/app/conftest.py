@@ -45,7 +45,7 @@ def folder(tmp_path_factory, tile_png):
 
 @pytest.fixture(scope="module")
 def settings(networks, folder, tmp_path_factory):
-    from ihc2he.app.server import Settings
+    from ihc2he.app.settings import Settings
 
     small = ("trainer.max_epochs=1", "data.samples_per_epoch=8", "data.num_workers=0", "trainer=cpu")
     return Settings(networks, path=folder, out=tmp_path_factory.mktemp("out"), tuning=small)

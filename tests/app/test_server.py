@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 from ihc2he.app import images
 from ihc2he.app.analysis import Networks
-from ihc2he.app.server import Page, Settings, create_app
+from ihc2he.app.server import Page, create_app
+from ihc2he.app.settings import Settings
 from ihc2he.app.tuning import command
 from ihc2he.build import build
 from ihc2he.data.nuclei import NucleiDataModule

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,6 +59,20 @@ def test_a_session_keeps_few_things_and_ends_after_a_time():
     one.seen -= 61
     sessions.sweep()
     assert sessions.get(key)[0] != key
+
+
+def test_the_quietest_session_ends_where_memory_is_short():
+    sessions = Sessions(keep_minutes=1)
+    keys = []
+    for age in (2, 3, 1):
+        key, one = sessions.get(None)
+        one.seen -= age
+        one.images["a"] = SimpleNamespace(nbytes=10)
+        keys.append(key)
+    sessions.trim(most=20)
+    assert len(sessions) == 2
+    assert sessions.get(keys[1])[0] != keys[1]
+    assert sessions.get(keys[2])[0] == keys[2]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 export const STRENGTHS = ["#4f7fbf", "#e6b23a", "#d9752b", "#8f3420"];
 const SMALL = 4; // px on the screen; smaller nuclei are dots
 const ROUND = 14; // larger ones get smooth outlines
-const CASED = 4000; // up to so many have a light rim under the line
+const FEW = 1200; // up to so many are drawn as curves with a light rim; more as pixels, which takes a hundredth of the time
 const BIN_UM = 50;
 
 export class Overlay {
@@ -17,6 +17,7 @@ export class Overlay {
     this.selected = null;
     this.queued = false;
     this.bins = null;
+    this.pixels = new Pixels();
   }
 
   later() {
@@ -49,36 +50,49 @@ export class Overlay {
 
   drawNuclei(context, view, width, height) {
     const { left, top, scale } = view;
-    const shown = [-left / scale, -top / scale, (width - left) / scale, (height - top) / scale];
-    const groups = new Map();
-    let n = 0;
-    for (const one of this.nuclei.near(...shown)) {
-      if (one.gone || one.hidden) continue;
-      if (one.box[2] < shown[0] || one.box[0] > shown[2] || one.box[3] < shown[1] || one.box[1] > shown[3]) continue;
-      const colour = this.colour(one);
-      if (!groups.has(colour)) groups.set(colour, []);
-      groups.get(colour).push(one);
-      n++;
-    }
+    const shown = this.nuclei.visible(-left / scale, -top / scale, (width - left) / scale, (height - top) / scale);
     const size = this.nuclei.diameter * scale;
-    if (size < SMALL) {
-      const side = Math.max(1.2, size * 0.8);
-      for (const [colour, group] of groups) {
-        context.fillStyle = colour;
-        for (const one of group) context.fillRect(one.x * scale + left - side / 2, one.y * scale + top - side / 2, side, side);
-      }
-      return;
+    if (shown.length > FEW || size < SMALL) { this.drawPixels(context, view, shown, size); return; }
+    const groups = new Map();
+    for (const one of shown) {
+      const colour = this.colour(one);
+      if (!groups.has(colour)) groups.set(colour, new Path2D());
+      this.trace(groups.get(colour), one, view, size);
     }
-    for (const [colour, group] of groups) {
-      const path = new Path2D();
-      for (const one of group) this.trace(path, one, view, size);
-      context.lineJoin = "round";
-      const cased = size > ROUND && n <= CASED;
-      if (cased) { context.strokeStyle = "#ffffffa0"; context.lineWidth = size > 40 ? 4.4 : 3.4; context.stroke(path); }
+    context.lineJoin = "round";
+    for (const [colour, path] of groups) {
+      if (size > ROUND) { context.strokeStyle = "#ffffffa0"; context.lineWidth = size > 40 ? 4.4 : 3.4; context.stroke(path); }
       context.strokeStyle = colour;
-      context.lineWidth = size > 40 ? 2.4 : cased ? 1.8 : 1.4;
+      context.lineWidth = size > 40 ? 2.4 : 1.7;
       context.stroke(path);
     }
+  }
+
+  // Dots, or outlines without smoothing, written into a picture.
+  drawPixels(context, { left, top, scale }, shown, size) {
+    const ratio = window.devicePixelRatio || 1;
+    const pixels = this.pixels.of(this.canvas.width, this.canvas.height);
+    const [x0, y0, factor] = [left * ratio, top * ratio, scale * ratio];
+    for (const one of shown) {
+      pixels.colour(this.colour(one));
+      if (size < SMALL) { pixels.dot(one.x * factor + x0, one.y * factor + y0, Math.max(1, Math.round(size * ratio * 0.8))); continue; }
+      const thick = Math.max(1, Math.round((size < 2 * SMALL ? 1 : 1.5) * ratio));
+      for (const ring of one.rings) {
+        const points = ring.length / 2;
+        const step = Math.max(1, Math.floor(points / Math.max(8, size)));
+        let [x, y] = [ring[0] * factor + x0, ring[1] * factor + y0];
+        for (let i = step; i < points + step; i += step) {
+          const at = i < points ? 2 * i : 0;
+          const [to, down] = [ring[at] * factor + x0, ring[at + 1] * factor + y0];
+          pixels.line(x, y, to, down, thick);
+          [x, y] = [to, down];
+        }
+      }
+    }
+    context.save();
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.drawImage(pixels.picture(), 0, 0);
+    context.restore();
   }
 
   trace(path, one, { left, top, scale }, size) {
@@ -157,6 +171,55 @@ export class Overlay {
     }
     picture.getContext("2d").putImageData(pixels, 0, 0);
     return { picture, region };
+  }
+}
+
+// A picture that is written pixel by pixel.
+class Pixels {
+  constructor() {
+    this.canvas = document.createElement("canvas");
+    this.colours = new Map();
+  }
+
+  of(width, height) {
+    if (!this.image || this.canvas.width !== width || this.canvas.height !== height) {
+      [this.canvas.width, this.canvas.height] = [width, height];
+      this.image = new ImageData(width, height);
+      this.values = new Uint32Array(this.image.data.buffer);
+    }
+    [this.width, this.height] = [width, height];
+    this.values.fill(0);
+    return this;
+  }
+
+  colour(text) {
+    if (!this.colours.has(text)) {
+      const bytes = [1, 3, 5].map((i) => parseInt(text.slice(i, i + 2), 16));
+      this.colours.set(text, new Uint32Array(new Uint8ClampedArray([...bytes, 255]).buffer)[0]);
+    }
+    this.value = this.colours.get(text);
+  }
+
+  dot(x, y, side) {
+    const [left, top] = [Math.round(x - side / 2), Math.round(y - side / 2)];
+    for (let row = Math.max(0, top); row < Math.min(this.height, top + side); row++)
+      for (let column = Math.max(0, left); column < Math.min(this.width, left + side); column++)
+        this.values[row * this.width + column] = this.value;
+  }
+
+  line(x0, y0, x1, y1, thick) {
+    const steps = Math.max(1, Math.ceil(Math.max(Math.abs(x1 - x0), Math.abs(y1 - y0))));
+    const [dx, dy] = [(x1 - x0) / steps, (y1 - y0) / steps];
+    for (let i = 0; i < steps; i++) {
+      const [x, y] = [(x0 + i * dx) | 0, (y0 + i * dy) | 0];
+      if (thick > 1) this.dot(x + 0.5, y + 0.5, thick);
+      else if (x >= 0 && y >= 0 && x < this.width && y < this.height) this.values[y * this.width + x] = this.value;
+    }
+  }
+
+  picture() {
+    this.canvas.getContext("2d").putImageData(this.image, 0, 0);
+    return this.canvas;
   }
 }
 

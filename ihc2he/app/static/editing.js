@@ -15,6 +15,7 @@ export class Editing {
     this.type = 1;
     this.cross = null;
     this.busy = Promise.resolve();
+    this.byKeys = false; // whether the last nucleus was reached by arrow keys
     for (const button of document.querySelectorAll("#tools [data-tool]"))
       button.addEventListener("click", () => this.use(button.dataset.tool));
     $("undo").addEventListener("click", () => this.undo());
@@ -46,12 +47,13 @@ export class Editing {
 
   // ---------------------------------------------------------------- selection and types
 
-  select(one) {
+  // With `reveal` the image moves so that the nucleus is seen, for those who do not click it.
+  select(one, reveal = false) {
     this.app.overlay.selected = one;
     this.app.overlay.later();
     this.showTypes();
     if (one) {
-      this.app.viewer.reveal(one.x, one.y);
+      if (reveal) this.app.viewer.reveal(one.x, one.y);
       this.app.say(this.described(one));
     }
   }
@@ -101,6 +103,7 @@ export class Editing {
 
   click(x, y) {
     if (!this.nuclei) return;
+    this.byKeys = false;
     const at = this.app.viewer.toImage(x, y);
     const one = this.nuclei.at(...at);
     if (this.tool === "add") { if (one) this.app.say("There is a nucleus already"); else this.add(...at); return; }
@@ -135,7 +138,7 @@ export class Editing {
     this.nuclei.remove(one);
     const next = this.tool === "select" ? this.nuclei.closest(one.x, one.y) : null;
     this.app.changed();
-    this.select(document.activeElement === this.app.viewer.osd.canvas ? next : null);
+    this.select(this.byKeys ? next : null, true);
     this.app.say("Removed");
   }
 
@@ -144,7 +147,7 @@ export class Editing {
       if (!this.nuclei?.edits.length) return;
       const one = this.nuclei.undo();
       this.app.changed();
-      this.select(one && !one.gone && this.tool === "select" ? one : null);
+      this.select(one && !one.gone && this.tool === "select" ? one : null, this.byKeys);
       this.app.say("Undone");
     });
     return this.busy;
@@ -190,12 +193,13 @@ export class Editing {
 
   arrow([dx, dy], shift) {
     const { viewer } = this.app;
+    this.byKeys = true;
     if (this.cross) { const step = STEP * (shift ? 4 : 1); this.moveCross(this.cross[0] + dx * step, this.cross[1] + dy * step); return; }
     if (shift || !this.nuclei) { viewer.pan(dx, dy); return; }
     const one = this.selected && !this.selected.gone ? this.selected : null;
     const { clientWidth, clientHeight } = viewer.osd.element;
     const next = one ? this.nuclei.towards(one, [dx, dy]) : this.nuclei.closest(...viewer.toImage(clientWidth / 2, clientHeight / 2));
-    if (next) this.select(next);
+    if (next) this.select(next, true);
   }
 
   // ---------------------------------------------------------------- drawing a region

@@ -17,7 +17,7 @@ class App {
     this.image = this.nuclei = this.fieldId = this.how = this.asked = null;
     this.overlay = new Overlay($("overlay"), () => this.viewer.view());
     this.viewer = new Viewer($("viewer"), () => this.overlay.later());
-    this.panel = new Panel(this.facts.thresholds, () => this.recount());
+    this.panel = new Panel(this.facts, () => this.recount());
     this.editing = new Editing(this);
     this.saving = new Saving(this);
     this.saving.start(this.facts);
@@ -61,7 +61,7 @@ class App {
     $("untyped-next").addEventListener("click", () => {
       const [one] = this.nuclei.untyped();
       this.editing.use("select");
-      this.editing.select(one);
+      this.editing.select(one, true);
       this.viewer.osd.canvas.focus();
     });
     $("untyped-all").addEventListener("change", () => {
@@ -69,7 +69,7 @@ class App {
       this.changed();
     });
     $("search").addEventListener("input", () => this.showNames());
-    addEventListener("beforeunload", (event) => { if (this.nuclei?.edits.length && !this.savedAt) event.preventDefault(); });
+    addEventListener("beforeunload", (event) => { if (this.unsaved) event.preventDefault(); });
   }
 
   key(key) {
@@ -114,7 +114,7 @@ class App {
   }
 
   async open(how) {
-    if (this.nuclei?.edits.length && !confirm("Drop your corrections of this image?")) return;
+    if (this.unsaved && !confirm("Drop your corrections of this image?")) return;
     this.close();
     this.busy(how.file ? `Sending ${how.file.name} …` : "Opening …");
     try {
@@ -168,7 +168,7 @@ class App {
   }
 
   offerView() {
-    $("analyse-text").textContent = "Zoom to where you want to count";
+    $("analyse-text").textContent = this.nuclei ? "Another part of the slide?" : "Zoom to where you want to count";
     $("analyse-view").hidden = false;
   }
 
@@ -198,8 +198,10 @@ class App {
 
   // ---------------------------------------------------------------- analysing
 
+  get unsaved() { return Boolean(this.nuclei?.edits.length) && !this.saved; }
+
   keeping() {
-    return !this.nuclei?.edits.length || confirm("The nuclei are searched again. Drop your corrections?");
+    return !this.unsaved || confirm("The nuclei are searched again. Drop your corrections?");
   }
 
   async analyse(region, sure = false) {
@@ -271,12 +273,13 @@ class App {
   recount() {
     this.overlay.bins = null;
     if (this.nuclei) this.panel.show(this.nuclei);
+    else this.panel.clear();
     this.overlay.later();
     this.enable();
   }
 
   changed() {
-    this.savedAt = null;
+    this.saved = false;
     const { added, removed, labelled } = this.nuclei.summary();
     const parts = [[added, "added"], [removed, "removed"], [labelled, "relabelled"]].filter(([n]) => n).map(([n, what]) => `${n} ${what}`);
     $("edits").textContent = parts.length ? `${parts.join(", ")}.` : "None yet. Click a nucleus, or add one.";

@@ -46,20 +46,25 @@ export class Nuclei {
     this.index.get(key).push(one);
   }
 
-  *near(left, top, right, bottom) {
-    const cell = this.cell;
-    const [c0, c1, r0, r1] = [left, right, top, bottom].map((at) => Math.floor(at / cell));
-    if ((c1 - c0 + 3) * (r1 - r0 + 3) > this.index.size) { yield* this.all; return; }
-    for (let row = r0 - 1; row <= r1 + 1; row++)
-      for (let column = c0 - 1; column <= c1 + 1; column++) yield* this.index.get(`${column},${row}`) ?? [];
+  // The nuclei that are drawn in a rectangle.
+  visible(left, top, right, bottom) {
+    const [c0, c1, r0, r1] = [left, right, top, bottom].map((at) => Math.floor(at / this.cell));
+    const found = [];
+    const take = (some) => {
+      for (const one of some)
+        if (!one.gone && !one.hidden && one.box[2] >= left && one.box[0] <= right && one.box[3] >= top && one.box[1] <= bottom) found.push(one);
+    };
+    if ((c1 - c0 + 3) * (r1 - r0 + 3) > this.index.size) take(this.all);
+    else
+      for (let row = r0 - 1; row <= r1 + 1; row++)
+        for (let column = c0 - 1; column <= c1 + 1; column++) take(this.index.get(`${column},${row}`) ?? []);
+    return found;
   }
 
   at(x, y) {
     let best = null;
-    for (const one of this.near(x, y, x, y)) {
-      if (one.gone || one.hidden || x < one.box[0] || x > one.box[2] || y < one.box[1] || y > one.box[3]) continue;
+    for (const one of this.visible(x, y, x, y))
       if (inside(one.rings, x, y) && (!best || one.area < best.area)) best = one;
-    }
     return best;
   }
 

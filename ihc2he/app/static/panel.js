@@ -10,14 +10,16 @@ const MOST_OD = 1.5;
 const GAP = 0.02; // between thresholds
 
 export class Panel {
-  constructor(defaults, changed) {
-    this.defaults = defaults;
+  constructor({ thresholds, classes }, changed) {
+    this.defaults = thresholds;
+    this.empty = [...classes, "unknown", "all"].map((name) => ({ name, n: null, percent: null, hscore: null }));
     this.sliders = [$("t0"), $("t1"), $("t2")];
     this.sliders.forEach((slider, i) => slider.addEventListener("input", () => { this.push(i); changed(); }));
     $("least").addEventListener("input", changed);
     $("reset").addEventListener("click", () => { this.reset(); changed(); });
     this.reset();
-    new ResizeObserver(() => this.nuclei && this.histogram(this.nuclei)).observe($("histogram"));
+    this.clear();
+    new ResizeObserver(() => this.histogram(this.nuclei)).observe($("histogram"));
   }
 
   get thresholds() { return this.sliders.map((slider) => Number(slider.value)); }
@@ -39,7 +41,7 @@ export class Panel {
 
   show(nuclei) {
     this.nuclei = nuclei;
-    for (const slider of [...this.sliders, $("least")]) slider.nextElementSibling.value = Number(slider.value).toFixed(2);
+    this.showThresholds();
     const cells = nuclei.count(this.thresholds, this.least);
     const all = summed(cells);
     $("n").textContent = digits.format(all.n);
@@ -49,14 +51,17 @@ export class Panel {
     $("bar").setAttribute("aria-label", `Negative ${all.four[0]}, weak ${all.four[1]}, moderate ${all.four[2]}, strong ${all.four[3]}`);
     $("bar").title = $("bar").getAttribute("aria-label");
     const { classes } = nuclei.field;
-    const ordered = classes.map((kind, i) => ({ ...kind, ...numbers(cells[i]), i })).filter((row) => row.i);
-    if (summed([cells[0]]).n) ordered.push({ ...classes[0], ...numbers(cells[0]) });
-    ordered.push({ name: "all", ...all });
+    const kinds = classes.map((kind, i) => ({ ...kind, ...numbers(cells[i]) }));
+    const ordered = [...kinds.slice(1), kinds[0], { name: "all", ...all }];
     $("rows").replaceChildren(...ordered.map(rowOf));
     const area = nuclei.field.area_mm2;
     const ink = nuclei.field.ink >= 0.01 ? ` ${(100 * nuclei.field.ink).toFixed(0)} % is under ink and left out.` : "";
     $("area").textContent = `${digits.format(Math.round(all.n / area))} nuclei per mm² in ${area.toPrecision(3)} mm².${ink}`;
     this.histogram(nuclei);
+  }
+
+  showThresholds() {
+    for (const slider of [...this.sliders, $("least")]) slider.nextElementSibling.value = Number(slider.value).toFixed(2);
   }
 
   histogram(nuclei) {
@@ -68,7 +73,7 @@ export class Panel {
     const context = canvas.getContext("2d");
     context.scale(ratio, ratio);
     const bins = new Array(BINS).fill(0);
-    for (const one of nuclei.all)
+    for (const one of nuclei?.all ?? [])
       if (!one.gone && !one.hidden) bins[Math.min(BINS - 1, Math.max(0, Math.floor((one.dab / MOST_OD) * BINS)))]++;
     const most = Math.max(1, ...bins);
     const thresholds = this.thresholds;
@@ -86,8 +91,10 @@ export class Panel {
     this.nuclei = null;
     for (const id of ["n", "percent", "hscore"]) $(id).textContent = "–";
     for (const part of $("bar").children) part.style.width = 0;
-    $("rows").replaceChildren();
-    $("area").textContent = "";
+    $("rows").replaceChildren(...this.empty.map(rowOf));
+    $("area").textContent = "\u00a0"; // as high as with a text
+    this.showThresholds();
+    this.histogram(null);
   }
 }
 
@@ -104,7 +111,7 @@ function rowOf({ name, colour, n, percent, hscore }) {
   }
   head.append(name);
   row.append(head);
-  for (const text of [digits.format(n), percent === null ? "–" : `${percent.toFixed(1)} %`, hscore === null ? "–" : hscore.toFixed(0)]) {
+  for (const text of [n === null ? "–" : digits.format(n), percent === null ? "–" : `${percent.toFixed(1)} %`, hscore === null ? "–" : hscore.toFixed(0)]) {
     const cell = document.createElement("td");
     cell.textContent = text;
     row.append(cell);

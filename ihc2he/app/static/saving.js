@@ -55,6 +55,7 @@ export class Saving {
       $("saved-text").textContent = `Saved as ${done.name}. ${done.saved} ${done.saved === 1 ? "tile" : "tiles"} in ${done.folder}.`;
       $("command").textContent = done.command;
       $("copy").textContent = "Copy";
+      this.app.saved = true;
       this.app.say("Saved");
     } catch (error) { this.app.fail(error); }
     $("save").disabled = false;
@@ -74,22 +75,24 @@ export class Saving {
 
   async follow() {
     $("tune").disabled = true;
-    $("tuning").hidden = false;
     const bar = $("tuning-bar");
+    for (const id of ["tuning", "tuning-bar", "tuning-stop"]) $(id).hidden = false;
     bar.removeAttribute("value");
     $("tuning-text").textContent = "Starting …";
     try {
       for (;;) {
         const now = await get("api/tuning");
         if (now.total) { bar.value = now.done / now.total; $("tuning-text").textContent = `Epoch ${now.done} of ${now.total}: ${now.said}`; }
-        if (now.state === "failed") throw new Error(`The fine-tuning ended early.\n${now.error}`);
+        if (now.state === "failed") {
+          $("tuning-text").textContent = "It ended early.";
+          throw new Error(`The fine-tuning ended early.\n${now.error}`);
+        }
         if (now.state === "done") { await this.compare(now); break; }
         await wait(1000);
       }
     } finally {
       $("tune").disabled = false;
-      $("tuning-stop").hidden = false;
-      $("tuning").querySelector("progress").hidden = true;
+      for (const id of ["tuning-bar", "tuning-stop"]) $(id).hidden = true;
     }
   }
 
@@ -110,6 +113,6 @@ export class Saving {
       return row;
     }));
     $("compared").hidden = false;
-    $("tuning-text").textContent = `New weights: ${now.weights}. Use them with weights=${now.weights}`;
+    $("tuning-text").textContent = `Done. To use the new weights: weights=${now.weights}`;
   }
 }
