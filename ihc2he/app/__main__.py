@@ -73,17 +73,21 @@ def serve(
     if min(upload_mb, keep_minutes) <= 0 or not 0 <= port < 1 << 16:
         msg = f"upload_mb={upload_mb} and keep_minutes={keep_minutes} have to be above 0, port={port} 0 to 65535."
         raise ConfigError(msg)
-    settings = Settings(
-        Networks(weights, generator),
-        host,
-        None if is_loopback(host) else secrets.token_urlsafe(24),
-        folder,
-        None if out is None else Path(out).expanduser(),
-        upload_mb,
-        keep_minutes=keep_minutes,
-    )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family) as listening, suppress(KeyboardInterrupt):
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        msg = f"host={host} port={port}: cannot be served there ({error.strerror}). Choose another port=, or 0 for any."
+        raise ConfigError(msg) from error
+    with listening, suppress(KeyboardInterrupt):
+        settings = Settings(
+            Networks(weights, generator),
+            host,
+            None if is_loopback(host) else secrets.token_urlsafe(24),
+            folder,
+            None if out is None else Path(out).expanduser(),
+            upload_mb,
+            keep_minutes=keep_minutes,
+        )
         print(f"Open {_address(host, listening.getsockname()[1], settings.token)} (Ctrl+C ends it)", flush=True)
         config = uvicorn.Config(create_app(settings), log_level="warning", timeout_graceful_shutdown=3)
         uvicorn.Server(config).run(sockets=[listening])

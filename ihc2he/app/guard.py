@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-COOKIE = "ihc2he_token"
+COOKIE, SESSION = "ihc2he_token", "ihc2he_session"
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
@@ -81,9 +81,32 @@ class Guard:
             return None
         if request.url.path == "/" and hmac.compare_digest(request.query_params.get("token", ""), self.token):
             answer = RedirectResponse("/", 303)
-            answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+            answer.set_cookie(COOKIE, self.token, httponly=True, samesite="lax")
             return answer
         return PlainTextResponse("Open the address that the program has printed; it contains a token.", 403)
+
+
+class SessionCookie:
+    """Gives a new session its cookie.
+
+    Args:
+        app: the application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+
+        async def with_cookie(message: Message) -> None:
+            key = scope.get("state", {}).get("new_key")
+            if message["type"] == "http.response.start" and key:
+                cookie = f"{SESSION}={key}; HttpOnly; SameSite=Lax; Path=/"
+                message["headers"] = [*message["headers"], (b"set-cookie", cookie.encode())]
+            await send(message)
+
+        await self.app(scope, receive, with_cookie)
 
 
 def _foreign(headers: Mapping[str, str], host: str) -> bool:

@@ -24,6 +24,7 @@ from ihc2he.images.writing import as_jpeg
 from ihc2he.tiling.resampling import resize
 
 TILE = 256  # px
+OVERLAP = 1  # px that a tile has of its neighbours, so that a viewer can interpolate without seams
 UPLOAD_PX = 2**26  # of an uploaded image, which is kept in memory
 WHOLE_PX = 2**27  # of an image that cannot be read by region
 LISTED = 1000  # files that the page offers
@@ -105,9 +106,9 @@ def tile(image: Layers, level: int, column: int, row: int) -> bytes | None:
     parts = []
     for side, have, number in zip(image.shape, scaled.shape, (row, column), strict=True):
         side = math.ceil(side / factor)  # noqa: PLW2901  # of the level as viewers count it; one px more at most
-        start, stop = number * TILE, min((number + 1) * TILE, side)
-        if start >= side:
+        if number * TILE >= side:
             return None
+        start, stop = max(number * TILE - OVERLAP, 0), min((number + 1) * TILE + OVERLAP, side)
         start_read = min(start, have - 1)
         parts.append((slice(start_read, max(min(stop, have), start_read + 1)), stop - start))
     (rows, height), (columns, width) = parts
@@ -142,8 +143,8 @@ class Opened:
         """Return what the page needs to know, as plain values."""
         height, width = self.source.shape
         return {
-            "id": self.id, "name": self.name, "width": width, "height": height, "mpp": self.source.mpp, "tile": TILE,
-            "levels": math.ceil(math.log2(max(width, height))),
+            "id": self.id, "name": self.name, "width": width, "height": height, "mpp": self.source.mpp,
+            "tile": TILE, "overlap": OVERLAP, "levels": math.ceil(math.log2(max(width, height))),
         }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from ihc2he import __version__
 from ihc2he.app.analysis import REGION_PX, Field, analyse
 from ihc2he.app.editing import in_image as placed
 from ihc2he.app.editing import measured
-from ihc2he.app.guard import Guard
+from ihc2he.app.guard import SESSION, Guard, SessionCookie
 from ihc2he.app.images import Layers, Locked, Opened, listed, open_below, read_upload, tile
 from ihc2he.app.requests import checked_mpp, corrected_by, json_of, numbers, region_of, stream_to
 from ihc2he.app.results import KINDS, as_file, drawable, of_field
@@ -43,7 +43,6 @@ from ihc2he.nuclei.counts import THRESHOLDS
 log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
-SESSION = "ihc2he_session"
 _SWEEP_S = 30  # between looks for sessions to end
 
 T = TypeVar("T")
@@ -366,29 +365,6 @@ def create_app(settings: Settings) -> Starlette:
             Middleware(SessionCookie),
         ],
     )
-
-
-class SessionCookie:
-    """Gives a new session its cookie.
-
-    Args:
-        app: the application.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request."""
-
-        async def with_cookie(message: Any) -> None:
-            key = scope.get("state", {}).get("new_key")
-            if message["type"] == "http.response.start" and key:
-                cookie = f"{SESSION}={key}; HttpOnly; SameSite=Strict; Path=/"
-                message["headers"] = [*message["headers"], (b"set-cookie", cookie.encode())]
-            await send(message)
-
-        await self.app(scope, receive, with_cookie)
 
 
 def _said(_: Request, error: Exception) -> Response:

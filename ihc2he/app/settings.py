@@ -47,4 +47,4 @@ class Settings:
     @property
     def corrections(self) -> Path | None:
         """The folder of the corrected tiles."""
-        return None if self.out is None else self.out / "corrections"
+        return None if self.out is None else self.out / "tiles"

@@ -150,6 +150,30 @@ def test_upload_look_and_download(visit, picture, tmp_path):
     expect(page.locator("#map-legend")).to_be_visible()
 
 
+def test_a_part_of_a_slide_is_analysed(visit, picture):
+    page = visit()
+    expect(page.locator("#names li")).to_have_count(1)
+    page.evaluate("() => { ihc2he.facts.region_px = 1000; }")  # so that the tile counts as a slide
+    page.locator("#file").set_input_files(picture)
+    page.get_by_role("button", name=re.compile("^0.5")).click()
+    expect(page.locator("#analyse-view")).to_be_visible()
+    page.locator("[data-tool=region]").click()
+    box = page.locator("#viewer").bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(middle[0] - 200, middle[1] - 200)
+    page.mouse.down()
+    page.mouse.move(*middle)
+    page.mouse.up()
+    expect(page.locator("#n")).to_have_text(re.compile("[0-9]"), timeout=WAIT_MS)
+    region = page.evaluate("() => ihc2he.nuclei.field.region")
+    assert 20 < region["width"] < 60
+    assert all(
+        region["left"] <= x <= region["left"] + region["width"]
+        for x in page.evaluate("() => ihc2he.nuclei.all.map((one) => one.x)")
+    )
+    expect(page.locator("#analyse-view")).to_be_visible()
+
+
 def test_correct_by_mouse_and_save(visit, picture, settings):
     page = visit()
     n = opened(page, picture)

@@ -1,5 +1,6 @@
 """Sessions, the queue, and the command line."""
 
+import socket
 import threading
 import time
 from types import SimpleNamespace
@@ -90,3 +91,10 @@ def test_mistakes_end_in_one_line_and_status_2(arguments, message, capsys):
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert error.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_named(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main([f"port={port}"]) == 2
+    assert capsys.readouterr().err.startswith(f"host=127.0.0.1 port={port}: cannot be served there (")

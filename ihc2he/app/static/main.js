@@ -381,7 +381,7 @@ class App {
       this.take(found.id, found.field);
       this.nuclei.replay(edits, added ?? { id: [], corners: [], rings: [0], of: [] });
       this.changed();
-      this.tell(`The server was started again: the image is open again${edits.length ? `, with your ${edits.length} corrections` : ""}.`);
+      this.tell(`The server was started again: the image is open again${edits.length ? `, with your ${edits.length} ${edits.length === 1 ? "correction" : "corrections"}` : ""}.`);
     } catch (problem) {
       this.busy(null);
       this.tell(problem.message);

@@ -2,7 +2,7 @@
 /* global OpenSeadragon */
 
 const source = (what, image, size) => ({
-  width: size.width, height: size.height, tileSize: image.tile, tileOverlap: 0,
+  width: size.width, height: size.height, tileSize: image.tile, tileOverlap: image.overlap,
   minLevel: 0, maxLevel: Math.ceil(Math.log2(Math.max(size.width, size.height))),
   getTileUrl(level, column, row) { return `api/${what}/${image.id}/tiles/${level}/${column}_${row}.jpg`; },
 });
@@ -56,7 +56,7 @@ export class Viewer {
     const whole = this.image.width;
     const size = { width: field.size[0], height: field.size[1] };
     this.osd.addTiledImage({
-      tileSource: source("fields", { id, tile: this.image.tile }, size),
+      tileSource: source("fields", { ...this.image, id }, size),
       x: region.left / whole, y: region.top / whole, width: region.width / whole,
       success: ({ item }) => { this.he = item; this.set(this.mode); },
     });
