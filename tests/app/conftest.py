@@ -6,8 +6,6 @@ import pytest
 
 from ihc2he.images.writing import as_png
 
-pytest.importorskip("starlette", reason='needs starlette: pip install "ihc2he[app]"')
-
 ADDRESS = "http://127.0.0.1:8501"
 
 

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import tifffile
 from omegaconf import OmegaConf
+
+pytest.importorskip("starlette", reason='needs starlette: pip install "ihc2he[app]"')
+
 from starlette.requests import Request
 from starlette.testclient import TestClient
 

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+pytest.importorskip("uvicorn", reason='needs uvicorn: pip install "ihc2he[app]"')
+
 from ihc2he.app.__main__ import main
 from ihc2he.app.work import KEPT, Queue, Sessions, StoppedError
 from ihc2he.errors import ConfigError
