@@ -35,6 +35,11 @@ def as_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
     return _encoded(".jpg", image, cv2.IMWRITE_JPEG_QUALITY, quality)
 
 
+def as_webp(image: NDArray[np.uint8], quality: int) -> bytes:
+    """Return the content of a WebP of an HxWx3 RGB image, with sides up to 16383 px; `quality` is 0 to 100."""
+    return _encoded(".webp", image, cv2.IMWRITE_WEBP_QUALITY, quality)
+
+
 def write_png(path: Path, image: NDArray[np.uint8 | np.uint16]) -> None:
     """Write a PNG: RGB of HxWx3, or grey or labels of HxW."""
     with complete(path) as temporary:

@@ -1,28 +1,31 @@
-"""Parts of report sections: the template's macros, tables of a run, numbers, figures, images."""
+"""Parts of report sections: the template's macros, tables of a run, numbers as text."""
 
 from __future__ import annotations
 
-import base64
 import csv
+import json
 import math
 from collections.abc import Callable
 from functools import cache
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from ihc2he.errors import DataError
-from ihc2he.images.decoding import read_image
-from ihc2he.images.writing import as_jpeg
-from ihc2he.internals.matplotlib import load
-from ihc2he.tiling.resampling import resize
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+class Section(NamedTuple):
+    """A section of a report.
 
-MAX_WIDTH_PX = 1152  # the width of the page
+    Attributes:
+        title: its heading.
+        build: takes the folder and returns HTML, or None if its files are missing.
+        folded: whether the reader has to open it.
+    """
+
+    title: str
+    build: Callable[[Path], Markup | None]
+    folded: bool = False
 
 
 @cache
@@ -40,6 +43,28 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
+
+
+def facts_of(run_dir: Path) -> dict[str, Any]:
+    """Return the content of `run.json`; if it cannot be read, a warning says so."""
+    path = run_dir / "run.json"
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        return {"warnings": [f"run.json cannot be read: {error}"]}
+
+
+def lasted(seconds: float) -> str:
+    """Return a duration in words.
+
+    >>> [lasted(seconds) for seconds in (61.4, 600, 5412.25, 200000)]
+    ['61 s', '10 min', '1.5 h', '56 h']
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
 
 
 def parsed(text: str) -> float:
@@ -68,37 +93,19 @@ def shown(value: float) -> str:
     return f"{value:.2f}" if 10 <= size < 1e5 else f"{value:.3g}".replace("inf", "∞")
 
 
-def data_uri(mime: str, content: bytes) -> str:
-    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+def brief(value: float, sign: str = "") -> str:
+    """Return a number with three decimals; large ones as in other tables.
+
+    >>> brief(0.8239), brief(0.0119, "+"), brief(-0.5, "+"), brief(123.456)
+    ('0.824', '+0.012', '-0.500', '123.46')
+    """
+    return f"{value:{sign}.3f}" if abs(value) < 10 else f"{'+' if sign and value > 0 else ''}{shown(value)}"
 
 
-def figure(title: str, draw: Callable[[Axes], object]) -> str:
-    """Return a small figure as the data URI of an SVG."""
-    load()
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+def bracketed(low: float, high: float, sign: str = "") -> str:
+    """Return an interval in brackets; nothing if its ends are not finite.
 
-    with mpl.rc_context({"svg.fonttype": "none", "text.parse_math": False, "font.size": 9}):
-        canvas = Figure(figsize=(5.4, 3.2), layout="constrained")
-        axes = canvas.subplots()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.grid(color="0.9", linewidth=0.6)
-        axes.set_axisbelow(True)
-        draw(axes)
-        buffer = BytesIO()
-        canvas.savefig(buffer, format="svg")
-    return data_uri("image/svg+xml", buffer.getvalue())
-
-
-def shrunk(path: Path) -> str:
-    """Return the data URI of an image, at most `MAX_WIDTH_PX` wide."""
-    try:
-        image = read_image(path)
-    except DataError as error:
-        msg = f"{path} is not a readable image. Delete it or write it again."
-        raise DataError(msg) from error
-    scale = MAX_WIDTH_PX / image.shape[1]
-    if scale < 1:
-        image = resize(image, max(1, round(image.shape[0] * scale)), MAX_WIDTH_PX)
-    return data_uri("image/jpeg", as_jpeg(image, quality=80))
+    >>> bracketed(0.81, 0.8432), bracketed(math.nan, math.nan)
+    ('[0.810, 0.843]', '')
+    """
+    return f"[{brief(low, sign)}, {brief(high, sign)}]" if math.isfinite(low) and math.isfinite(high) else ""

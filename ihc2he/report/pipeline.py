@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,12 @@ from markupsafe import Markup
 
 from ihc2he.metrics.cards import badness
 from ihc2he.nuclei.colours import colour_of, hex_of
-from ihc2he.report.parts import figure, macros, parsed, read_csv, shown, shrunk
+from ihc2he.report.forest import Line, forest
+from ihc2he.report.parts import Section, bracketed, brief, macros, parsed, read_csv
+from ihc2he.report.pictures import figure, within
+from ihc2he.report.strip import strip
+from ihc2he.report.training import test_table
+from ihc2he.report.verdict import TITLE, Comparison, sentences
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +30,8 @@ MAIN = (
     "f1", "precision", "recall", "recall_pale", "f1_inside", "f1_macro", "type_accuracy", "ap", "map", "count_mae",
     "pq", "aji", "gap_closed",
 )  # fmt: skip
+SHOWN = 3  # methods in the strip of tiles
+BUDGET = 600_000  # bytes of the pages of a folder
 _LINES = (*(hex_of(colour_of(kind)) for kind in (1, 3, 2, 6, 5, 7)), "#000000")  # yellow is too pale for lines
 _DASHES = ("-", "--", ":", "-.")
 
@@ -31,6 +39,70 @@ _DASHES = ("-", "--", ":", "-.")
 def is_comparison(run_dir: Path) -> bool:
     """Return whether a run has compared methods; then it has pages of tiles instead of panels."""
     return (run_dir / "comparison.csv").is_file()
+
+
+def answer(run_dir: Path) -> list[str] | None:
+    """Return which method is the best, by how much, and what this rests on."""
+    found = Comparison(run_dir)
+    if not found.methods:
+        return None
+    chosen = dict.fromkeys(row["setting"] for row in read_csv(run_dir / "chosen.csv"))
+    extra = f" Chosen before, on validation tiles that are not among these: {', '.join(chosen)}." if chosen else ""
+    *said, basis = sentences(found)
+    return [*said, basis + extra]
+
+
+def _forest(run_dir: Path) -> Markup | None:
+    """Return the F1 of each method with its interval, and how much that is more than that of the reference."""
+    found = Comparison(run_dir)
+    if not found.methods:
+        return None
+    reference, best = found.reference, next(iter(found.candidates), None)
+    lines = []
+    for method in found.methods:
+        own = found.estimate(method)
+        lines.append(
+            Line(
+                method, own.value, own.low, own.high,
+                cells=[(brief(own.value), bracketed(own.low, own.high)), _against(found, method)],
+                note="true H&E: the upper limit" if method in found.ceilings else "",
+                kind="aside" if method in found.ceilings else "best" if method == best else "",
+            )
+        )  # fmt: skip
+    over = f"{found.n_tiles} tiles"
+    if found.n_blocks:
+        over += f" or {found.n_blocks} blocks of them, whichever is wider"
+    caption = f"{TITLE} of each method, with 95 % intervals over {over}. The dashed line is {reference}."
+    return forest(
+        caption,
+        ["method", TITLE, (f"minus {reference}", "paired")],
+        lines,
+        found.estimate(reference).value if reference else math.nan,
+    )
+
+
+def _against(found: Comparison, method: str) -> tuple[str, str] | str:
+    """Return the difference of a method from the reference, and in words what can be told."""
+    if method == found.reference:
+        return "reference"
+    difference = found.difference(method, found.reference or method)
+    if difference is None:
+        return "-"
+    text = f"{brief(difference.value, '+')} {bracketed(difference.low, difference.high, '+')}"
+    if isnan(difference.low):
+        return text, "no interval"
+    if difference.is_clear:
+        return macros().strong(text), "more" if difference.value > 0 else "less"
+    return text, "no difference can be told"
+
+
+def _strip(run_dir: Path) -> Markup | None:
+    """Return three tiles with what the best method, the reference and the next best found."""
+    found = Comparison(run_dir)
+    if not found.methods:
+        return None
+    shown = dict.fromkeys([*found.candidates[:1], *filter(None, [found.reference]), *found.candidates[1:]])
+    return strip(run_dir / "images" / "strip", [*shown][:SHOWN])
 
 
 def _comparison(run_dir: Path) -> Markup | None:
@@ -50,9 +122,9 @@ def _comparison(run_dir: Path) -> Markup | None:
         row = cells.get((metric, method))
         if row is None:
             return "-", ""
-        text = _brief(parsed(row["value"]))
+        text = brief(parsed(row["value"]))
         is_best = _is_judged(row) and _badness(row) == best[metric]
-        return macros().strong(text) if is_best else text, _interval(row["low"], row["high"])
+        return macros().strong(text) if is_best else text, bracketed(parsed(row["low"]), parsed(row["high"]))
 
     head = ["method", *((metric, _direction(cards[metric])) for metric in metrics)]
     body = [[method, *(cell(metric, method) for metric in metrics)] for method in dict.fromkeys(m for _, m in cells)]
@@ -82,7 +154,7 @@ def _differences(run_dir: Path) -> Markup | None:
     better = {row["metric"]: row for row in read_csv(run_dir / "comparison.csv")}
 
     def interval(low: str, high: str) -> str:
-        text = _interval(low, high, sign="+") or "-"
+        text = bracketed(parsed(low), parsed(high), sign="+") or "-"
         return macros().strong(text) if parsed(low) > 0 or parsed(high) < 0 else text
 
     head = ["method", "metric", "difference", ("over tiles", "95 %"), ("over blocks", "95 %")]
@@ -90,7 +162,7 @@ def _differences(run_dir: Path) -> Markup | None:
         [
             (row["method"], f"minus {row['against']}"),
             (row["metric"], _direction(better[row["metric"]]) if row["metric"] in better else ""),
-            _brief(parsed(row["difference"]), sign="+"),
+            brief(parsed(row["difference"]), sign="+"),
             interval(row["low"], row["high"]),
             interval(row["blocks_low"], row["blocks_high"]),
         ]
@@ -122,8 +194,8 @@ def _radius(run_dir: Path) -> Markup | None:
         return draw
 
     titles = {"f1": "F1", "precision": "Precision", "recall": "Recall"}
-    figures = [(figure(title, draw_metric(metric)), f"{title} by matching radius") for metric, title in titles.items()]
-    return macros().figures(figures, grid=True)
+    figures = [figure(title, draw_metric(metric), f"{title} by matching radius") for metric, title in titles.items()]
+    return macros().figures(figures, "grid")
 
 
 def _agreement(run_dir: Path) -> Markup | None:
@@ -132,7 +204,7 @@ def _agreement(run_dir: Path) -> Markup | None:
     if not rows:
         return None
     columns = ("mean", "min", "max")
-    body = [[row["metric"], *(_brief(parsed(row[column])) for column in columns), row["n"]] for row in rows]
+    body = [[row["metric"], *(brief(parsed(row[column])) for column in columns), row["n"]] for row in rows]
     what = "Each reader is compared with each other reader, like a method. No method can be expected to be better."
     return macros().table(["metric", *columns, "n"], body) + macros().note(what)
 
@@ -145,37 +217,21 @@ def _pages(run_dir: Path) -> Markup | None:
     for folder, title in (("test", "Evenly spaced over the test"), ("worst", "Lowest F1")):
         paths = sorted((run_dir / "images" / folder).glob("*.png"))
         if paths:
-            html += macros().heading(title) + macros().figures([(shrunk(path), path.stem) for path in paths])
+            html += macros().heading(title) + within(BUDGET, paths)
     return html or None
-
-
-def _brief(value: float, sign: str = "") -> str:
-    """Return a number with three decimals; large ones as in other tables.
-
-    >>> _brief(0.8239), _brief(0.0119, "+"), _brief(-0.5, "+"), _brief(123.456)
-    ('0.824', '+0.012', '-0.500', '123.46')
-    """
-    return f"{value:{sign}.3f}" if abs(value) < 10 else f"{'+' if sign and value > 0 else ''}{shown(value)}"
-
-
-def _interval(low: str, high: str, sign: str = "") -> str:
-    """Return an interval in brackets; nothing if its ends are not finite.
-
-    >>> _interval("0.81", "0.8432"), _interval("nan", "nan")
-    ('[0.810, 0.843]', '')
-    """
-    ends = parsed(low), parsed(high)
-    return f"[{_brief(ends[0], sign)}, {_brief(ends[1], sign)}]" if all(map(math.isfinite, ends)) else ""
 
 
 def _direction(card: dict[str, str]) -> str:
     return f"{card['better']} is better" if card["better"] else ""
 
 
-SECTIONS: tuple[tuple[str, Callable[[Path], Markup | None]], ...] = (
-    ("Comparison", _comparison),
-    ("Differences", _differences),
-    ("Over radius", _radius),
-    ("Agreement of readers", _agreement),
-    ("Tiles", _pages),
+SECTIONS = (
+    Section("Methods", _forest),
+    Section("Tiles", _strip),
+    Section("Over radius", _radius),
+    Section("Comparison", _comparison, folded=True),
+    Section("Differences", _differences, folded=True),
+    Section("Agreement of readers", _agreement, folded=True),
+    Section("Pages of tiles", _pages, folded=True),
+    Section("Test", test_table, folded=True),
 )

@@ -1,4 +1,4 @@
-"""Pages of tiles from the test of a pipeline: translations, and nuclei found, missed and invented by each method.
+"""Pages and a strip of tiles from the test of a pipeline: nuclei found, missed and invented by each method.
 
 Shape suffixes: n = nuclei or points; 3 = (x, y, class).
 """
@@ -14,23 +14,29 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
 from ihc2he.errors import ConfigError, did_you_mean
+from ihc2he.files import write_csv
 from ihc2he.images.writing import write_png
 from ihc2he.nuclei.drawing import LINE_PX, draw_matches, draw_outlines, fitted, legend, write
 from ihc2he.ranks import from_all_ranks
+from ihc2he.report.strip import IMAGE, WIDTH_PX
 
 if TYPE_CHECKING:
     from ihc2he.models.pipeline.evaluation import MethodResult, ScoredTile
 
 CELL_PX = 360  # longer side of a picture
 GAP_PX = 8
+NEAR = 8  # tiles kept around the running median, of which the one closest to the final median is shown
 COLUMNS = ("IHC", "translated H&E", "nuclei by type, on the H&E", "keypoints, on the IHC")
 
 
 class TilePages(Callback):
     """Writes a page for some tiles, evenly spaced over the test, and for the tiles with the lowest F1.
 
+    The pictures of a strip follow: the tiles with the lowest, the middle and the highest mean F1 of all methods.
+
     Args:
-        dirpath: pages go to `<dirpath>/test/` and `<dirpath>/worst/`, and replace those of an earlier test.
+        dirpath: pages go to `<dirpath>/test/` and `<dirpath>/worst/`, the strip to `<dirpath>/strip/`; they replace
+            those of an earlier test.
         n_first: number of tiles, evenly spaced over the test.
         n_worst: number of tiles with the lowest F1; ties are ordered by name; tiles without nuclei do not count.
         worst_by: the method whose F1 is used; None = the last one.
@@ -46,6 +52,8 @@ class TilePages(Callback):
         self._seen, self._stride = 0, 1
         self._spread: list[ScoredTile] = []
         self._worst: list[ScoredTile] = []
+        self._means: list[float] = []
+        self._ranked: list[tuple[float, ScoredTile]] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Reset after an earlier test.
@@ -67,6 +75,7 @@ class TilePages(Callback):
             self._keep_spread(tile)
             if math.isfinite(self._f1(tile)):
                 self._worst = self._worst_of([*self._worst, tile])
+            self._keep_ranked(tile)
 
     def _keep_spread(self, tile: ScoredTile) -> None:
         """Keep every k-th tile; k doubles when there are twice as many as needed."""
@@ -77,6 +86,17 @@ class TilePages(Callback):
             self._spread = self._spread[::2]
             self._stride *= 2
 
+    def _keep_ranked(self, tile: ScoredTile) -> None:
+        """Keep the tile for the strip, and forget those that will not be in it."""
+        values = [f1 for f1 in map(f1_of, tile.results.values()) if math.isfinite(f1)]
+        if not values:
+            return
+        self._means.append(float(np.mean(values)))
+        self._ranked.append((self._means[-1], tile))
+        if len(self._ranked) > 2 * NEAR:
+            ordered = _by_mean(self._ranked)
+            self._ranked = [ordered[0], *_nearest(ordered[1:-1], self._means)[:NEAR], ordered[-1]]
+
     def _f1(self, tile: ScoredTile) -> float:
         return f1_of(tile.results[self.worst_by or list(tile.results)[-1]])
 
@@ -85,20 +105,54 @@ class TilePages(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Gather the tiles of all ranks and draw the pages, on the first one."""
-        parts = from_all_ranks((self._spread, self._worst))
+        parts = from_all_ranks((self._spread, self._worst, self._ranked, self._means))
         if trainer.is_global_zero:
-            spread = sorted((tile for tiles, _ in parts for tile in tiles), key=lambda tile: tile.name)
+            spreads, worsts, ranked, means = ([one for part in own for one in part] for own in zip(*parts, strict=True))
+            spread = sorted(spreads, key=lambda tile: tile.name)
             chosen = np.linspace(0, len(spread) - 1, min(self.n_first, len(spread))).round().astype(int)
-            self._write("test", [spread[i] for i in chosen], pl_module)
-            self._write("worst", self._worst_of([tile for _, tiles in parts for tile in tiles]), pl_module)
+            self._write("test", [spread[i] for i in chosen])
+            self._write("worst", self._worst_of(worsts))
+            self._write_strip(_by_mean(ranked), means)
         self._reset()
 
-    def _write(self, folder: str, tiles: list[ScoredTile], pl_module: Any) -> None:
+    def _write_strip(self, ordered: list[tuple[float, ScoredTile]], means: list[float]) -> None:
+        """Write the pictures of three tiles and `strip.csv`, their table."""
+        folder = self.dirpath / "strip"
+        for old in folder.glob("*"):
+            old.unlink()
+        if len(ordered) < 3:
+            return
+        chosen = {"worst": ordered[0], "middle": _nearest(ordered[1:-1], means)[0], "best": ordered[-1]}
+        rows = []
+        for place, (mean, tile) in chosen.items():
+            pictures = {IMAGE: fitted(tile.image, WIDTH_PX, WIDTH_PX)[0]}
+            pictures |= {method: _matches(tile, result, WIDTH_PX) for method, result in tile.results.items()}
+            for number, (method, picture) in enumerate(pictures.items()):
+                row = {"place": place, "name": tile.name, "mean_f1": mean, "method": method}
+                row |= {"file": f"{place}_{number:02d}.png", "f1": "", "matched": "", "missed": "", "invented": ""}
+                if method != IMAGE:
+                    row["f1"] = f1_of(tile.results[method])
+                    row |= dict(zip(("matched", "missed", "invented"), _counts(tile.results[method]), strict=True))
+                write_png(folder / str(row["file"]), picture)
+                rows.append(row)
+        write_csv(folder / "strip.csv", rows)
+
+    def _write(self, folder: str, tiles: list[ScoredTile]) -> None:
         for old in (self.dirpath / folder).glob("*.png"):
             old.unlink()
         for number, tile in enumerate(tiles, 1):
             plain = tile.name.replace("/", "_")
             write_png(self.dirpath / folder / f"{number:02d}_{plain}.png", page(tile))
+
+
+def _by_mean(ranked: list[tuple[float, ScoredTile]]) -> list[tuple[float, ScoredTile]]:
+    return sorted(ranked, key=lambda one: (one[0], one[1].name))
+
+
+def _nearest(ranked: list[tuple[float, ScoredTile]], means: list[float]) -> list[tuple[float, ScoredTile]]:
+    """Return tiles with their mean F1, the closest to the median of all first."""
+    middle = float(np.median(means))
+    return sorted(ranked, key=lambda one: (abs(one[0] - middle), one[1].name))
 
 
 def f1_of(result: MethodResult) -> float:
@@ -139,16 +193,25 @@ def page(tile: ScoredTile) -> NDArray[np.uint8]:
 
 def _pictures(tile: ScoredTile, result: MethodResult) -> list[NDArray[np.uint8]]:
     """Return the pictures of `COLUMNS`, all of one size."""
-    ihc, factor = fitted(tile.image, CELL_PX, CELL_PX)
+    ihc, _ = fitted(tile.image, CELL_PX, CELL_PX)
     he, _ = fitted(result.he, CELL_PX, CELL_PX)
-    outlined, found = he.copy(), ihc.copy()
-    nuclei, score = result.nuclei, result.score
-    draw_outlines(outlined, nuclei.inst_hw, nuclei.types_n)
-    keypoints_n2 = tile.points_n3[:, :2]
+    outlined = he.copy()
+    draw_outlines(outlined, result.nuclei.inst_hw, result.nuclei.types_n)
+    return [ihc, he, outlined, _matches(tile, result, CELL_PX)]
+
+
+def _matches(tile: ScoredTile, result: MethodResult, side: int) -> NDArray[np.uint8]:
+    """Return the IHC with what a method found, missed and invented; its longer side has this many px."""
+    picture, factor = fitted(tile.image, side, side)
+    keypoints_n2, score = tile.points_n3[:, :2], result.score
     draw_matches(
-        found, keypoints_n2[score.true_m], keypoints_n2[score.missed], nuclei.centres_n2[score.invented], factor
+        picture,
+        keypoints_n2[score.true_m],
+        keypoints_n2[score.missed],
+        result.nuclei.centres_n2[score.invented],
+        factor,
     )
-    return [ihc, he, outlined, found]
+    return picture
 
 
 def _row(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Results of a sweep: `sweep.csv` with a row per job, and `mean_sd.csv` over jobs that repeat the same setting.
+"""Results of a sweep: `report.html`, `sweep.csv` with a row per job, and `mean_sd.csv` over jobs that repeat a setting.
 
 With an `optimized_metric` there are also `best.txt` (the best job's command line), `sweep.png` (all jobs) and
 `importance.png` (how much of the metric's variance each setting explains). At the end of an Optuna search these three
@@ -58,6 +58,7 @@ class SweepTables(Callback):
         if config.hydra.mode == RunMode.MULTIRUN:
             folder = Path(config.hydra.sweep.dir)
             write_tables(folder)
+            _write_report(folder)
             log.info("%s", _so_far(folder))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -65,9 +66,16 @@ class SweepTables(Callback):
         folder = Path(config.hydra.sweep.dir)
         write_tables(folder)
         judge(folder, _trials(config, jobs_of(folder)), "trial", f"study {config.hydra.sweeper.get('study_name')}")
+        log.info("Report: %s", _write_report(folder))
         log.info("%s", _so_far(folder))
         if (folder / "best.txt").is_file():
             log.info("%s", (folder / "best.txt").read_text(encoding="utf-8").splitlines()[1])
+
+
+def _write_report(folder: Path) -> Path:
+    from ihc2he.report.page import write_report  # it needs what no command line needs at its start
+
+    return write_report(folder)
 
 
 def _so_far(folder: Path) -> str:

@@ -2,14 +2,17 @@ import base64
 import csv
 import json
 import re
+from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pytest
 
 from ihc2he.errors import DataError
+from ihc2he.report import curves
 from ihc2he.report import page as report
 from ihc2he.report.page import write_report
+from ihc2he.report.pictures import shrunk, within
 
 PROTOCOL = "data range 1, the whole tile, mean over images"
 
@@ -94,10 +97,10 @@ def write_images(run_dir, stage="test", n=14):
 
 
 WRITERS = {
-    "Test": write_test,
     "Curves": write_metrics,
-    "Worst and best images": write_results,
     "Images": write_images,
+    "Test": write_test,
+    "Worst and best images": write_results,
     "Run": write_run,
     "Configuration": write_config,
 }
@@ -242,7 +245,7 @@ def test_facts_that_cannot_be_read_are_a_warning(text, tmp_path):
 
 
 def test_curves_are_grouped_and_thinned(full):
-    section = full[full.index("<h2>Curves") : full.index("<h2>Worst")]
+    section = full[full.index("<h2>Curves") : full.index("<h2>Images")]
     captions = re.findall(r'alt="Curves of (.*?)"', section)
     assert captions == [
         "train/loss_cycle", "train/loss_d", "train/loss_g", "val/he/psnr", "val/he/ssim", "learning rate",
@@ -253,7 +256,7 @@ def test_curves_are_grouped_and_thinned(full):
 
 def test_values_that_are_not_finite_are_counted_in_the_legend():
     steps = np.array([[0.0, 1.0], [1.0, np.nan], [2.0, np.inf], [3.0, 2.0]])
-    svg = base64.b64decode(report._line_figure("train/loss_g", {"train/loss_g": steps}).partition(",")[2]).decode()
+    svg = base64.b64decode(curves._line_figure("train/loss_g", {"train/loss_g": steps}).uri.partition(",")[2]).decode()
     assert "loss_g (2 of 4 not finite)" in svg
 
 
@@ -265,12 +268,12 @@ def test_a_table_cut_short_by_a_killed_run_is_read_as_far_as_it_goes(tmp_path):
 
 
 def test_only_the_newest_images_are_shown_and_shrunk(full):
-    section = full[full.index("<h2>Images") : full.index("<h2>Run")]
+    section = full[full.index("<h2>Images") : full.index("<h2>Test")]
     captions = re.findall("<figcaption>(.*?)</figcaption>", section)
     assert captions == [f"step{i:06d}" for i in range(13, 1, -1)]
     assert "The newest 12 of 14." in section
-    jpeg = base64.b64decode(re.search(r"data:image/jpeg;base64,([^\"]*)", section).group(1))
-    assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape == (288, 1152, 3)
+    webp = base64.b64decode(re.search(r"data:image/webp;base64,([^\"]*)", section).group(1))
+    assert cv2.imdecode(np.frombuffer(webp, np.uint8), cv2.IMREAD_COLOR).shape == (288, 1152, 3)
 
 
 def test_a_broken_file_is_named_and_costs_only_its_section(tmp_path):
@@ -279,7 +282,7 @@ def test_a_broken_file_is_named_and_costs_only_its_section(tmp_path):
     (tmp_path / "images" / "test" / "half.png").write_bytes(b"\x89PNG")
     (tmp_path / "config.yaml").write_text("a: [")
     page = page_of(tmp_path)
-    assert titles(page) == ["Test", "Images", "Configuration"]
+    assert titles(page) == ["Images", "Test", "Configuration"]
     assert "half.png is not a readable image" in page
     assert f"<title>{tmp_path.name}</title>" in page
 
@@ -298,6 +301,129 @@ def test_a_report_replaces_the_last_one_and_leaves_nothing_else(tmp_path, monkey
     monkeypatch.undo()
     assert write_report(tmp_path) == tmp_path / "report.html"
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+class Checker(HTMLParser):
+    """Notes tags that are not closed in their order, and attributes by tag."""
+
+    VOID = ("meta", "link", "img")
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.wrong, self.found = [], [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):  # of SVG
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+def test_the_page_is_well_formed_and_its_pictures_have_texts_and_sizes(full):
+    checker = Checker(full)
+    assert (checker.open, checker.wrong) == ([], [])
+    ids = [attrs["id"] for _, attrs in checker.found if "id" in attrs]
+    assert len(ids) == len(set(ids)) == len(WRITERS)
+    assert {attrs["href"] for tag, attrs in checker.found if tag == "a"} == {f"#{name}" for name in ids}
+    images = [attrs for tag, attrs in checker.found if tag == "img"]
+    assert len(images) > 18
+    assert all(image["alt"] and image["loading"] == "lazy" for image in images)
+    assert all(int(image["width"]) and int(image["height"]) for image in images)
+
+
+def test_tables_are_folded_below_what_is_shown(full):
+    folded = ["Test", "Worst and best images", "Run", "Configuration"]
+    assert re.findall(r"<summary><h2>(.*?)</h2></summary>", full) == folded
+    assert titles(full)[-4:] == folded
+
+
+def write_training(run_dir, status="finished", losses=(3.0, 2.0, 1.0), tested=1, mode="max"):
+    (run_dir / "config.yaml").write_text(
+        "model: {_target_: ihc2he.models.CycleGAN}\ndata: {_target_: ihc2he.data.bci.BCIDataModule, simulate: {n: 1}}\n"
+        f"trainer: {{max_epochs: 5}}\ncallbacks: {{best: {{monitor: val/he/ssim, mode: {mode}}}}}\n"
+    )
+    facts = {"status": status, "seconds": {"fit": 5412.25}, "device": "cuda:0"}
+    (run_dir / "run.json").write_text(json.dumps(facts))
+    values = zip(losses, (0.5, 0.7, 0.6), strict=True)
+    rows = [
+        {"epoch": i, "step": 10 * i, "train/loss_g": loss, "val/he/ssim": ssim} for i, (loss, ssim) in enumerate(values)
+    ]
+    write_csv(run_dir / "metrics.csv", rows)
+    row = {"metric": "he/ssim", "group": "", "value": 0.65, "n": 12, "better": "higher", "protocol": ""}
+    row |= {"checkpoint": "c", "epoch": tested, "step": 20}
+    if tested is not None:
+        write_csv(run_dir / "test.csv", [row | {"metric": "he/psnr"}, row])
+
+
+def answer_of(run_dir):
+    page = page_of(run_dir)
+    said = re.search(r'<div class="answer">(.*?)</div>', page, re.DOTALL)[1]
+    return re.findall("<p>(.*?)</p>", said, re.DOTALL)
+
+
+def test_a_training_opens_with_what_came_out(tmp_path):
+    write_training(tmp_path)
+    assert answer_of(tmp_path) == [
+        "A CycleGAN on BCI (simulated) was trained for 3 of 5 epochs in 1.5 h on cuda:0: he/ssim 0.6500 on 12 test "
+        "images, higher is better.",
+        "The best epoch was 1 (from 0), with val/he/ssim 0.7000 in the validation; the last one had 0.6000. Its "
+        "weights were tested. As the validation chose them, trust the value of the test.",
+    ]
+
+
+def test_a_training_says_if_other_weights_were_tested_or_none(tmp_path):
+    write_training(tmp_path, tested=2)
+    assert answer_of(tmp_path)[1].endswith("the last one had 0.6000. Tested were those of epoch 2.")
+    (tmp_path / "test.csv").unlink()
+    write_training(tmp_path, tested=None, mode="min")
+    first, second = answer_of(tmp_path)
+    assert first.endswith("in 1.5 h on cuda:0.")
+    assert (
+        second == "The best epoch was 0 (from 0), with val/he/ssim 0.5000 in the validation; the last one had 0.6000."
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("interrupted", "This run was interrupted"), ("running", "This run has not ended, or was killed"),
+        ("DataError: no <tiles>", "This run failed: DataError: no &lt;tiles&gt;"),
+        ("TrainingDivergedError: The loss became NaN", "This run failed: TrainingDivergedError: The loss became NaN"),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_not_complete_says_so_first(status, said, tmp_path):
+    write_training(tmp_path, status)
+    first, second, *_ = answer_of(tmp_path)
+    assert first.startswith(said)
+    assert second.startswith("A CycleGAN on BCI")
+
+
+def test_a_training_that_diverged_says_so(tmp_path):
+    write_training(tmp_path, losses=(3.0, 2.0, float("nan")))
+    assert "Training diverged: train/loss_g was not finite at the end." in answer_of(tmp_path)
+
+
+def test_what_cannot_be_summed_up_is_said(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: [")
+    assert answer_of(tmp_path)[0].startswith("What came out could not be summed up: ")
+
+
+def test_pictures_keep_within_their_bytes(tmp_path):
+    write_images(tmp_path, n=4)
+    paths = sorted((tmp_path / "images" / "test").glob("*.png"))
+    size = len(shrunk(paths[0]).uri)
+    html = within(int(2.2 * size), paths)
+    assert re.findall("<figcaption>(.*?)</figcaption>", html) == ["step000000", "step000001"]
+    assert "2 more are in images/test: step000002.png, step000003.png." in html
+    assert within(0, paths[:1]).count("<img") == 1
 
 
 def test_a_missing_folder_is_refused(tmp_path):

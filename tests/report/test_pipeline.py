@@ -59,9 +59,9 @@ def write_pages(run_dir):
 
 
 WRITERS = {
+    "Over radius": write_radius,
     "Comparison": write_comparison,
     "Differences": write_differences,
-    "Over radius": write_radius,
     "Agreement of readers": write_agreement,
 }
 
@@ -77,8 +77,9 @@ def titles(page):
 
 
 def cells(page):
-    """Return the rows of all tables: the text of their cells, where * stands for bold."""
-    rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    """Return the rows of all tables but the forest plot: the text of their cells, where * stands for bold."""
+    tables = re.sub(r"<table class=\"forest\">.*?</table>", "", page, flags=re.DOTALL)
+    rows = re.findall(r"<tr>(.*?)</tr>", tables, re.DOTALL)
     page_cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
     return [[re.sub(r"<[^>]+>", " ", re.sub("</?strong>", "*", cell)).split() for cell in row] for row in page_cells]
 
@@ -95,13 +96,17 @@ def test_a_comparison_comes_before_the_table_of_the_test_and_replaces_what_is_me
     write_csv(tmp_path / "metrics.csv", [{"step": 0, "test/f1/none+classical": 0.5}])
     row = {"metric": "f1", "group": METHODS[0], "value": 0.5, "n": 1, "better": "higher", "protocol": "p"}
     write_csv(tmp_path / "test.csv", [row])
-    assert titles(page_of(tmp_path)) == [*WRITERS, "Tiles", "Test", "Configuration"]
+    shown, *folded = WRITERS
+    expected = ["Methods", shown, *folded, "Pages of tiles", "Test", "Configuration"]
+    page = page_of(tmp_path)
+    assert titles(page) == expected
+    assert re.findall(r"<summary><h2>(.*?)</h2>", page) == expected[2:]
 
 
 @pytest.mark.parametrize("title", WRITERS)
 def test_any_table_alone_makes_its_section(title, tmp_path):
     WRITERS[title](tmp_path)
-    assert titles(page_of(tmp_path)) == [title]
+    assert titles(page_of(tmp_path)) == ["Methods"] * (title == "Comparison") + [title]
 
 
 def test_methods_are_rows_with_intervals_and_the_best_of_each_column_is_bold(tmp_path):
@@ -158,7 +163,7 @@ def test_pages_come_in_the_order_of_their_numbers_and_keep_their_width(tmp_path)
     write_comparison(tmp_path)
     write_pages(tmp_path)
     page = page_of(tmp_path)
-    assert titles(page) == ["Comparison", "Tiles"]
+    assert titles(page) == ["Methods", "Comparison", "Pages of tiles"]
     assert re.findall("<h3>(.*?)</h3>", page) == ["Evenly spaced over the test", "Lowest F1"]
     assert re.findall("<figcaption>(.*?)</figcaption>", page) == ["01_a", "02_b", "01_b"]
 

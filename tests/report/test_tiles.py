@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import cv2
@@ -9,6 +10,8 @@ from ihc2he.errors import ConfigError
 from ihc2he.nuclei.colours import INVENTED, MATCHED, MISSED, colour_of
 from ihc2he.nuclei.drawing import LINE_PX
 from ihc2he.report import tiles as pages
+from ihc2he.report.parts import read_csv
+from ihc2he.report.strip import strip
 from ihc2he.report.tiles import CELL_PX, GAP_PX, TilePages, f1_of, page
 
 METHODS = ["none+classical", "cyclegan+hovernet"]
@@ -101,6 +104,34 @@ def test_the_last_method_decides_and_tiles_without_any_nucleus_are_not_the_worst
     assert names(tmp_path / "test") == []
 
 
+def test_the_strip_has_the_worst_the_middle_and_the_best_tile_by_the_mean_of_all_methods(tmp_path):
+    matched = np.random.default_rng(0).permutation(41)  # many more than are kept
+    tiles = [tile(f"{k:02d}", (k, 40 - k, 0), (k, 40 - k, 0)) for k in matched.tolist()]
+    run_test(TilePages(str(tmp_path), n_first=1, n_worst=1), [*tiles, tile("empty", (0, 0, 0), (0, 0, 0))])
+    folder = tmp_path / "strip"
+    rows = read_csv(folder / "strip.csv")
+    assert [(row["place"], row["name"]) for row in rows[::3]] == [("worst", "00"), ("middle", "20"), ("best", "40")]
+    assert [row["method"] for row in rows[:3]] == ["IHC", *METHODS]
+    assert {key: rows[4][key] for key in ("matched", "missed", "invented")} == {
+        "matched": "20", "missed": "20", "invented": "0",
+    }  # fmt: skip
+    assert float(rows[4]["mean_f1"]) == float(rows[4]["f1"]) == pytest.approx(2 / 3)
+    assert {path.name for path in folder.iterdir()} == {"strip.csv", *(row["file"] for row in rows)}
+    html = strip(folder, METHODS[::-1])
+    captions = re.findall("<figcaption>(.*?)</figcaption>", html)
+    assert captions[3:6] == [
+        "IHC", f"{METHODS[1]}: F1 0.667, 20 found, 20 missed, 0 invented",
+        f"{METHODS[0]}: F1 0.667, 20 found, 20 missed, 0 invented",
+    ]  # fmt: skip
+    assert "<h3>Middle tile: 20, mean F1 0.667</h3>" in html
+
+
+def test_of_two_tiles_there_is_no_strip(tmp_path):
+    run_test(TilePages(str(tmp_path)), [tile("a", (1, 0, 0), (1, 0, 0)), tile("b", (0, 1, 0), (0, 1, 0))])
+    assert not (tmp_path / "strip").exists()
+    assert strip(tmp_path / "strip", METHODS) is None
+
+
 def test_pages_of_an_earlier_test_make_way(tmp_path):
     callback = TilePages(str(tmp_path))
     run_test(callback, [tile("a", (1, 0, 0), (1, 0, 0)), tile("b", (1, 0, 0), (1, 0, 0))])
@@ -112,7 +143,7 @@ def test_tiles_of_all_ranks_are_judged_together(tmp_path, monkeypatch):
     other = tile("b", (0, 1, 0), (0, 1, 0))
 
     def gather(parts, own):
-        parts[:] = [own, ([other], [other])]
+        parts[:] = [own, ([other], [other], [(0.0, other)], [0.0])]
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)

@@ -260,9 +260,9 @@ class MethodComparison:
                 _, blocks_low, blocks_high = by_blocks.get(method, {}).get(metric, _NO_INTERVAL)
                 rows.append(
                     {
-                        "metric": metric, "method": method, "value": entry.value, "low": entry.low, "high": entry.high,
-                        "blocks_low": blocks_low, "blocks_high": blocks_high, "n": n_tiles,
-                        "better": known[metric].better, "protocol": known[metric].protocol,
+                        "metric": metric, "method": method, "role": self._role(method), "value": entry.value,
+                        "low": entry.low, "high": entry.high, "blocks_low": blocks_low, "blocks_high": blocks_high,
+                        "n": n_tiles, "better": known[metric].better, "protocol": known[metric].protocol,
                     }
                 )  # fmt: skip
         return rows

@@ -39,7 +39,15 @@ def test_the_smoke_run_leaves_everything_a_user_expects(cli, tmp_path):
     done = cli(SMOKE, "hydra.run.dir=run")
     assert done.status == 0, done.err
     run = tmp_path / "run"
-    for name in ("report.html", "metrics.csv", "radius.csv", "agreement.csv", "images/test", "images/worst"):
+    for name in (
+        "report.html",
+        "metrics.csv",
+        "radius.csv",
+        "agreement.csv",
+        "images/test",
+        "images/worst",
+        "images/strip/strip.csv",
+    ):
         assert (run / name).exists(), name
     methods = {f"{translator}+classical" for translator in ("none", "recolour", "rendered")}
     assert {row["group"] for row in read(run / "results.csv")} == methods

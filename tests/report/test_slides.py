@@ -1,0 +1,85 @@
+"""What the report of slides says first, on made-up folders."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from ihc2he.callbacks.slides import SUMMARY
+from ihc2he.files import write_csv
+from ihc2he.images.writing import write_png
+from ihc2he.report import slides
+from ihc2he.report.page import write_report
+
+
+def row(slide, kind, nuclei, positive, stain="", region="all tissue"):
+    own = {"slide": slide, "stain": stain, "region": region, "class": kind, "nuclei": nuclei, "positive": positive}
+    own |= {"percent_positive": f"{100 * positive / nuclei:.2f}" if nuclei else "", "h_score": "50.4" if nuclei else ""}
+    return own | {"area_mm2": "0.25"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a function that writes the results of slides, by name their nuclei and positive ones."""
+
+    def write(counts, stain=""):
+        rows = []
+        for name, (nuclei, positive) in counts.items():
+            rows += [row(name, "stroma", nuclei, positive, stain), row(name, "all", nuclei, positive, stain)]
+            rows.append(row(name, "all", 1, 1, stain, "1 tumour"))
+            result = {"files": ["overlay.png", "density.png", "hot_spot_1.png"], "hot_spots": []}
+            result["hot_spots"].append({"x_um": 10.0, "y_um": 20.0, "nuclei": 4, "positive": 1})
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "slide.json").write_text(json.dumps(result))
+            for file in result["files"]:
+                write_png(tmp_path / name / file, np.zeros((40, 60, 3), np.uint8))
+        nuclei, positive = (sum(both[i] for both in counts.values()) for i in (0, 1))
+        rows += [row("all slides", "stroma", nuclei, positive), row("all slides", "all", nuclei, positive)]
+        write_csv(tmp_path / "summary.csv", rows, SUMMARY)
+        return tmp_path
+
+    return write
+
+
+def page_of(folder):
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_one_slide_is_counted_in_a_sentence_and_shown(folder):
+    where = folder({"a": (1200, 300)})
+    page = page_of(where)
+    assert slides.answer(where) == ["1,200 nuclei on a, 0.25 mm² of tissue: 25.0 % are positive, H-score 50."]
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Slides", "Counts"]
+    assert re.findall('alt="(.*?)"', page) == [
+        "Nuclei and hot spots (overlay.png)", "Nuclei per mm² of tissue (density.png)", "Hot spot 1 (hot_spot_1.png)",
+    ]  # fmt: skip
+    assert "10, 20" in page
+
+
+def test_slides_are_compared_and_what_was_not_read_comes_first(folder):
+    where = folder({"a": (100, 30), "b": (300, 10)})
+    write_csv(where / "failed.csv", [{"slide": "c", "window": "", "error": "broken", "path": "c.svs"}])
+    page = page_of(where)
+    said = slides.answer(where)
+    assert said[0].startswith("400 nuclei on 2 slides")
+    assert said[1].startswith("1 slides or parts of them could not be read")
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Not read", "Positivity", "Slides", "Counts"]
+    assert "<td>30.00 %</td>" in page
+
+
+def test_of_he_nothing_is_positive(folder):
+    assert slides.answer(folder({"a": (100, 30)}, "HE")) == ["100 nuclei on a, 0.25 mm² of tissue."]
+
+
+def test_slides_without_nuclei_have_no_percentage(folder):
+    where = folder({"a": (0, 0), "b": (0, 0)})
+    assert slides.answer(where) == ["0 nuclei on 2 slides, 0.25 mm² of tissue."]
+    assert "Positivity" not in page_of(where)
+
+
+def test_pictures_end_where_the_page_gets_too_heavy(folder, monkeypatch):
+    monkeypatch.setattr(slides, "BUDGET", 1)
+    page = page_of(folder({"a": (10, 3), "b": (10, 1)}))
+    assert page.count('(overlay.png)" width') == 1
+    assert "Pictures of the first 1 of 2 slides; those of all are in their folders." in page
