@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_POINTS = 200  # of a curve; a longer one is drawn as means of this many bins, with a band from minimum to maximum
+MOST = 6  # figures of a heading that are not folded
 HEADINGS = ("Losses", "Validation", "Learning rates", "Other")
 
 
@@ -31,7 +32,9 @@ def curves(run_dir: Path) -> Markup | None:
     for heading, figures in panels.items():
         images = [_line_figure(panel, {key: np.array(series[key]) for key in keys}) for panel, keys in figures.items()]
         if images:
-            html += macros().heading(heading) + macros().figures(images, "grid")
+            html += macros().heading(heading) + macros().figures(images[:MOST], "grid")
+        if rest := images[MOST:]:
+            html += macros().more(f"{len(rest)} more", macros().figures(rest, "grid"))
     return html
 
 

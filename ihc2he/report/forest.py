@@ -15,8 +15,6 @@ from markupsafe import Markup
 from ihc2he.internals.matplotlib import load
 from ihc2he.report.parts import brief, macros
 
-Cell = str | tuple[str, str]  # a text, or a text and a small one below
-
 
 class Line(NamedTuple):
     """A row of a forest plot.
@@ -26,7 +24,7 @@ class Line(NamedTuple):
         value: its value.
         low: lower end of its interval, NaN without one.
         high: upper end.
-        cells: further columns.
+        cells: further columns, each a text or a pair (text, small text below).
         note: small text below the name.
         kind: `best`, `aside` or nothing.
         ones: values of the repetitions that the value is the mean of.
@@ -36,18 +34,18 @@ class Line(NamedTuple):
     value: float
     low: float = nan
     high: float = nan
-    cells: Sequence[Cell] = ()
+    cells: Sequence[str | tuple[str, str]] = ()
     note: str = ""
     kind: str = ""
     ones: Sequence[float] = ()
 
 
-def forest(caption: str, head: Sequence[Cell], lines: Sequence[Line], reference: float = nan) -> Markup:
+def forest(caption: str, head: Sequence[Any], lines: Sequence[Line], reference: float = nan) -> Markup:
     """Return a forest plot.
 
     Args:
         caption: what is shown, and what the intervals are.
-        head: names of the columns without the plot, first that of the names.
+        head: names of the columns without the plot, first that of the names; texts or pairs, as cells are.
         lines: its rows; at least one has a finite value.
         reference: where a dashed line is drawn.
     """

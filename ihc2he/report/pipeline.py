@@ -73,19 +73,15 @@ def _forest(run_dir: Path) -> Markup | None:
     if found.n_blocks:
         over += f" or {found.n_blocks} blocks of them, whichever is wider"
     caption = f"{TITLE} of each method, with 95 % intervals over {over}. The dashed line is {reference}."
-    return forest(
-        caption,
-        ["method", TITLE, (f"minus {reference}", "paired")],
-        lines,
-        found.estimate(reference).value if reference else math.nan,
-    )
+    head = ["method", TITLE, (f"minus {reference}", "paired")]
+    return forest(caption, head, lines, found.estimate(reference).value)
 
 
 def _against(found: Comparison, method: str) -> tuple[str, str] | str:
     """Return the difference of a method from the reference, and in words what can be told."""
     if method == found.reference:
         return "reference"
-    difference = found.difference(method, found.reference or method)
+    difference = found.difference(method, found.reference)
     if difference is None:
         return "-"
     text = f"{brief(difference.value, '+')} {bracketed(difference.low, difference.high, '+')}"
@@ -101,7 +97,7 @@ def _strip(run_dir: Path) -> Markup | None:
     found = Comparison(run_dir)
     if not found.methods:
         return None
-    shown = dict.fromkeys([*found.candidates[:1], *filter(None, [found.reference]), *found.candidates[1:]])
+    shown = dict.fromkeys([*found.candidates[:1], found.reference, *found.candidates[1:]])
     return strip(run_dir / "images" / "strip", [*shown][:SHOWN])
 
 

@@ -18,8 +18,8 @@ BUDGET = 3_000_000  # bytes of all pictures
 WIDTH_PX, LEAST_PX = 900, 320  # of a picture of a single slide, and of one of many
 _TITLES = {
     "overlay.png": "Nuclei and hot spots",
-    "density.png": "Nuclei per mm² of tissue",
-    "positivity.png": "Percent positive",
+    "density.png": "Nuclei per mm² of tissue, from few (violet) to many (yellow)",
+    "positivity.png": "Percent positive, from 0 (violet) to 100 (yellow)",
 }
 ALL = "all"  # class of a summary with all nuclei
 TISSUE = "all tissue"
@@ -44,7 +44,9 @@ def _counted(folder: Path, unit: str, units: str) -> list[str]:
     where = f"on {names[0]}" if len(names) == 1 else f"on {len(names)} {units}"
     said = [f"{int(whole['nuclei']):,} nuclei {where}, {float(whole['area_mm2']):.3g} mm² of tissue"]
     if whole["percent_positive"] and _is_stained(rows):
-        said[0] += f": {float(whole['percent_positive']):.1f} % are positive, H-score {float(whole['h_score']):.0f}"
+        said[0] += (
+            f": {float(whole['percent_positive']):.1f} % are positive, H\u2011score {float(whole['h_score']):.0f}"
+        )
     said[0] += "."
     kinds = [row for row in total if row["class"] != ALL and int(row["nuclei"])]
     if len(kinds) > 1:
@@ -115,10 +117,7 @@ def _pictures(run_dir: Path) -> Markup | None:
         images = _pictures_of(folder / name, min(len(names), MOST))
         used += sum(len(image.uri) for image in images)
         html += macros().heading(name)
-        if len(names) == 1:
-            html += macros().figures(images[:1])
-            images = images[1:]
-        html += macros().figures(images, "grid") + _hot_spots(folder / name)
+        html += macros().figures(images, "grid pair" if len(names) == 1 else "grid") + _hot_spots(folder / name)
     return html or None
 
 

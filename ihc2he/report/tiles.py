@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CELL_PX = 360  # longer side of a picture
 GAP_PX = 8
 NEAR = 8  # tiles kept around the running median, of which the one closest to the final median is shown
+STRIP = ("place", "name", "mean_f1", "method", "file", "f1", "matched", "missed", "invented")  # columns of its table
 COLUMNS = ("IHC", "translated H&E", "nuclei by type, on the H&E", "keypoints, on the IHC")
 
 
@@ -128,14 +129,14 @@ class TilePages(Callback):
             pictures = {IMAGE: fitted(tile.image, WIDTH_PX, WIDTH_PX)[0]}
             pictures |= {method: _matches(tile, result, WIDTH_PX) for method, result in tile.results.items()}
             for number, (method, picture) in enumerate(pictures.items()):
-                row = {"place": place, "name": tile.name, "mean_f1": mean, "method": method}
-                row |= {"file": f"{place}_{number:02d}.png", "f1": "", "matched": "", "missed": "", "invented": ""}
-                if method != IMAGE:
-                    row["f1"] = f1_of(tile.results[method])
-                    row |= dict(zip(("matched", "missed", "invented"), _counts(tile.results[method]), strict=True))
-                write_png(folder / str(row["file"]), picture)
-                rows.append(row)
-        write_csv(folder / "strip.csv", rows)
+                file = f"{place}_{number:02d}.png"
+                write_png(folder / file, picture)
+                own = [] if method == IMAGE else [f1_of(tile.results[method]), *_counts(tile.results[method])]
+                values = dict(zip(("f1", "matched", "missed", "invented"), own, strict=False))
+                rows.append(
+                    {"place": place, "name": tile.name, "mean_f1": mean, "method": method, "file": file, **values}
+                )
+        write_csv(folder / "strip.csv", rows, STRIP)
 
     def _write(self, folder: str, tiles: list[ScoredTile]) -> None:
         for old in (self.dirpath / folder).glob("*.png"):

@@ -78,11 +78,11 @@ class Comparison:
         return [method for method in self.methods if method not in self.ceilings]
 
     @property
-    def reference(self) -> str | None:
+    def reference(self) -> str:
         """The method that others are compared with: the first of `model.against`, or without translation, or at all."""
         named = [method for method in self._model.get("against") or () if method in self._rows]
         plain = [method for method in self._order if self._rows[method].get("role") == "none"]
-        return next(iter([*named, *plain, *self._order]), None)
+        return [*named, *plain, *self._order][0]
 
     @property
     def n_tiles(self) -> int:

@@ -49,10 +49,12 @@ def page_of(folder):
 def test_one_slide_is_counted_in_a_sentence_and_shown(folder):
     where = folder({"a": (1200, 300)})
     page = page_of(where)
-    assert slides.answer(where) == ["1,200 nuclei on a, 0.25 mm² of tissue: 25.0 % are positive, H-score 50."]
+    assert slides.answer(where) == ["1,200 nuclei on a, 0.25 mm² of tissue: 25.0 % are positive, H\u2011score 50."]
     assert re.findall("<h2>(.*?)</h2>", page) == ["Slides", "Counts"]
     assert re.findall('alt="(.*?)"', page) == [
-        "Nuclei and hot spots (overlay.png)", "Nuclei per mm² of tissue (density.png)", "Hot spot 1 (hot_spot_1.png)",
+        "Nuclei and hot spots (overlay.png)",
+        "Nuclei per mm² of tissue, from few (violet) to many (yellow) (density.png)",
+        "Hot spot 1 (hot_spot_1.png)",
     ]  # fmt: skip
     assert "10, 20" in page
 

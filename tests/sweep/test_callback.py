@@ -168,7 +168,6 @@ def test_the_splits_of_pannuke_in_one_multirun_where_one_job_fails(cli, tmp_path
     ]  # fmt: skip
     assert rows[1]["dice"] == ""
     best = (folder / "best.txt").read_text().splitlines()[0].removeprefix("# ")
-    assert f"Report: {folder.relative_to(tmp_path) / 'report.html'}" in done.out
     assert "Of 3 jobs: 2 finished, 1 failed. Job 1: data.split=4" in (folder / "report.html").read_text()
     assert "the highest of 2 jobs of this sweep: job " in best
     assert f"Sweep: 2 finished, 1 failed: {folder.relative_to(tmp_path) / 'sweep.csv'}; best: {best}\n" in done.out
