@@ -42,7 +42,8 @@ def _counted(folder: Path, unit: str, units: str) -> list[str]:
         return [f"No nuclei were counted on {units}."]
     names = list(dict.fromkeys(row[unit] for row in rows if row[unit] != f"all {units}"))
     where = f"on {names[0]}" if len(names) == 1 else f"on {len(names)} {units}"
-    said = [f"{int(whole['nuclei']):,} nuclei {where}, {float(whole['area_mm2']):.3g} mm² of tissue"]
+    area = f"{float(whole['area_mm2']):.3g} mm²" + (" of tissue" if unit == "slide" else "")
+    said = [f"{int(whole['nuclei']):,} nuclei {where}, {area}"]
     if whole["percent_positive"] and _is_stained(rows):
         said[0] += (
             f": {float(whole['percent_positive']):.1f} % are positive, H\u2011score {float(whole['h_score']):.0f}"
@@ -149,9 +150,12 @@ def _hot_spots(folder: Path) -> Markup:
 
 def _failed(run_dir: Path) -> Markup | None:
     """Return what could not be read."""
-    folder = _folder(run_dir, "slide")
+    folder = _folder(run_dir, "slide") or _folder(run_dir, "image")
     rows = read_csv(folder / "failed.csv") if folder else []
-    return macros().bullets([f"{row['slide']} {row['window']}: {row['error']}" for row in rows]) if rows else None
+    lines = [
+        " ".join([*(row[key] for key in ("name", "slide", "window") if row.get(key)), row["error"]]) for row in rows
+    ]
+    return macros().bullets(lines) if lines else None
 
 
 def _counts(run_dir: Path) -> Markup | None:

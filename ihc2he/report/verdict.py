@@ -119,7 +119,7 @@ class Comparison:
         own, base = (_counts(self._tiles[name]) for name in (method, other))
         if own.names != base.names:
             return None
-        found = [differences(own, base, _f1, drawn)[METRIC] for drawn in self._drawn if drawn is not None]
+        found = [differences(own, base, _f1, drawn)[METRIC] for drawn in self._drawn]
         if not found:
             value = _f1(own.total())[METRIC] - _f1(base.total())[METRIC]
             return self._wider(float(value), [])
@@ -134,7 +134,7 @@ class Comparison:
         return [draw(unit, resamples, seed) for unit in units if unit and resamples]
 
     def _wider(self, value: float, ends: Sequence[tuple[float, float]]) -> Estimate:
-        over = (f"{self.n_tiles} tiles", f"{self.n_blocks} blocks")
+        over = (f"{self.n_tiles} tiles", f"{self.n_blocks or 'their'} blocks")
         known = [(*pair, what) for pair, what in zip(ends, over, strict=False) if isfinite(pair[0])]
         widest = max(known, key=lambda one: one[1] - one[0], default=(np.nan, np.nan, ""))
         return Estimate(value, *widest)
