@@ -152,9 +152,8 @@ def _failed(run_dir: Path) -> Markup | None:
     """Return what could not be read."""
     folder = _folder(run_dir, "slide") or _folder(run_dir, "image")
     rows = read_csv(folder / "failed.csv") if folder else []
-    lines = [
-        " ".join([*(row[key] for key in ("name", "slide", "window") if row.get(key)), row["error"]]) for row in rows
-    ]
+    names = [" ".join(row[key] for key in ("name", "slide", "window") if row.get(key)) for row in rows]
+    lines = [f"{name}: {row['error']}" for name, row in zip(names, rows, strict=True)]
     return macros().bullets(lines) if lines else None
 
 

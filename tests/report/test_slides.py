@@ -67,7 +67,22 @@ def test_slides_are_compared_and_what_was_not_read_comes_first(folder):
     assert said[0].startswith("400 nuclei on 2 slides")
     assert said[1].startswith("1 slides or parts of them could not be read")
     assert re.findall("<h2>(.*?)</h2>", page) == ["Not read", "Positivity", "Slides", "Counts"]
+    assert "<li>c: broken</li>" in page
     assert "<td>30.00 %</td>" in page
+
+
+def test_images_are_counted_like_slides(tmp_path):
+    rows = [{"image": "a", "class": "all"}, {"image": "all images", "class": "all"}]
+    rows = [own | {"nuclei": 7, "percent_positive": "14.29", "h_score": "14.3", "area_mm2": "0.01"} for own in rows]
+    (tmp_path / "predictions").mkdir()
+    write_csv(tmp_path / "predictions" / "summary.csv", rows)
+    write_csv(tmp_path / "predictions" / "failed.csv", [{"name": "b", "path": "b.png", "error": "broken"}])
+    first, failed = slides.answer(tmp_path)
+    assert first == "7 nuclei on a, 0.01 mm²: 14.3 % are positive, H\u2011score 14."
+    assert failed.startswith("1 images or parts of them could not be read")
+    page = page_of(tmp_path)
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Not read", "Counts"]
+    assert "<li>b: broken</li>" in page
 
 
 def test_of_he_nothing_is_positive(folder):
