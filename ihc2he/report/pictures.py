@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_WIDTH_PX = 1152  # the width of the page
+LEAST_PX = 240  # of a picture that is too heavy in its size
 MAX_HEIGHT_PX = 16383  # of a WebP
 QUALITY = 72
 FIGURE = (5.4, 3.2)  # inches
@@ -94,7 +95,7 @@ def shrunk(path: Path, text: str | None = None, width: int = MAX_WIDTH_PX) -> Pi
 
 
 def within(budget: int, paths: Iterable[Path], kind: str = "", width: int = MAX_WIDTH_PX) -> Markup:
-    """Return the first pictures that fit into a number of bytes, at least one, and a note that counts the others.
+    """Return the first pictures that fit into a number of bytes, at least a small one, and a note about the others.
 
     Args:
         budget: bytes of the page.
@@ -106,6 +107,9 @@ def within(budget: int, paths: Iterable[Path], kind: str = "", width: int = MAX_
     paths = list(paths)
     for path in paths:
         image = shrunk(path, width=width)
+        while not images and len(image.uri) > budget and width > LEAST_PX:
+            width //= 2
+            image = shrunk(path, width=width)
         budget -= len(image.uri)
         if images and budget < 0:
             break
