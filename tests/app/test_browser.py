@@ -156,7 +156,8 @@ def test_a_part_of_a_slide_is_analysed(visit, picture):
     page.evaluate("() => { ihc2he.facts.region_px = 1000; }")  # so that the tile counts as a slide
     page.locator("#file").set_input_files(picture)
     page.get_by_role("button", name=re.compile("^0.5")).click()
-    expect(page.locator("#analyse-view")).to_be_visible()
+    expect(page.locator("#analyse-go")).to_be_disabled()
+    expect(page.locator("#analyse-text")).to_contain_text("Zoom in: at most 0.0")
     page.locator("[data-tool=region]").click()
     box = page.locator("#viewer").bounding_box()
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2

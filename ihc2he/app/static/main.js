@@ -16,7 +16,7 @@ class App {
     this.facts = await get("api/start");
     this.image = this.nuclei = this.fieldId = this.how = this.asked = null;
     this.overlay = new Overlay($("overlay"), () => this.viewer.view());
-    this.viewer = new Viewer($("viewer"), () => this.overlay.later());
+    this.viewer = new Viewer($("viewer"), () => { this.overlay.later(); this.checkView(); });
     this.panel = new Panel(this.facts, () => this.recount());
     this.editing = new Editing(this);
     this.saving = new Saving(this);
@@ -168,8 +168,21 @@ class App {
   }
 
   offerView() {
-    $("analyse-text").textContent = this.nuclei ? "Another part of the slide?" : "Zoom to where you want to count";
     $("analyse-view").hidden = false;
+    this.checkView();
+  }
+
+  // Says at once whether the view is small enough to be analysed.
+  checkView() {
+    if ($("analyse-view").hidden || !this.viewer.base) return;
+    const mpp = Number($("mpp").value);
+    const grid = Math.max(mpp, this.facts.mpp);
+    const { width, height } = this.viewer.visible();
+    const side = (Math.sqrt(this.facts.region_px) * grid) / 1000;
+    const fits = width * height * (mpp / grid) ** 2 <= this.facts.region_px;
+    $("analyse-go").disabled = !fits;
+    $("analyse-text").textContent = !fits ? `Zoom in: at most ${side.toFixed(1)} × ${side.toFixed(1)} mm at a time`
+      : this.nuclei ? "Another part of the slide?" : "Zoom to where you want to count";
   }
 
   close() {
@@ -217,6 +230,7 @@ class App {
     } catch (error) {
       if (turn !== this.turn) return;
       this.busy(null);
+      if (this.nuclei) $("translator").value = this.nuclei.field.translator;
       if (this.isSlide) this.offerView();
       this.fail(error);
     }
