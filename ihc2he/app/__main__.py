@@ -84,7 +84,7 @@ def serve(
             host,
             None if is_loopback(host) else secrets.token_urlsafe(24),
             folder,
-            None if out is None else Path(out).expanduser(),
+            None if out is None else Path(out),
             upload_mb,
             keep_minutes=keep_minutes,
         )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -118,7 +119,8 @@ class Networks:
     """
 
     def __init__(self, weights: str = "builtin", generator: str | None = None) -> None:
-        self.weights = weights
+        is_path = weights != "builtin" and Path(weights).exists()
+        self.weights = str(Path(weights).resolve()) if is_path else weights  # a child runs in another folder
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.segmenter = Learned(weights, name=SEGMENTER).to(self.device)
         self._nodes: dict[str, dict[str, Any]] = {name: _node(name) for name in UNTRAINED}

@@ -266,7 +266,7 @@ class Page:
             raise ConfigError(msg)
         check_classes(folder, own.networks.segmenter.classes)
         run = folder.with_name("finetuned") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-        own.tuned = Tuning(folder.resolve(), own.networks, run.resolve(), own.tuning)
+        own.tuned = Tuning(folder, own.networks, run, own.tuning)
         return JSONResponse(own.tuned.status(), 202)
 
     def tuning(self, request: Request) -> Response:

@@ -43,6 +43,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.sessions = Sessions(self.keep_minutes)
+        self.out = self.out and self.out.expanduser().resolve()
 
     @property
     def corrections(self) -> Path | None:

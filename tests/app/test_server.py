@@ -29,6 +29,7 @@ from ihc2he.images.writing import as_png
 from ihc2he.nuclei.counts import counted
 from ihc2he.nuclei.decoders.base import Decoder
 from ihc2he.nuclei.geojson import read_geojson
+from ihc2he.weights import BUILTIN
 
 PLAIN = {"edits": [], "thresholds": [0.2, 0.4, 0.6], "least_score": 0}
 
@@ -317,7 +318,7 @@ def test_corrections_are_saved_as_a_folder_that_training_reads(served, settings,
     assert served.post(f"/api/fields/{key}/corrections", json=PLAIN | {"edits": edits}).status_code == 200
 
 
-def test_the_command_names_settings_that_exist(settings):
+def test_the_command_names_settings_that_exist(settings, monkeypatch):
     from hydra import compose, initialize_config_dir
 
     from ihc2he.config import config_dir, register
@@ -332,6 +333,8 @@ def test_the_command_names_settings_that_exist(settings):
     assert list(cfg.data.classes) == settings.networks.segmenter.classes
     node = OmegaConf.to_container(cfg.model.decoder, resolve=True)
     assert build(node, Decoder) == settings.networks.segmenter.decoder
+    monkeypatch.chdir(BUILTIN.parent)
+    assert f"model.init={BUILTIN}" in command(settings.corrections, Networks(BUILTIN.name))
 
 
 @pytest.mark.slow
