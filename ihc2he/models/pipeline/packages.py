@@ -193,18 +193,20 @@ def _image(source: str, axes: Sequence[Mapping[str, Any]]) -> tuple[list[int], f
         )
         raise DataError(msg)
     ((scale, unit),) = sizes
-    sides = [_side(known[name]["size"]) for name in "yx"]
-    if sides[0] != sides[1]:
+    sides = {_side(size) for name in "yx" if "tensor_id" not in (size := _size(known[name]))}  # that is: as the other
+    if len(sides) != 1:
         msg = f"{source}: its input has other lengths for y than for x, which is not supported."
         raise ConfigError(msg)
-    return [wanted.index(name) for name in names], float(scale) * _UM[unit], sides[0]
+    return [wanted.index(name) for name in names], float(scale) * _UM[unit], sides.pop()
 
 
-def _side(size: Any) -> Side:
-    if isinstance(size, int):
-        return Side(size, 0)
-    if "tensor_id" in size:  # as long as the other axis
-        return Side(1, 1)
+def _size(axis: Mapping[str, Any]) -> Mapping[str, int]:
+    """Return the lengths of an axis as `min` and `step`; a fixed one has the step 0."""
+    size = axis["size"]
+    return {"min": size, "step": 0} if isinstance(size, int) else size
+
+
+def _side(size: Mapping[str, int]) -> Side:
     return Side(int(size["min"]), int(size["step"]))
 
 

@@ -105,6 +105,13 @@ def test_images_of_any_size_have_labels_of_theirs(package):
     assert Package(str(package(row=False)), trust=True)(halves(13, 27)).shape == (1, 1, 13, 27)
 
 
+def test_one_side_may_be_said_to_be_as_the_other(package):
+    sides = axes({"min": 16, "step": 4})
+    sides[3]["size"] = {"tensor_id": "raw", "axis_id": "y"}
+    side = Package(str(package(inputs=[{"axes": sides}])), trust=True).package.side
+    assert [side.next(length) for length in (3, 16, 17, 24)] == [16, 16, 20, 24]
+
+
 def test_percentiles_are_of_the_whole_image(package):
     segmenter = Package(str(package()), trust=True)
     alone = halves()[..., :8]
