@@ -55,9 +55,8 @@ def _counted(folder: Path, unit: str, units: str) -> list[str]:
         said.append("By class: " + ", ".join(f"{int(row['nuclei']):,} {row['class']}" for row in kinds) + ".")
     failed = read_csv(folder / "failed.csv")
     if failed:
-        said.append(
-            f"{len(failed)} {units} or parts of them could not be read, and are left out; they are listed below."
-        )
+        what = f"1 {unit} or part of one" if len(failed) == 1 else f"{len(failed)} {units} or parts of them"
+        said.append(f"Left out, because it could not be read: {what}, see below.")
     return said
 
 
@@ -118,7 +117,7 @@ def _pictures(run_dir: Path) -> Markup | None:
         images = _pictures_of(folder / name, min(len(names), MOST))
         used += sum(len(image.uri) for image in images)
         html += macros().heading(name)
-        html += macros().figures(images, "grid pair" if len(names) == 1 else "grid") + _hot_spots(folder / name)
+        html += macros().figures(images, "grid pair" if len(names) == 1 else "row") + _hot_spots(folder / name)
     return html or None
 
 

@@ -65,7 +65,7 @@ def test_slides_are_compared_and_what_was_not_read_comes_first(folder):
     page = page_of(where)
     said = slides.answer(where)
     assert said[0].startswith("400 nuclei on 2 slides")
-    assert said[1].startswith("1 slides or parts of them could not be read")
+    assert said[1] == "Left out, because it could not be read: 1 slide or part of one, see below."
     assert re.findall("<h2>(.*?)</h2>", page) == ["Not read", "Positivity", "Slides", "Counts"]
     assert "<li>c: broken</li>" in page
     assert "<td>30.00 %</td>" in page
@@ -79,7 +79,7 @@ def test_images_are_counted_like_slides(tmp_path):
     write_csv(tmp_path / "predictions" / "failed.csv", [{"name": "b", "path": "b.png", "error": "broken"}])
     first, failed = slides.answer(tmp_path)
     assert first == "7 nuclei on a, 0.01 mm²: 14.3 % are positive, H\u2011score 14."
-    assert failed.startswith("1 images or parts of them could not be read")
+    assert failed == "Left out, because it could not be read: 1 image or part of one, see below."
     page = page_of(tmp_path)
     assert re.findall("<h2>(.*?)</h2>", page) == ["Not read", "Counts"]
     assert "<li>b: broken</li>" in page
