@@ -86,7 +86,7 @@ def read_regions(path: Path) -> list[Region]:
             others += 1
             continue
         polygons = polygons_of(feature, place, "regions")
-        if any(len(ring) < 3 for rings in polygons for ring in rings):
+        if any(len(np.unique(ring, axis=0)) < 3 for rings in polygons for ring in rings):
             msg = f"{place} has an outline of fewer than 3 corners. Delete it in QuPath and export again."
             raise DataError(msg)
         name, kind = properties.get("name") or "", ": ".join(class_parts(properties.get("classification")))

@@ -33,6 +33,7 @@ SLIDE_SUFFIXES = (
     ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm",
     ".tif", ".tiff", ".btf", ".tf8", ".png", ".jpg", ".jpeg",
 )  # fmt: skip
+_MOST_PX = 2**22  # of a side; a metre at 0.25 um/px
 _BLOCK = 256  # px of the parts that a level with a broken downsample factor is read in
 
 
@@ -133,6 +134,9 @@ class _Slide(ImageSource):
         return self._shapes[level]
 
     def _set_shapes(self, shapes: list[tuple[int, int]]) -> None:
+        if max(shapes[0]) > _MOST_PX:
+            msg = f"{self.name}: states {shapes[0][1]} x {shapes[0][0]} px, which cannot be. Copy the slide again."
+            raise DataError(msg)
         self._shapes = shapes
         self.shape = shapes[0]
         self.levels = tuple(_factor(self.shape, shape) for shape in shapes)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .harness import Scenario, in_child
+from .slides import write_slides
 
 QUIET = (
     "paths.outputs=out", "hydra.run.dir=out/run", "logger=csv", "trainer=cpu", "+trainer.enable_progress_bar=false",
@@ -39,6 +40,9 @@ POINTS = ("experiment=pipeline_points", "data.root=points", "data.classes=[strom
 PREDICT = ("experiment=predict_tiles", "data.path=tiles", "model.use.translators=[recolour]",
            "model.use.segmenters=[classical]", "model.workers=0", "callbacks.writer.write=[geojson,nuclei]",
            *QUIET)  # fmt: skip
+SLIDE = ("experiment=predict_slides", "model.use.translators=[recolour]", "model.use.segmenters=[classical]",
+         "model.workers=0", "callbacks.writer.workers=0", "callbacks.writer.table=csv",
+         "callbacks.writer.write=[nuclei]", *QUIET)  # fmt: skip
 
 SCENARIOS: Mapping[str, Scenario] = {
     "CycleGAN, fit": Scenario((*BCI, *BRIEF, "stages=[fit]"), ("bci",)),
@@ -70,6 +74,10 @@ SCENARIOS: Mapping[str, Scenario] = {
     "EndoNuke, skip": Scenario((*ENDONUKE, "data.bad_labels=skip"), ("endonuke",)),
     "points": Scenario(POINTS, ("points",)),
     "prediction": Scenario(PREDICT, ("tiles",)),
+    "slide": Scenario((*SLIDE, "data.path=ome"), ("ome",)),
+    "slide, SVS": Scenario((*SLIDE, "data.path=svs"), ("svs",)),
+    "slide, DICOM": Scenario((*SLIDE, "data.path=dcm"), ("dcm",)),
+    "slide, regions": Scenario((*SLIDE, "data.path=ome", "data.regions=regions.geojson"), ("ome", "regions.geojson")),
     "prediction, own target": Scenario(
         (*PREDICT, "model.use.translators=[reinhard]", "model.translators.reinhard.target=target"), ("tiles", "target")
     ),
@@ -133,6 +141,7 @@ def _datasets(world: Path) -> None:
     write_pannuke(world / "pannuke", tiles=6, size=64)
     write_endonuke(world / "endonuke", tiles=3, size=100)
     _own_tiles(world)
+    write_slides(world)
     for name in ("bci", "pannuke"):
         shutil.rmtree(world / name / "truth")
     for name in ("dataset/images_context", "truth/markers"):

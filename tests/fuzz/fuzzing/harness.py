@@ -181,7 +181,7 @@ def digest(folder: Path, given: Sequence[str] = ()) -> dict[str, str]:
             found[key] = of(*(v.contiguous().numpy().tobytes() for v in state.values()))
         elif path.name == "test.csv":
             found[key] = of(_without(path, "checkpoint").encode())
-        elif path.name in ("results.csv", "failed.csv") or path.suffix == ".geojson":
+        elif path.name in ("results.csv", "failed.csv", "nuclei.csv") or path.suffix == ".geojson":
             found[key] = of(path.read_bytes())
     for path in sorted(folder.rglob("tiles.h5")):
         if path.relative_to(folder).parts[0] in given:

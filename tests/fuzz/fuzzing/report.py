@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from . import arrays, bundles, checkpoints, configurations, images, labels
+from . import arrays, bundles, checkpoints, configurations, images, labels, slides
 from .good import SCENARIOS, build_world
 from .harness import CLEAR, DEFECT, OUTCOMES, Case, Verdict, run_cases
 from .shell import through_the_shell
 
 DOCS = Path(__file__).parents[3] / "docs" / "robustness.md"
 BEGIN, END = "<!-- table: written by `make fuzz` -->", "<!-- end of the table -->"
-UNTRAINED = ("CycleGAN, fit", "EndoNuke", "points", "prediction")
-KINDS = (configurations, images, labels, arrays, checkpoints, bundles)
+UNTRAINED = ("CycleGAN, fit", "EndoNuke", "points", "prediction", *slides.SCENARIOS.values(), "slide, regions")
+KINDS = (configurations, images, slides, labels, arrays, checkpoints, bundles)
 
 
 def all_cases() -> list[Case]:
@@ -48,13 +48,15 @@ def warm_up() -> None:
 
     import ihc2he.callbacks.panels
     import ihc2he.callbacks.predictions
+    import ihc2he.callbacks.slides
     import ihc2he.data.bci
     import ihc2he.data.endonuke
     import ihc2he.data.nuclei
     import ihc2he.data.pannuke
     import ihc2he.data.points
+    import ihc2he.data.slides
     import ihc2he.data.unpaired
-    import ihc2he.models.pipeline.module
+    import ihc2he.models.pipeline.slides
     import ihc2he.models.segmentation.hovernet.module
     import ihc2he.models.translation.cyclegan.module
     import ihc2he.report.tiles
