@@ -33,6 +33,7 @@ SLIDE_SUFFIXES = (
     ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm",
     ".tif", ".tiff", ".btf", ".tf8", ".png", ".jpg", ".jpeg",
 )  # fmt: skip
+_UNLIKE = 1.1  # ratio of the proportions of two levels
 _MOST_PX = 2**22  # of a side; a metre at 0.25 um/px
 _BLOCK = 256  # px of the parts that a level with a broken downsample factor is read in
 
@@ -185,6 +186,11 @@ class SlideSource(_Slide):
         self._corner = x, y
         self._factors = slide.level_downsamples
         whole = slide.dimensions
+        for level in slide.level_dimensions[1:2]:  # later ones may be so small that rounding shows
+            if not 1 / _UNLIKE < whole[0] * level[1] / whole[1] / level[0] < _UNLIKE:
+                sizes = " and ".join(f"{size[0]} x {size[1]}" for size in (whole, level))
+                msg = f"{self.name}: its levels, {sizes} px, do not fit each other. Copy the slide again."
+                raise DataError(msg)
         self._set_shapes(
             [(max(1, height * h // whole[1]), max(1, width * w // whole[0])) for w, h in slide.level_dimensions]
         )

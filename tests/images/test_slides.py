@@ -168,6 +168,25 @@ def test_levels_of_the_same_size_are_no_slide(tmp_path):
         open_slide(path)
 
 
+def test_a_size_that_cannot_be_is_refused(tmp_path):
+    pytest.importorskip("openslide")
+    path = aperio(tmp_path / "a.svs")
+    with tifffile.TiffFile(path) as file:
+        tags = file.pages[0].tags
+        wide, deep = tags["ImageWidth"].valueoffset, tags["ImageLength"].valueoffset
+    good = path.read_bytes()
+
+    def refused(at, value, message):
+        data = bytearray(good)
+        data[at : at + 4] = value.to_bytes(4, "little")
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=message):
+            open_slide(path)
+
+    refused(wide, 60_000, r"a\.svs: its levels, 60000 x 300 and 134 x 100 px, do not fit each other")
+    refused(deep, 2**31 - 1, r"a\.svs: .*Copy")
+
+
 def test_loops_in_a_pyramid_end(tmp_path):
     path = pyramid(tmp_path / "a.tif", sub=False)
     with tifffile.TiffFile(path) as file:

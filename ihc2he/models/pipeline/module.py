@@ -188,8 +188,6 @@ class Pipeline(Task):
             ConfigError: if they do not.
         """
         self.to(memory_format=torch.channels_last)
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self._in_use = fitting(self._choice.methods(stage), self._translators, len(self.views) > 1)
         if stage == "predict" and self.fused:
             self._in_use = {pair: own for pair, own in self._in_use.items() if pair.translator == self.fused}
@@ -335,6 +333,8 @@ class Pipeline(Task):
 
     def _submit(self, pieces: Sequence[Piece]) -> None:
         """Give blocks of the same size the promises of their nuclei."""
+        if self.device.type == "cpu":  # not before: readers are copies of this process, with all that it keeps
+            keep_freed_memory()
         inks = [piece.image.ink.region(piece.block.rows, piece.block.columns) for piece in pieces]
         for name, translator in self._running.items():
             self.handover.wait()

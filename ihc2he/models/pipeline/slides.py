@@ -100,11 +100,11 @@ class SlidePipeline(Pipeline):
 
     @property
     def halo_um(self) -> float:
-        """What windows show around what they keep: half of a nucleus at least, and what a local translator sees."""
+        """What windows show around what they keep: enough to find alike in all, and what a local translator sees."""
         (pair,) = self.pairs
         translator: Any = self.translators[pair.translator]
         sees = 0.0 if translator.reach is None else translator.reach * (translator.mpp or self.working_mpp)
-        return max(OVERLAP_UM / 2, sees)
+        return max(OVERLAP_UM, sees)
 
     @property
     def _types(self) -> TypeMap:
