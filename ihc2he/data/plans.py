@@ -29,6 +29,7 @@ from ihc2he.images.slides import open_slide
 from ihc2he.images.source import ImageSource
 from ihc2he.images.tissue import Tissue, find_pen, find_tissue, glass_white
 from ihc2he.images.writing import write_png
+from ihc2he.stain.white import White
 from ihc2he.tiling.resampling import resized_labels
 from ihc2he.tiling.windows import STEP, Block, mosaic, widened
 
@@ -156,7 +157,7 @@ class Plan:
         return source
 
 
-def make_plan(folder: Path, slide: Slide, mpp: float, side: int, halo_um: float) -> Plan:
+def make_plan(folder: Path, slide: Slide, mpp: float, side: int, halo_um: float, white: White | None = None) -> Plan:
     """Return the plan of a slide, after it was written to its folder together with the map of tissue.
 
     What the folder had before is deleted, unless the slide cannot be read.
@@ -167,6 +168,7 @@ def make_plan(folder: Path, slide: Slide, mpp: float, side: int, halo_um: float)
         mpp: um/px that the model needs; a coarser slide is taken as it is.
         side: of windows, px; they are larger where the halo leaves little of that, and smaller where tissue ends.
         halo_um: what windows show around what they keep, at least.
+        white: colour of the slide's glass; None: it is measured.
 
     Raises:
         DataError: the slide cannot be read.
@@ -182,7 +184,7 @@ def make_plan(folder: Path, slide: Slide, mpp: float, side: int, halo_um: float)
     grid_mpp = max(mpp, whole.mpp)
     forgiving = Forgiving(whole)
     source = Rescaled(forgiving, grid_mpp)
-    source.white = glass_white(source)
+    source.white = white or glass_white(source)
     tissue = _wanted(slide, source, find_tissue(source), forgiving)
     halo = ceil(round(halo_um / grid_mpp, 6) / STEP) * STEP
     core = max((side - 2 * halo) // STEP * STEP, 2 * halo)

@@ -29,6 +29,7 @@ from ihc2he.images.regions import check_shapely
 from ihc2he.images.slides import SLIDE_SUFFIXES, SlideSource
 from ihc2he.images.source import ImageSource
 from ihc2he.ranks import from_all_ranks
+from ihc2he.stain.white import White
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 log = logging.getLogger(__name__)
@@ -222,9 +223,9 @@ class SlidesDataModule(WholeTilesDataModule):
         except (DataError, OSError) as error:
             return str(error)
 
-    def _wanted(self) -> tuple[float, int, float]:
+    def _wanted(self) -> tuple[float, int, float, White | None]:
         module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        return module.working_mpp, module.block, module.halo_um
+        return module.working_mpp, module.block, module.halo_um, module.white
 
     def _windows(self, slide: Slide, plan: Plan | str) -> Sequence[Window]:
         if isinstance(plan, str):

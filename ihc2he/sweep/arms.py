@@ -1,6 +1,6 @@
 """What a study of classifiers found: each arm of a sweep, and each less a reference, with 95 % intervals.
 
-Shape suffixes: r = trainings of one arm, b = resamples, n = tiles, k = classes.
+Shape suffixes: r = trainings of one arm, g = groups of them, b = resamples, n = tiles, k = classes.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ class CompareArms(Callback):
         keys: overrides that make an arm.
         reference: values of some of them, which make the arm with which others are compared; of the others, both have
             the same value.
+        seeds_together: how many successive seeds share a generator, and so are no independent trainings.
     """
 
-    def __init__(self, keys: Sequence[str], reference: Mapping[str, str]) -> None:
-        self.keys = [*keys]
+    def __init__(self, keys: Sequence[str], reference: Mapping[str, str], seeds_together: int = 1) -> None:
+        self.keys, self.seeds_together = [*keys], seeds_together
         self.reference = {key: str(value) for key, value in reference.items()}
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Compare the jobs in the folder of the sweep, also those of earlier commands."""
         folder = Path(config.hydra.sweep.dir)
-        rows = compare(folder, self.keys, self.reference)
+        rows = compare(folder, self.keys, self.reference, self.seeds_together)
         if not rows:
             log.warning("%s: no job has been tested, so there is nothing to compare.", folder)
             return
@@ -63,30 +64,35 @@ class Arm(NamedTuple):
         settings: the overrides that make the arm.
         repeats: of each training, the values of `REPETITIONS`.
         values: of each training, by metric.
-        values_rb: the same of each resample of the cases, by metric.
+        values_rb: the same of each resample of the cases, by metric; no resamples of a single case.
+        groups: of each training, what it shares with others.
     """
 
     settings: dict[str, str]
     repeats: list[tuple[str, ...]]
     values: dict[str, NDArray[np.float64]]
     values_rb: dict[str, NDArray[np.float64]]
+    groups: list[str]
 
 
-def compare(folder: Path, keys: Sequence[str], reference: Mapping[str, str]) -> list[dict[str, Any]]:
+def compare(
+    folder: Path, keys: Sequence[str], reference: Mapping[str, str], seeds_together: int = 1
+) -> list[dict[str, Any]]:
     """Return a row for each arm and metric: the mean of its trainings, and its difference from the reference.
 
-    Intervals draw cases and trainings with replacement; a difference draws the same of both. Only trainings with the
-    same values of `REPETITIONS` are compared, `pairs` of them.
+    Intervals draw cases and groups of trainings with replacement; a difference draws the same of both. Only trainings
+    with the same values of `REPETITIONS` are compared, `pairs` of them. A single case has no interval.
 
     Args:
         folder: of the sweep; every job's folder has `job.json`, and `results.csv` if it was tested.
         keys: see `CompareArms`.
         reference: see `CompareArms`.
+        seeds_together: see `CompareArms`.
 
     Raises:
-        DataError: if the jobs were tested on different tiles.
+        DataError: if the jobs were tested on different tiles, or two of an arm have the same seed and split.
     """
-    arms = _arms(folder, keys)
+    arms = _arms(folder, keys, seeds_together)
     rows = []
     for arm in arms:
         other = next((one for one in arms if one.settings == {**arm.settings, **reference}), None)
@@ -95,7 +101,7 @@ def compare(folder: Path, keys: Sequence[str], reference: Mapping[str, str]) -> 
             row: dict[str, Any] = dict(arm.settings)
             row |= {"metric": metric, "trainings": len(value_r), "mean": float(value_r.mean())}
             row |= {"sd": float(value_r.std(ddof=1)) if len(value_r) > 1 else None}
-            row |= dict(zip(("low", "high"), _interval(value_rb), strict=True))
+            row |= dict(zip(("low", "high"), _interval(value_rb, arm.groups), strict=True))
             rows.append(row | _less(arm, other, metric))
     return rows
 
@@ -107,21 +113,26 @@ def _less(arm: Arm, other: Arm | None, metric: str) -> dict[str, Any]:
         return {"difference": None, "difference_low": None, "difference_high": None, "pairs": 0}
     own, others = ([one.repeats.index(repeat) for repeat in shared] for one in (arm, other))
     difference_r = arm.values[metric][own] - other.values[metric][others]
-    low, high = _interval(arm.values_rb[metric][own] - other.values_rb[metric][others])
+    low, high = _interval(
+        arm.values_rb[metric][own] - other.values_rb[metric][others], [arm.groups[place] for place in own]
+    )
     mean = float(difference_r.mean())
     return {"difference": mean, "difference_low": low, "difference_high": high, "pairs": len(shared)}
 
 
-def _interval(value_rb: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean over trainings, which are drawn with replacement too."""
-    n, resamples = value_rb.shape
-    drawn_rb = np.random.default_rng(0).integers(n, size=(n, resamples))
-    mean_b = np.take_along_axis(value_rb, drawn_rb, 0).mean(0)
+def _interval(value_rb: NDArray[np.float64], groups: Sequence[str]) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of the mean over trainings, whose groups are drawn with replacement too."""
+    if not value_rb.size:
+        return None, None
+    labels, group_r = np.unique(groups, return_inverse=True)
+    n, resamples = len(labels), value_rb.shape[1]
+    times_gb = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), resamples).T
+    mean_b = np.average(value_rb, 0, times_gb[group_r])
     low, high = np.nanpercentile(mean_b, PERCENTILES)
     return float(low), float(high)
 
 
-def _arms(folder: Path, keys: Sequence[str]) -> list[Arm]:
+def _arms(folder: Path, keys: Sequence[str], seeds_together: int) -> list[Arm]:
     """Return the arms of all jobs that were tested."""
     jobs = [job for job in jobs_of(folder) if (job["folder"] / "results.csv").is_file()]
     grouped: dict[tuple[str, ...], list[tuple[tuple[str, ...], Counts]]] = {}
@@ -137,14 +148,27 @@ def _arms(folder: Path, keys: Sequence[str]) -> list[Arm]:
             raise DataError(msg)
         units = cases
         setting, repeat = (tuple(job["overrides"].get(key, "-") for key in some) for some in (keys, REPETITIONS))
-        grouped.setdefault(setting, []).append((repeat, counts))
+        runs = grouped.setdefault(setting, [])
+        if repeat in [known for known, _ in runs]:
+            msg = (
+                f"{job['folder']}: another job has the same {', '.join([*keys, *REPETITIONS])}, so it is no further "
+                "training of this arm. Add the key that differs to hydra.callbacks.arms.keys, or delete one of them."
+            )
+            raise DataError(msg)
+        runs.append((repeat, counts))
     if not jobs:
         return []
-    weights_bn = draw(units).weights_bn
-    return [_arm(dict(zip(keys, setting, strict=True)), runs, weights_bn) for setting, runs in grouped.items()]
+    drawn = draw(units)
+    weights_bn = drawn.weights_bn if drawn.n_units > 1 else drawn.weights_bn[:0]
+    return [
+        _arm(dict(zip(keys, setting, strict=True)), runs, weights_bn, seeds_together)
+        for setting, runs in grouped.items()
+    ]
 
 
-def _arm(settings: dict[str, str], runs: Sequence[tuple[tuple[str, ...], Counts]], weights_bn: NDArray) -> Arm:
+def _arm(
+    settings: dict[str, str], runs: Sequence[tuple[tuple[str, ...], Counts]], weights_bn: NDArray, seeds_together: int
+) -> Arm:
     totals = [grading(counts.total()) for _, counts in runs]
     drawn = [
         grading({name: np.tensordot(weights_bn, column, 1) for name, column in counts.columns.items()})
@@ -155,7 +179,17 @@ def _arm(settings: dict[str, str], runs: Sequence[tuple[tuple[str, ...], Counts]
         [repeat for repeat, _ in runs],
         {metric: np.array([float(values[metric]) for values in totals]) for metric in METRICS},
         {metric: np.stack([values[metric] for values in drawn]) for metric in METRICS},
+        [_group(repeat[REPETITIONS.index("seed")], seeds_together) for repeat, _ in runs],
     )
+
+
+def _group(seed: str, seeds_together: int) -> str:
+    """Return what trainings have in common that share a generator.
+
+    >>> _group("7", 3), _group("7", 1)
+    ('2', '7')
+    """
+    return str(int(seed) // seeds_together) if seed.isdecimal() else seed
 
 
 def _tested(file: Path) -> tuple[Counts, dict[str, str]]:

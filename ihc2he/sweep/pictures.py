@@ -94,7 +94,8 @@ def differences(file: Path, rows: Sequence[Mapping[str, Any]], reference: str) -
     figure, ax = _canvas(8, 1.4 + 0.28 * len(shown))
     ax.axvline(0, color="black", linewidth=0.8)
     for y, row in enumerate(shown):
-        ax.plot([row["difference_low"], row["difference_high"]], [y, y], color="#3b6ea5", linewidth=2)
+        if row["difference_low"] is not None:
+            ax.plot([row["difference_low"], row["difference_high"]], [y, y], color="#3b6ea5", linewidth=2)
         ax.plot(row["difference"], y, "o", color="#3b6ea5")
     end = [*rows[0]].index("metric")
     labels = [" ".join(text for text in [*row.values()][:end] if text != "-") for row in shown]

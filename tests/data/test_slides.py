@@ -34,7 +34,7 @@ def data(tmp_path):
     def set_up(path, **changes):
         found = SlidesDataModule(path=str(path), **({"out": str(tmp_path / "out"), "mpp": 0.5} | changes))
         found.setup()
-        model = SimpleNamespace(working_mpp=0.5, block=256, halo_um=16.0)
+        model = SimpleNamespace(working_mpp=0.5, block=256, halo_um=16.0, white=None)
         found.trainer = SimpleNamespace(global_rank=0, world_size=1, lightning_module=model)
         return found
 
@@ -191,6 +191,14 @@ def test_the_white_of_a_plan_is_that_of_glass(tmp_path, slide):
     write_png(slide, image)
     plan = make_plan(tmp_path / "out", Slide("a", slide, 0.5), *WANTED)
     assert plan.white == pytest.approx((215, 214, 213), abs=2)
+
+
+def test_a_white_that_is_given_is_not_measured(tmp_path, slide, data):
+    found = data(slide.parent)
+    found.trainer.lightning_module.white = (230.0, 231.0, 232.0)
+    (window, *_) = found.predict_dataloader().dataset.tiles
+    assert window.plan.white == (230.0, 231.0, 232.0)
+    assert window.plan.open().white == (230.0, 231.0, 232.0)
 
 
 def test_windows_end_where_tissue_ends_and_their_cores_cover_it(tmp_path, slide):

@@ -14,7 +14,7 @@ REFERENCE = {"study/gan": "none", "study/arm": "augmented"}
 CLASSES = ("0", "3+")
 
 
-def job(folder, number, gan, arm, seed, right, tiles=12):
+def job(folder, number, gan, arm, seed, right, tiles=12, cases=6):
     """A job whose tiles of the cases in `right` are graded correctly, and all others wrongly."""
     home = folder / str(number)
     home.mkdir(parents=True)
@@ -23,7 +23,7 @@ def job(folder, number, gan, arm, seed, right, tiles=12):
     (home / "job.json").write_text(json.dumps(note | {"metric": None, "better": "higher", "value": None}))
     rows = []
     for i in range(tiles):
-        case, true = f"case{i % 6}", CLASSES[i % 2]
+        case, true = f"case{i % cases}", CLASSES[i % 2]
         found = true if case in right else CLASSES[1 - i % 2]
         rows.append({"name": f"{i:02d}", "group": true, "case": case, "found": found})
         rows[-1] |= {f"p {kind}": 0.9 if kind == found else 0.1 for kind in CLASSES}
@@ -66,3 +66,28 @@ def test_jobs_that_were_tested_on_other_tiles_are_refused(tmp_path):
     job(tmp_path, 1, "sngan", "balanced", 0, [], tiles=10)
     with pytest.raises(DataError, match=r"1.results.csv has 10 tiles, not the 12 of .*0.results.csv"):
         compare(tmp_path, KEYS, REFERENCE)
+
+
+def test_trainings_that_share_a_generator_are_drawn_together(tmp_path):
+    half, everything = ["case0", "case1", "case2"], [f"case{i}" for i in range(6)]
+    for seed in range(6):
+        job(tmp_path, seed, "sngan", "balanced", seed, half if seed < 3 else everything)
+    apart, together = (compare(tmp_path, KEYS, REFERENCE, n)[0] for n in (1, 3))
+    assert apart["mean"] == together["mean"] == pytest.approx(3 / 4)
+    assert together["high"] == 1  # both draws are the better generator, which is as likely as not
+    assert apart["high"] - apart["low"] < together["high"] - together["low"]
+
+
+def test_two_jobs_of_one_seed_are_no_two_trainings(tmp_path):
+    job(tmp_path, 0, "sngan", "balanced", 0, [])
+    job(tmp_path, 1, "sngan", "balanced", 0, [])
+    with pytest.raises(DataError, match=r"1: another job has the same study/gan, study/arm, data\.split, seed"):
+        compare(tmp_path, KEYS, REFERENCE)
+
+
+def test_a_single_case_has_no_interval(tmp_path):
+    for number, (gan, arm) in enumerate([("none", "augmented"), ("sngan", "balanced")]):
+        job(tmp_path, number, gan, arm, 0, ["case0"], cases=1)
+    rows = compare(tmp_path, KEYS, REFERENCE)
+    assert [rows[-1][key] for key in ("low", "difference", "difference_low", "pairs")] == [None, 0, None, 1]
+    differences(tmp_path / "study.png", rows[-1:], "augmented")
