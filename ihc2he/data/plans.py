@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -81,6 +81,7 @@ class Plan:
         windows: numbers of those that hold tissue.
         cores: of these windows, first and last row and column: the part of the core around its tissue.
         regions: digest of the annotations; empty without.
+        wanted: what the model asked for: um/px, side of windows, um of halo, and white.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Plan:
     windows: list[int]
     cores: list[list[int]]
     regions: str = ""
+    wanted: Sequence[Any] = ()
 
     @cached_property
     def blocks(self) -> dict[int, Block]:
@@ -128,6 +130,10 @@ class Plan:
         """Return which settings a slide has now that are not those of the plan; empty if there are none."""
         said = [f"data.mpp={slide.mpp} instead of {self.given}"] if slide.mpp != self.given else []
         return " and ".join(said + (["other regions"] if _digest(slide.regions) != self.regions else []))
+
+    def is_for(self, mpp: float, side: int, halo_um: float, white: White | None) -> bool:
+        """Return whether `make_plan` would get the same from a model."""
+        return [*self.wanted] == _noted(mpp, side, halo_um, white)
 
     def noted(self, slide: Slide) -> Plan:
         """Return it with what a slide says now of its place, stain and case."""
@@ -194,7 +200,7 @@ def make_plan(folder: Path, slide: Slide, mpp: float, side: int, halo_um: float,
     plan = Plan(
         slide.name, str(slide.path.absolute()), stat.st_size, stat.st_mtime_ns, slide.mpp, slide.stain, slide.case,
         whole.mpp, whole.shape, grid_mpp, source.shape, core, halo, source.white, [*cores], [*cores.values()],
-        _digest(slide.regions),
+        _digest(slide.regions), _noted(mpp, side, halo_um, white),
     )  # fmt: skip
     clear(folder)
     if slide.regions is not None:
@@ -242,6 +248,10 @@ def _wanted(slide: Slide, source: ImageSource, tissue: Tissue, forgiving: Forgiv
     map_hw = regions.mask(forgiving.shape, tissue).map_hw
     pen_hw = resized_labels(find_pen(source).map_hw.view(np.uint8), *map_hw.shape) > 0
     return Tissue(map_hw & ~pen_hw, source.shape)
+
+
+def _noted(mpp: float, side: int, halo_um: float, white: White | None) -> list[Any]:
+    return [mpp, side, halo_um, None if white is None else [*white]]
 
 
 def _digest(path: Path | None) -> str:

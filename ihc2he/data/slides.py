@@ -216,8 +216,10 @@ class SlidesDataModule(WholeTilesDataModule):
         plan = read_plan(folder)
         try:
             if plan is not None and plan.is_of(slide.path) and not plan.differs(slide):
-                return note(folder, plan, slide)
-            if plan is not None and not plan.differs(slide):
+                # Where no window is done, the settings may be others than those of the run that has made the plan.
+                if plan.is_for(*self._wanted()) or done_windows(folder):
+                    return note(folder, plan, slide)
+            elif plan is not None and not plan.differs(slide):
                 log.warning("%s: was changed since its results were made, and is done again.", slide.path)
             return make_plan(folder, slide, *self._wanted())
         except (DataError, OSError) as error:

@@ -201,6 +201,18 @@ def test_a_white_that_is_given_is_not_measured(tmp_path, slide, data):
     assert window.plan.open().white == (230.0, 231.0, 232.0)
 
 
+def test_a_plan_of_other_settings_is_used_where_windows_are_done_alone(slide, data, tmp_path):
+    def halo(halo_um):
+        found = data(slide.parent)
+        found.trainer.lightning_module.halo_um = halo_um
+        return found.predict_dataloader().dataset.tiles[0].plan.halo
+
+    assert [halo(16.0), halo(48.0)] == [32, 96]  # as if the first run had been killed at once
+    (tmp_path / "out" / "a" / "windows").mkdir()
+    (tmp_path / "out" / "a" / "windows" / "000000.npz").write_bytes(b"")
+    assert halo(16.0) == 96
+
+
 def test_windows_end_where_tissue_ends_and_their_cores_cover_it(tmp_path, slide):
     image = np.full((900, 1200, 3), 240, np.uint8)
     image[200:400, 100:1000] = (215, 180, 220)
