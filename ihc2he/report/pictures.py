@@ -24,6 +24,7 @@ MAX_WIDTH_PX = 1152  # the width of the page
 LEAST_PX = 240  # of a picture that is too heavy in its size
 MAX_HEIGHT_PX = 16383  # of a WebP
 QUALITY = 72
+NAMED = 10  # pictures that are named where they are left out
 FIGURE = (5.4, 3.2)  # inches
 
 
@@ -94,7 +95,9 @@ def shrunk(path: Path, text: str | None = None, width: int = MAX_WIDTH_PX) -> Pi
     return Picture(_uri("image/webp", content), text or path.stem, image.shape[1], image.shape[0])
 
 
-def within(budget: int, paths: Iterable[Path], kind: str = "", width: int = MAX_WIDTH_PX) -> Markup:
+def within(
+    budget: int, paths: Iterable[Path], kind: str = "", width: int = MAX_WIDTH_PX, most: int | None = None
+) -> Markup:
     """Return the first pictures that fit into a number of bytes, at least a small one, and a note about the others.
 
     Args:
@@ -102,10 +105,11 @@ def within(budget: int, paths: Iterable[Path], kind: str = "", width: int = MAX_
         paths: of the files, the most important ones first.
         kind: how they are placed, see the macro `figures`.
         width: px of a picture, at most.
+        most: pictures, at most; None: as many as fit.
     """
     images: list[Picture] = []
     paths = list(paths)
-    for path in paths:
+    for path in paths[:most]:
         image = shrunk(path, width=width)
         while not images and len(image.uri) > budget and width > LEAST_PX:
             width //= 2
@@ -117,7 +121,8 @@ def within(budget: int, paths: Iterable[Path], kind: str = "", width: int = MAX_
     html = macros().figures(images, kind)
     if rest := paths[len(images) :]:
         folder = "/".join(rest[0].parent.parts[-2:])
-        html += macros().note(f"{len(rest)} more are in {folder}: {', '.join(path.name for path in rest)}.")
+        names = ", ".join(path.name for path in rest[:NAMED]) + (", ..." if len(rest) > NAMED else ".")
+        html += macros().note(f"{len(rest)} more are in {folder}: {names}")
     return html
 
 

@@ -1,4 +1,4 @@
-"""The report of slides: what was counted, and for each slide its overlay, maps and hot spots."""
+"""The report of slides and images: what was counted, overlays, and for slides maps and hot spots."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from ihc2he.report.forest import Line, forest
 from ihc2he.report.parts import Section, macros, read_csv
-from ihc2he.report.pictures import Picture, shrunk
+from ihc2he.report.pictures import Picture, shrunk, within
 
-MOST = 40  # slides whose pictures are in the page; it would be too heavy with more
+MOST = 40  # slides or images that are shown one by one; the page would be too heavy with more
 BUDGET = 3_000_000  # bytes of all pictures
 WIDTH_PX, LEAST_PX = 900, 320  # of a picture of a single slide, and of one of many
 _TITLES = {
@@ -74,32 +74,39 @@ def _folder(run_dir: Path, unit: str) -> Path | None:
     return None
 
 
-def _names(folder: Path) -> list[str]:
-    """Return the names of the slides."""
-    names = dict.fromkeys(row["slide"] for row in read_csv(folder / "summary.csv"))
-    return [name for name in names if name != "all slides"]
+def _names(folder: Path, unit: str = "slide") -> list[str]:
+    """Return the names of the slides or images."""
+    names = dict.fromkeys(row[unit] for row in read_csv(folder / "summary.csv"))
+    return [name for name in names if name != f"all {unit}s"]
 
 
 def _positivity(run_dir: Path) -> Markup | None:
-    """Return the share of positive nuclei of each slide beside the others."""
-    folder = _folder(run_dir, "slide")
-    if folder is None or len(_names(folder)) < 2:
+    """Return the share of positive nuclei of each slide or image beside the others, unless there are many."""
+    unit = "slide" if _folder(run_dir, "slide") else "image"
+    folder = _folder(run_dir, unit)
+    if folder is None or not 2 <= len(_names(folder, unit)) <= MOST:
         return None
-    rows = [row for row in read_csv(folder / "summary.csv") if (row["region"], row["class"]) == (TISSUE, ALL)]
-    rows = [row for row in rows if row["percent_positive"]]
+    rows = [row for row in read_csv(folder / "summary.csv") if row.get("region", TISSUE) == TISSUE]
+    rows = [row for row in rows if row["class"] == ALL and row["percent_positive"]]
     if not rows or not _is_stained(rows):
         return None
     *own, total = rows
     lines = [
         Line(
-            row["slide"],
-            float(row["percent_positive"]),
-            cells=[f"{row['percent_positive']} %", f"{int(row['nuclei']):,}"],
+            row[unit], float(row["percent_positive"]), cells=[f"{row['percent_positive']} %", f"{int(row['nuclei']):,}"]
         )
         for row in own
     ]
-    caption = "Percent positive of each slide. The dashed line is that of all nuclei together."
-    return forest(caption, ["slide", "positive", "nuclei"], lines, float(total["percent_positive"]))
+    caption = f"Percent positive of each {unit}. The dashed line is that of all nuclei together."
+    return forest(caption, [unit, "positive", "nuclei"], lines, float(total["percent_positive"]))
+
+
+def _overlays(run_dir: Path) -> Markup | None:
+    """Return the nuclei that were found on the first images."""
+    folder = _folder(run_dir, "image")
+    files = sorted((folder / "overlay").rglob("*.png")) if folder else []
+    width = max(LEAST_PX, round(WIDTH_PX / max(len(files), 1) ** 0.5))
+    return within(BUDGET, files, "row", width, MOST) if files else None
 
 
 def _pictures(run_dir: Path) -> Markup | None:
@@ -170,5 +177,6 @@ SECTIONS = (
     Section("Not read", _failed),
     Section("Positivity", _positivity),
     Section("Slides", _pictures),
+    Section("Nuclei", _overlays),
     Section("Counts", _counts, folded=True),
 )

@@ -100,3 +100,21 @@ def test_pictures_end_where_the_page_gets_too_heavy(folder, monkeypatch):
     page = page_of(folder({"a": (10, 3), "b": (10, 1)}))
     assert page.count('(overlay.png)" width') == 1
     assert "Pictures of the first 1 of 2 slides; those of all are in their folders." in page
+
+
+def test_images_show_their_overlays_and_their_shares_side_by_side(tmp_path):
+    rows = [
+        {"image": name, "class": "all", "nuclei": nuclei, "positive": positive, "area_mm2": "0.1",
+         "percent_positive": f"{100 * positive / nuclei:.1f}", "h_score": "50"}
+        for name, nuclei, positive in (("a", 40, 10), ("b/c", 60, 60), ("all images", 100, 70))
+    ]  # fmt: skip
+    write_csv(tmp_path / "predictions" / "summary.csv", rows)
+    for name in ("a", "b/c"):
+        file = tmp_path / "predictions" / "overlay" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_png(file, np.zeros((40, 60, 3), np.uint8))
+    page = page_of(tmp_path)
+    assert slides.answer(tmp_path) == ["100 nuclei on 2 images, 0.1 mm²: 70.0 % are positive, H\u2011score 50."]
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Positivity", "Nuclei", "Counts"]
+    assert re.findall('<img[^>]*alt="(.*?)"', page) == ["a", "c"]
+    assert "25.0 %" in page
