@@ -54,8 +54,12 @@ def remove_parts(folder: Path) -> None:
 
 @contextmanager
 def complete_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder; when the block ends without an error, it replaces the folder as a whole."""
+    """Yield an empty temporary folder; when the block ends without an error, it replaces the folder as a whole.
+
+    A folder whose replacement was interrupted is put back first.
+    """
     temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    restore(folder)
     for left in (temporary, old):
         shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -64,6 +68,13 @@ def complete_folder(folder: Path) -> Iterator[Path]:
         folder.rename(old)
     temporary.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(folder: Path) -> None:
+    """Put back the folder that a killed process was about to replace with `complete_folder`."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
 
 
 def write_text(path: Path, content: str) -> None:

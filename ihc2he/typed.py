@@ -89,7 +89,7 @@ def _quoted(argument: str, argv: Sequence[str]) -> str:
     kept = _kept(override, annotation, value)
     if kept is value:
         return argument
-    return head + (f"[{','.join(_quote(part) for part in kept)}]" if isinstance(kept, list) else _quote(kept))
+    return head + (f"[{','.join(quote(part) for part in kept)}]" if isinstance(kept, list) else quote(kept))
 
 
 def _quoted_sweep(override: Override, annotation: Any, argv: Sequence[str]) -> str:
@@ -105,7 +105,7 @@ def _quoted_sweep(override: Override, annotation: Any, argv: Sequence[str]) -> s
         return raw
     read = [OverridesParser.create().parse_override(f"x={part}") for part in parts]
     kept = [_kept(one, annotation, one.value()) for one in read]
-    texts = [_quote(text) if isinstance(text, str) else part for text, part in zip(kept, parts, strict=True)]
+    texts = [quote(text) if isinstance(text, str) else part for text, part in zip(kept, parts, strict=True)]
     return raw.replace(inner, ",".join(texts))
 
 
@@ -114,7 +114,7 @@ def _annotation_in_node(key: str, argv: Sequence[str]) -> Any:
     folders, rest = parse_options(argv)
     overrides = [text for text in map(_first, rest) if text is not None]
     if folders:
-        overrides.append(f"hydra.searchpath=[{','.join(_quote(f'file://{folder.absolute()}') for folder in folders)}]")
+        overrides.append(f"hydra.searchpath=[{','.join(quote(f'file://{folder.absolute()}') for folder in folders)}]")
     *parents, name = key.split(".")
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -163,7 +163,8 @@ def _is_plain(raw: str) -> bool:
     return bool(raw) and not set(raw) & set("'\"[]{}()\\")
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """Return a text in quotes, as Hydra reads it."""
     return "'" + text.strip().replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 

@@ -3,7 +3,7 @@ import errno
 
 import pytest
 
-from ihc2he.files import complete, write_csv, write_text
+from ihc2he.files import complete, complete_folder, restore, write_csv, write_text
 
 
 def test_a_file_appears_when_its_block_has_ended(tmp_path):
@@ -63,3 +63,15 @@ def test_a_full_disk_names_the_file(tmp_path):
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.png'"), complete(tmp_path / "a.png"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_whose_replacement_was_interrupted_is_put_back(tmp_path):
+    folder = tmp_path / "tiles"
+    for put_back in (restore, lambda path: complete_folder(path).__enter__()):
+        folder.mkdir()
+        (folder / "work.txt").write_text("of days")
+        folder.rename(tmp_path / ".tiles.old")  # as far as a killed process came
+        put_back(folder)
+        assert (folder / "work.txt").read_text() == "of days"
+        (folder / "work.txt").unlink()
+        folder.rmdir()

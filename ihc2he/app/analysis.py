@@ -37,6 +37,7 @@ from ihc2he.tiling.resampling import resized_labels
 SEGMENTER = "centres"
 UNTRAINED = ("none", "recolour", "macenko", "reinhard")  # translators that need no weights
 REGION_PX = 2**24  # largest region, in px of the grid that is analysed
+COARSEST = 4  # times the pixel size that the networks need: coarser images would be enlarged beyond all memory
 
 Say = Callable[[int, int], None]  # is told how many of how many blocks are done; may raise to stop
 
@@ -182,11 +183,18 @@ def analyse(
         say: is told of the progress.
 
     Raises:
-        ConfigError: for a region that is too large or outside of the image.
+        ConfigError: for a region that is too large, too small or outside of the image, or pixels that are too coarse.
         DataError: if the image cannot be read.
     """
     start = time.perf_counter()
     pipeline = networks.pipeline(translator)
+    need = _needed(pipeline)
+    if mpp > COARSEST * need:
+        msg = (
+            f"At {mpp:g} um/px no nucleus can be made out: the networks need {need:g}, and at most {COARSEST * need:g} "
+            "can be used. Check the pixel size."
+        )
+        raise ConfigError(msg)
     part, region = _part(pipeline, source, mpp, region)
     image = OpenImage(
         {"name": source.name, "mpp": part.mpp, "open": lambda: part}, pipeline.divide, _own(pipeline), None
@@ -220,6 +228,12 @@ def _own(pipeline: Pipeline) -> Mapping[str, Translator]:
     return dict(pipeline.translators.items())  # type: ignore[arg-type]
 
 
+def _needed(pipeline: Pipeline) -> float:
+    """Return the finest pixel size that the networks need."""
+    needs = [pipeline.segmenters[SEGMENTER].mpp, *(own.mpp for own in _own(pipeline).values())]
+    return min(need for need in needs if need is not None)  # type: ignore[type-var, return-value]
+
+
 def _part(pipeline: Pipeline, source: ImageSource, mpp: float, region: Region | None) -> tuple[ArraySource, Region]:
     """Return the pixels to analyse, with the white point of the whole image."""
     everything = whole(source)
@@ -231,8 +245,7 @@ def _part(pipeline: Pipeline, source: ImageSource, mpp: float, region: Region | 
     if not inside or not 0 <= region.top < region.top + region.height <= height:
         msg = f"The region {region} is not inside of the image, {width} x {height} px. Choose another one."
         raise ConfigError(msg)
-    needs = [pipeline.segmenters[SEGMENTER].mpp, *(own.mpp for own in _own(pipeline).values())]
-    grid_mpp: float = max(mpp, min(need for need in needs if need is not None))  # type: ignore[type-var, assignment]
+    grid_mpp = max(mpp, _needed(pipeline))
     factor = grid_mpp / mpp
     if region.width * region.height / factor**2 > REGION_PX:
         side = REGION_PX**0.5 * grid_mpp / 1000
@@ -247,6 +260,9 @@ def _part(pipeline: Pipeline, source: ImageSource, mpp: float, region: Region | 
     scaled = Rescaled(sized, grid_mpp)
     columns = slice(round(region.left / factor), min(round((region.left + region.width) / factor), scaled.shape[1]))
     rows = slice(round(region.top / factor), min(round((region.top + region.height) / factor), scaled.shape[0]))
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        msg = f"The region {region} is smaller than a px of {grid_mpp:g} um, with which it is analysed. Enlarge it."
+        raise ConfigError(msg)
     pixels = scaled.read(rows, columns)
     exact = Region(
         round(columns.start * factor), round(rows.start * factor),

@@ -137,7 +137,8 @@ class Opened:
     def nbytes(self) -> int:
         """Memory that it takes, without smaller copies."""
         own = self.source.source if isinstance(self.source, Locked) else self.source
-        return own.image.nbytes if isinstance(own, ArraySource) else 0
+        in_memory = isinstance(own, ArraySource) or not own.by_region
+        return 3 * own.shape[0] * own.shape[1] if in_memory else 0
 
     def facts(self) -> dict[str, object]:
         """Return what the page needs to know, as plain values."""

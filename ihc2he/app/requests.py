@@ -15,6 +15,7 @@ from ihc2he.errors import ConfigError, DataError
 from ihc2he.tiling.resampling import PIXEL_SIZE, is_pixel_size
 
 BODY = 2**22  # bytes of a request that is no upload
+_MOST = 1e12  # every number is below
 
 
 async def stream_to(request: Request, path: Path, most: int) -> None:
@@ -66,8 +67,8 @@ def corrected_by(found: Field, given: Mapping[str, Any]) -> Corrected:
 
 
 def numbers(given: Any, count: int) -> list[float]:
-    plain = isinstance(given, list) and len(given) == count
-    if not plain or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in given):
+    plain = isinstance(given, list) and len(given) == count and all(type(one) in (int, float) for one in given)
+    if not plain or not all(abs(one) < _MOST for one in given):
         msg = f"Expected {count} numbers, found {given!r}."
         raise ConfigError(msg)
     return [float(one) for one in given]

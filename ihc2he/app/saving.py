@@ -45,7 +45,7 @@ def save(folder: Path, key: str, field: Field, now: Corrected, least_score: floa
         found = f"{unknown} of {len(table)} nuclei have no type" if unknown else "there is no nucleus"
         msg = f"{field.name}: {found}. Give each a type, or remove it, and save again."
         raise ConfigError(msg)
-    name = re.sub(r"[^\w.-]+", "_", Path(field.name).stem)[:80] + f"_{field.region.left}_{field.region.top}_{key[:6]}"
+    name = re.sub(r"[^\w.-]+", "_", Path(field.name).stem)[:40] + f"_{field.region.left}_{field.region.top}_{key[:6]}"
     keep_k = np.isin(np.arange(len(now.types_k)), table.ids_n)
     numbers_k = np.cumsum(keep_k) * keep_k
     with exclusive(folder.with_name(f".{folder.name}.lock")):

@@ -100,9 +100,7 @@ class Page:
     async def upload(self, request: Request) -> Response:
         """Open an image that the page sends as the body of the request."""
         session = self.session(request)
-        name = (
-            re.sub(r"[^\w .()+-]", "_", Path(request.query_params.get("name", "")).name)[-120:].lstrip(".") or "image"
-        )
+        name = re.sub(r"[^\w .()+-]", "_", Path(request.query_params.get("name", "")).name)[-60:].lstrip(".") or "image"
         most = int(self.settings.upload_mb * 2**20)
         with TemporaryDirectory(prefix="ihc2he-app-") as folder:
             path = Path(folder) / name
@@ -256,9 +254,6 @@ class Page:
         """Start the fine-tuning on all corrected tiles."""
         self.session(request)
         own, folder = self.settings, self._corrections()
-        if own.tuned is not None and own.tuned.is_running:
-            msg = "A fine-tuning is running already. Wait for its end, or stop it."
-            raise ConfigError(msg)
         if not tiles(folder) or not trainable(own.networks):
             msg = "There is nothing to train on yet: save corrections first." if not tiles(folder) else (
                 f"weights={own.networks.weights}: experiment=nuclei_finetune goes on from light networks alone."
@@ -266,7 +261,11 @@ class Page:
             raise ConfigError(msg)
         check_classes(folder, own.networks.segmenter.classes)
         run = folder.with_name("finetuned") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-        own.tuned = Tuning(folder, own.networks, run, own.tuning)
+        with own.starting:
+            if own.tuned is not None and own.tuned.is_running:
+                msg = "A fine-tuning is running already. Wait for its end, or stop it."
+                raise ConfigError(msg)
+            own.tuned = Tuning(folder, own.networks, run, own.tuning)
         return JSONResponse(own.tuned.status(), 202)
 
     def tuning(self, request: Request) -> Response:

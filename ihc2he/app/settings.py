@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 from ihc2he.app.analysis import Networks
 from ihc2he.app.tuning import Tuning
 from ihc2he.app.work import Queue, Sessions
+from ihc2he.files import restore
 
 
 @dataclass
@@ -39,11 +41,14 @@ class Settings:
     sessions: Sessions = field(init=False)
     queue: Queue = field(init=False, default_factory=Queue)
     tuned: Tuning | None = field(init=False, default=None)
+    starting: Lock = field(init=False, default_factory=Lock)  # of a fine-tuning
     run: str = field(init=False, default_factory=lambda: secrets.token_hex(8))
 
     def __post_init__(self) -> None:
         self.sessions = Sessions(self.keep_minutes)
         self.out = self.out and self.out.expanduser().resolve()
+        if self.corrections is not None:
+            restore(self.corrections)
 
     @property
     def corrections(self) -> Path | None:

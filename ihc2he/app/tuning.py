@@ -19,9 +19,12 @@ from ihc2he.images.labels import read_labels
 from ihc2he.images.source import ArraySource
 from ihc2he.metrics.panoptic import panoptic_stats, qualities
 from ihc2he.nuclei.instances import overlaps
+from ihc2he.typed import quote
 
+_PLAIN = re.compile(r"[\w./:@-]+", re.ASCII)
 _EPOCH = re.compile(r"Epoch (\d+) of (\d+)(.*)")
 _SHOWN = 6  # last lines of a training that failed
+_GRACE_S = 10  # for a training to end by itself
 
 
 def command(folder: Path, networks: Networks, run: Path | None = None) -> list[str]:
@@ -36,13 +39,19 @@ def command(folder: Path, networks: Networks, run: Path | None = None) -> list[s
     settings = {key: value for key, value in segmenter.node.items() if key != "_target_"}
     rows = tiles(folder)
     return [
-        "-m", "ihc2he.train", "experiment=nuclei_finetune", f"data.root={folder}", f"data.mpp={rows[-1]['um_per_px']}",
-        *([f"data.classes=[{','.join(segmenter.classes)}]"] if segmenter.classes else []),
-        *([] if networks.weights == "builtin" else [f"model.init={networks.weights}"]),
+        "-m", "ihc2he.train", "experiment=nuclei_finetune", f"data.root={_text(folder)}",
+        f"data.mpp={rows[-1]['um_per_px']}",
+        *([f"data.classes=[{','.join(map(_text, segmenter.classes))}]"] if segmenter.classes else []),
+        *([] if networks.weights == "builtin" else [f"model.init={_text(networks.weights)}"]),
         *(f"model.decoder.{key}={value}" for key, value in settings.items()),
-        f"data.store={folder.with_name('store')}", "data.rebuild=true", "stages=[fit]", "logger=csv",
-        *([f"hydra.run.dir={run}"] if run else []),
+        f"data.store={_text(folder.with_name('store'))}", "data.rebuild=true", "stages=[fit]", "logger=csv",
+        *([f"hydra.run.dir={_text(run)}"] if run else []),
     ]  # fmt: skip
+
+
+def _text(value: object) -> str:
+    """Return a text as Hydra reads it, in quotes where it has to be."""
+    return str(value) if _PLAIN.fullmatch(str(value)) else quote(str(value))
 
 
 def shown(arguments: list[str]) -> str:
@@ -97,7 +106,11 @@ class Tuning:
         """End it."""
         if self.is_running:
             self._process.terminate()
-            self._process.wait(10)
+            try:
+                self._process.wait(_GRACE_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
 
 def compared(folder: Path, before: Networks, weights: Path, say: Say) -> dict[str, Any]:

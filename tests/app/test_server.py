@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,15 +17,16 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from ihc2he.app import images
-from ihc2he.app.analysis import Networks
+from ihc2he.app.analysis import Networks, Region, analyse
 from ihc2he.app.server import Page, create_app
 from ihc2he.app.settings import Settings
 from ihc2he.app.tuning import command
 from ihc2he.build import build
 from ihc2he.data.nuclei import NucleiDataModule
-from ihc2he.errors import DataError
+from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.decoding import samples_of
 from ihc2he.images.labels import read_labels
+from ihc2he.images.source import ArraySource
 from ihc2he.images.writing import as_png
 from ihc2he.nuclei.counts import counted
 from ihc2he.nuclei.decoders.base import Decoder
@@ -106,6 +108,20 @@ def test_uploads_are_bounded_in_bytes_time_and_pixels(networks, tile_png, monkey
         assert "160 x 160 px are more than" in client.post("/api/images?name=a.png", content=tile_png).json()["error"]
 
 
+def test_a_picture_below_the_folder_counts_as_memory(tile_png, tmp_path):
+    (tmp_path / "tile.png").write_bytes(tile_png)
+    source = images.Locked(images.open_below(tmp_path, "tile.png"))
+    assert images.Opened("id", "tile.png", source, images.Layers(source)).nbytes == 160 * 160 * 3
+
+
+def test_a_long_name_is_cut_to_what_a_disk_takes(served, tile_png):
+    name = "細胞" * 60 + ".png"
+    answer = TestClient(served.app, base_url=str(served.base_url)).post(
+        "/api/images", params={"name": name}, content=tile_png
+    )
+    assert answer.json()["name"] == name[-60:]
+
+
 def test_a_slow_upload_ends(networks):
     async def receive():
         await asyncio.sleep(9)
@@ -154,7 +170,7 @@ def test_other_addresses_need_the_token(networks):
     app = create_app(Settings(networks, host="0.0.0.0", token="secret"))
     with TestClient(app, base_url="http://server:8501") as client:
         assert client.get("/").status_code == client.get("/api/start").status_code == 403
-        assert client.get("/?token=wrong").status_code == 403
+        assert client.get("/?token=wrong").status_code == client.get("/?token=ä").status_code == 403
         assert client.get("/?token=secret").status_code == 200
         assert client.get("/api/start").status_code == 200
 
@@ -175,8 +191,22 @@ def test_a_pixel_size_is_needed(served, image):
         assert answer.status_code == 422
         assert "The pixel size" in answer.json()["error"]
     assert served.post(f"/api/images/{image['id']}/fields", content=b"[]").status_code == 422
+    endless = b'{"mpp": 0.5, "region": {"left": Infinity, "top": NaN, "width": 1, "height": 1}}'
+    assert "Expected 4 numbers" in served.post(f"/api/images/{image['id']}/fields", content=endless).json()["error"]
     unknown = served.post(f"/api/images/{image['id']}/fields", json={"mpp": 0.5, "translator": "x"})
     assert "no translator" in unknown.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("mpp", "side", "message"),
+    [
+        (2.5, 9, r"At 2\.5 um/px no nucleus .* need 0\.5, and at most 2 can"),
+        (0.125, 1, r"smaller than a px of 0\.5 um"),
+    ],
+)
+def test_what_cannot_be_analysed_is_refused(networks, tile, mpp, side, message):
+    with pytest.raises(ConfigError, match=message):
+        analyse(networks, ArraySource(tile), mpp, "none", Region(0, 0, side, side), lambda *_: None)
 
 
 def test_what_the_page_counts_is_what_the_files_say(served, field):
@@ -318,14 +348,16 @@ def test_corrections_are_saved_as_a_folder_that_training_reads(served, settings,
     assert served.post(f"/api/fields/{key}/corrections", json=PLAIN | {"edits": edits}).status_code == 200
 
 
-def test_the_command_names_settings_that_exist(settings, monkeypatch):
+def test_the_command_names_settings_that_exist(settings, monkeypatch, tmp_path):
     from hydra import compose, initialize_config_dir
 
     from ihc2he.config import config_dir, register
     from ihc2he.typed import as_typed
 
     register()
-    arguments = command(settings.corrections, settings.networks)
+    strange = tmp_path / "Läsionen (1), it's [x]=a b"
+    shutil.copytree(settings.corrections, strange)
+    arguments = command(strange, settings.networks)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         overrides = [one for one in as_typed(arguments[2:]) if not one.startswith("hydra.")]
         cfg = compose("train", [*overrides, "experiment_name=x", "paths.output_dir=x"])
@@ -333,6 +365,7 @@ def test_the_command_names_settings_that_exist(settings, monkeypatch):
     assert list(cfg.data.classes) == settings.networks.segmenter.classes
     node = OmegaConf.to_container(cfg.model.decoder, resolve=True)
     assert build(node, Decoder) == settings.networks.segmenter.decoder
+    assert cfg.data.root == str(strange)
     monkeypatch.chdir(BUILTIN.parent)
     assert f"model.init={BUILTIN}" in command(settings.corrections, Networks(BUILTIN.name))
 

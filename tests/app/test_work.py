@@ -9,7 +9,9 @@ import pytest
 
 pytest.importorskip("uvicorn", reason='needs uvicorn: pip install "ihc2he[app]"')
 
+from ihc2he.app import tuning
 from ihc2he.app.__main__ import main
+from ihc2he.app.tuning import Tuning
 from ihc2he.app.work import KEPT, Queue, Sessions, StoppedError
 from ihc2he.errors import ConfigError
 
@@ -76,6 +78,19 @@ def test_the_quietest_session_ends_where_memory_is_short():
     assert len(sessions) == 2
     assert sessions.get(keys[1])[0] != keys[1]
     assert sessions.get(keys[2])[0] == keys[2]
+
+
+def test_a_training_that_does_not_end_by_itself_is_ended(tmp_path, monkeypatch):
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(99)"
+    )
+    monkeypatch.setattr(tuning, "command", lambda *_: ["-c", deaf])
+    monkeypatch.setattr(tuning, "_GRACE_S", 0.1)
+    training = Tuning(tmp_path, None, tmp_path / "run")
+    while "deaf" not in (tmp_path / "run" / "output.txt").read_text():
+        time.sleep(0.02)
+    training.stop()
+    assert training.status()["state"] == "failed"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,15 @@
-// The page: opening images, analysing them, and going on after the server was away.
+// The page: opening images, analysing them, and showing what was found.
 
-import { Gone, Offline, get, post, remove, result, upload, wait } from "./api.js";
+import { Gone, Offline, get, post, remove, result, upload } from "./api.js";
 import { Overlay } from "./drawing.js";
 import { Editing } from "./editing.js";
 import { Nuclei } from "./nuclei.js";
 import { Panel } from "./panel.js";
+import { Recovery } from "./recovery.js";
 import { Saving } from "./saving.js";
 import { Viewer } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
-const HEARTBEAT_MS = 10000;
 
 class App {
   async start() {
@@ -20,17 +20,18 @@ class App {
     this.panel = new Panel(this.facts, () => this.recount());
     this.editing = new Editing(this);
     this.saving = new Saving(this);
+    this.recovery = new Recovery(this);
     this.saving.start(this.facts);
     $("translator").replaceChildren(...this.facts.translators.map((name) => new Option(name === "none" ? "no" : name, name)));
     this.listen();
     this.enable();
     if (this.facts.files) this.listFiles();
-    this.heartbeat();
+    this.recovery.heartbeat();
   }
 
   listen() {
     $("choose").addEventListener("click", () => $("file").click());
-    $("open-another").addEventListener("click", () => this.close());
+    $("open-another").addEventListener("click", () => { if (this.dropping()) this.close(); });
     $("file").addEventListener("change", () => { if ($("file").files[0]) this.open({ file: $("file").files[0] }); $("file").value = ""; });
     $("sample").addEventListener("click", () => this.open({ sample: true }));
     for (const event of ["dragover", "dragenter"])
@@ -114,7 +115,7 @@ class App {
   }
 
   async open(how) {
-    if (this.unsaved && !confirm("Drop your corrections of this image?")) return;
+    if (!this.dropping()) return;
     this.close();
     this.busy(how.file ? `Sending ${how.file.name} …` : "Opening …");
     try {
@@ -213,6 +214,8 @@ class App {
 
   get unsaved() { return Boolean(this.nuclei?.edits.length) && !this.saved; }
 
+  dropping() { return !this.unsaved || confirm("Drop your corrections of this image?"); }
+
   keeping() {
     return !this.unsaved || confirm("The nuclei are searched again. Drop your corrections?");
   }
@@ -221,11 +224,11 @@ class App {
     if (!sure && !this.keeping()) return;
     $("analyse-view").hidden = true;
     this.tell(null);
-    this.asked = region;
     const turn = (this.turn = (this.turn ?? 0) + 1);
     try {
       const found = await this.find(region, turn);
       if (!found) return;
+      this.asked = region;
       this.take(found.id, found.field);
     } catch (error) {
       if (turn !== this.turn) return;
@@ -344,62 +347,9 @@ class App {
     $("banner").hidden = !text;
   }
 
-  // ---------------------------------------------------------------- when the server is away
-
   fail(error) {
-    if (error instanceof Offline || error instanceof Gone) { this.recover(error); return; }
+    if (error instanceof Offline || error instanceof Gone) { this.recovery.recover(error); return; }
     this.tell(error.message);
-  }
-
-  async heartbeat() {
-    for (;;) {
-      await wait(HEARTBEAT_MS);
-      try {
-        const now = await get("api/start");
-        if (now.run !== this.facts.run) await this.recover(null);
-      } catch (error) { if (error instanceof Offline) await this.recover(error); }
-    }
-  }
-
-  // Waits for the server, opens the image again, and applies the corrections again.
-  recover(error) {
-    this.recovering ??= this.recovered(error).finally(() => { this.recovering = null; });
-    return this.recovering;
-  }
-
-  async recovered(error) {
-    const { how, nuclei, asked } = this;
-    const edits = nuclei ? [...nuclei.edits] : [];
-    const turn = (this.turn = (this.turn ?? 0) + 1);
-    this.busy(null);
-    if (error instanceof Offline) {
-      this.tell("The server does not answer. Start it again; this page goes on by itself and keeps your corrections.");
-    }
-    for (;;) {
-      try { this.facts = await get("api/start"); break; } catch (problem) {
-        if (!(problem instanceof Offline)) this.tell(problem.message);
-        await wait(1500);
-      }
-    }
-    this.tell(null);
-    if (!how) return;
-    try {
-      const image = await this.request(how);
-      const mpp = $("mpp").value;
-      await this.show(image);
-      $("mpp").value = mpp;
-      if (!nuclei) { this.next(); return; }
-      const found = await this.find(asked, turn);
-      if (!found) return;
-      const added = edits.some((edit) => edit.do === "add") ? await post(`api/fields/${found.id}/edits`, { edits: nuclei.sent }) : null;
-      this.take(found.id, found.field);
-      this.nuclei.replay(edits, added ?? { id: [], corners: [], rings: [0], of: [] });
-      this.changed();
-      this.tell(`The server was started again: the image is open again${edits.length ? `, with your ${edits.length} ${edits.length === 1 ? "correction" : "corrections"}` : ""}.`);
-    } catch (problem) {
-      this.busy(null);
-      this.tell(problem.message);
-    }
   }
 }
 

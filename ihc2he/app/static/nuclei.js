@@ -126,6 +126,12 @@ export class Nuclei {
     return one;
   }
 
+  // Whether a field has the nuclei that were corrected here, so that they have the same ids.
+  isSame({ nuclei }) {
+    const own = this.field.nuclei;
+    return ["id", "x", "y"].every((name) => String(own[name]) === String(nuclei[name]));
+  }
+
   // Applies corrections from before, where `added` are the nuclei that they add.
   replay(edits, added) {
     const made = new Map();
@@ -141,9 +147,14 @@ export class Nuclei {
   // The highest id so far: the server counts on with each nucleus that is added.
   get known() { return this.found + this.summary().added; }
 
-  get sent() {
-    return this.edits.map(({ do: what, id, type, x, y }) =>
-      what === "add" ? { do: what, type, x, y } : what === "remove" ? { do: what, id } : { do: what, id, type });
+  get sent() { return plain(this.edits); }
+
+  // The corrections without nuclei that were added and removed again; the ids of later ones move up, as the server counts.
+  pruned() {
+    const removed = new Set(this.edits.filter((edit) => edit.do === "remove").map((edit) => edit.id));
+    const gone = this.edits.filter((edit) => edit.do === "add" && removed.has(edit.id)).map((edit) => edit.id);
+    const moved = (id) => id - gone.filter((other) => other < id).length;
+    return this.edits.filter((edit) => !gone.includes(edit.id)).map((edit) => ({ ...edit, id: moved(edit.id) }));
   }
 
   summary() {
@@ -169,6 +180,10 @@ export class Nuclei {
     return this.all.filter((one) => !one.gone && !one.hidden && one.type === 0);
   }
 }
+
+// Corrections as the server reads them.
+export const plain = (edits) => edits.map(({ do: what, id, type, x, y }) =>
+  what === "add" ? { do: what, type, x, y } : what === "remove" ? { do: what, id } : { do: what, id, type });
 
 export function summed(cells) {
   const four = cells.reduce((sum, own) => sum.map((value, i) => value + own[i]), [0, 0, 0, 0]);

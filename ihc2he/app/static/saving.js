@@ -49,13 +49,15 @@ export class Saving {
 
   async save() {
     $("save").disabled = true;
+    const { nuclei } = this.app;
+    const edits = JSON.stringify(nuclei.sent);
     try {
       const done = await post(`api/fields/${this.app.fieldId}/corrections`, this.sent);
       $("saved").hidden = false;
       $("saved-text").textContent = `Saved as ${done.name}. ${done.saved} ${done.saved === 1 ? "tile" : "tiles"} in ${done.folder}.`;
       $("command").textContent = done.command;
       $("copy").textContent = "Copy";
-      this.app.saved = true;
+      if (nuclei === this.app.nuclei) this.app.saved = JSON.stringify(nuclei.sent) === edits; // there may be more by now
       this.app.say("Saved");
     } catch (error) { this.app.fail(error); }
     $("save").disabled = false;

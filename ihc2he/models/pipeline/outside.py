@@ -169,7 +169,7 @@ class Package(Segmenter):
 
     def facts(self) -> dict[str, Any]:
         """Return what results depend on besides arguments."""
-        return super().facts() | {"sha256": self.package.digest}
+        return super().facts() | {"sha256": self.package.digest, "rdf": self.package.description}
 
     def prepare(self, name: str, colours: Callable[[], Tensor] | None) -> Tensor | None:
         """Return pixels that stand for the colours of an image of several blocks, if the package asks for them."""
@@ -189,6 +189,13 @@ class Package(Segmenter):
             window = self.window if side.step else side.least
             return _maps(self._outputs, side, x_1chw, self, self.decoder, window, min(self.overlap, window // 2))
         outputs = _fitted(self._outputs, self.package.side, x_1chw)
+        size = tuple(self.package.side.next(side) for side in x_1chw.shape[2:])
+        if outputs[0].shape[2:] != size:
+            msg = (
+                f"{self.source}: gave labels of {tuple(outputs[0].shape[2:])} px for {size}; only labels of the same "
+                "size as the image can be used."
+            )
+            raise DataError(msg)
         labels_hw = outputs[0][0, 0, : x_1chw.shape[2], : x_1chw.shape[3]]
         if not (labels_hw >= 0).all() or not (labels_hw == labels_hw.round()).all():
             msg = f"{self.source}: its output '{self._names[0]}' has values that are no labels, such as probabilities."
@@ -211,10 +218,10 @@ class Package(Segmenter):
             return []
         rows_nv = outputs[self._rows]
         chosen_n = rows_nv.argmax(1) if rows_nv.shape[1] > 1 else rows_nv[:, 0].long()
-        if labels_hw.max() > len(chosen_n) or (len(chosen_n) and chosen_n.max() >= len(self._values)):
+        if labels_hw.max() > len(chosen_n) or not ((chosen_n >= 0) & (chosen_n < len(self._values))).all():
             msg = (
                 f"{self.source}: '{self._names[self._rows]}' has {len(chosen_n)} rows for {int(labels_hw.max())} "
-                f"nuclei, or a class beyond its {len(self._values)}."
+                f"nuclei, or a class that is none of its {len(self._values)}."
             )
             raise DataError(msg)
         kinds = [0 if value == _UNKNOWN else 1 + list(self.classes).index(value) for value in self._values]
@@ -298,6 +305,9 @@ def _note(metadata: Mapping[str, str], source: str) -> Mapping[str, Any]:
     except json.JSONDecodeError as error:
         msg = f"{source}: its metadata 'ihc2he' is not JSON ({error}). Export it again."
         raise DataError(msg) from error
+    if not isinstance(note, dict):
+        msg = f"{source}: its metadata 'ihc2he' is no JSON object. Export it again."
+        raise DataError(msg)
     return note
 
 

@@ -24,6 +24,7 @@ from ihc2he.models.pipeline.processing import check_steps
 
 DESCRIPTIONS = ("rdf.yaml", "bioimageio.yaml")
 _MOST = 2**31  # bytes of a file in a package; a zip file may hold some that are small only while they are packed
+_MOST_SAID = 2**22  # likewise of the description
 _UM = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3}
 Run = Callable[[Tensor], list[Tensor]]
 
@@ -56,6 +57,7 @@ class Package:
         outputs: descriptions of its outputs.
         own: what `python -m ihc2he.export` has noted: decoder and classes; empty in packages of others.
         digest: SHA-256 of the weights.
+        description: SHA-256 of `rdf.yaml`.
     """
 
     source: str
@@ -66,6 +68,7 @@ class Package:
     outputs: Sequence[Mapping[str, Any]]
     own: Mapping[str, Any]
     digest: str
+    description: str
 
 
 class _Files:
@@ -97,8 +100,12 @@ class _Files:
             raise DataError(msg)
         return name
 
-    def read(self, name: Any) -> bytes:
+    def read(self, name: Any, most: int = _MOST) -> bytes:
         """Return the content of a file.
+
+        Args:
+            name: in the package.
+            most: bytes that it may have in a zip file.
 
         Raises:
             DataError: if it is not in the package, or too large.
@@ -118,8 +125,8 @@ class _Files:
                     raise DataError(msg)
                 return file.read_bytes()
             with zipfile.ZipFile(self.path) as archive:
-                if archive.getinfo(self.top + name).file_size > _MOST:
-                    msg = f"{self.source}: its file '{name}' has more than {_MOST / 2**30:g} GiB."
+                if archive.getinfo(self.top + name).file_size > most:
+                    msg = f"{self.source}: its file '{name}' has more than {most / 2**20:g} MiB."
                     raise DataError(msg)
                 return archive.read(self.top + name)
         except (OSError, KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
@@ -143,14 +150,15 @@ def read_package(source: str, trust: bool, key: str) -> Package:
     """
     files = _Files(source)
     try:
-        return _package(files, yaml.safe_load(files.read(files.description)), trust, key)
-    except (yaml.YAMLError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        text = files.read(files.description, _MOST_SAID)
+        return _package(files, yaml.safe_load(text), sha256(text).hexdigest(), trust, key)
+    except (RecursionError, yaml.YAMLError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         cause = f"{type(error).__name__}: {error}"
         msg = f"{source}: {files.description} does not describe a model in format 0.5 ({cause})."
         raise DataError(msg) from error
 
 
-def _package(files: _Files, said: Mapping[str, Any], trust: bool, key: str) -> Package:
+def _package(files: _Files, said: Mapping[str, Any], description: str, trust: bool, key: str) -> Package:
     source = files.source
     if said["type"] != "model" or not str(said["format_version"]).startswith("0.5"):
         msg = f"{source}: is a {said['type']} of format {said['format_version']}, expected a model of format 0.5."
@@ -170,7 +178,8 @@ def _package(files: _Files, said: Mapping[str, Any], trust: bool, key: str) -> P
         return run(x_bchw.permute(*order).contiguous())
 
     config = said.get("config") or {}
-    return Package(source, ordered, mpp, side, steps, said["outputs"], config.get("ihc2he") or {}, digest)
+    own = config.get("ihc2he") or {}
+    return Package(source, ordered, mpp, side, steps, said["outputs"], own, digest, description)
 
 
 def _image(source: str, axes: Sequence[Mapping[str, Any]]) -> tuple[list[int], float, Side]:

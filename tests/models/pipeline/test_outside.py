@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,25 @@ def test_labels_and_classes_of_a_package_after_its_own_preprocessing(package):
 
 def test_images_of_any_size_have_labels_of_theirs(package):
     assert Package(str(package(row=False)), trust=True)(halves(13, 27)).shape == (1, 1, 13, 27)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ([torch.zeros(1, 1, 8, 8), torch.zeros(0, 1)], r"gave labels of \(8, 8\) px for \(16, 16\)"),
+        ([torch.ones(1, 1, 16, 16), -torch.ones(1, 1)], "a class that is none of its 2"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(package, outputs, message):
+    segmenter = Package(str(package()), trust=True)
+    segmenter.package = replace(segmenter.package, run=lambda _: outputs)
+    with pytest.raises(DataError, match=message):
+        segmenter(halves())
+
+
+def test_another_description_makes_other_results(package):
+    first, second = (Package(str(package(name=name, note=name)), trust=True).facts() for name in ("a", "b"))
+    assert first["rdf"] != second["rdf"]
 
 
 def test_one_side_may_be_said_to_be_as_the_other(package):
