@@ -171,7 +171,7 @@ class Page:
             self.settings.sessions.trim()
             return key
 
-        for job in session.jobs.values():
+        for job in list(session.jobs.values()):
             if job.about == image.id:  # nobody waits for its result any more
                 job.stop()
         return self._queued(session, work, image.id)

@@ -75,7 +75,7 @@ class Queue:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "networks")
-        self._waiting: list[Job] = []
+        self._open: list[Job] = []  # that wait or run
         self._lock = Lock()
 
     def add(self, work: Callable[[Job], Any], about: str = "") -> Job:
@@ -90,23 +90,23 @@ class Queue:
         """
         job = Job(about=about)
         with self._lock:
-            self._waiting = [one for one in self._waiting if one.state == "waiting"]
-            if len(self._waiting) >= MOST_JOBS:
+            self._open = [one for one in self._open if one.state in ("waiting", "running")]
+            if sum(one.state == "waiting" for one in self._open) >= MOST_JOBS:
                 msg = f"{MOST_JOBS} others are waiting for the network. Try again in a while."
                 raise ConfigError(msg)
-            self._waiting.append(job)
+            self._open.append(job)
         self._pool.submit(self._run, job, work)
         return job
 
     def before(self, job: Job) -> int:
         """Return how many wait before a job."""
         with self._lock:
-            waiting = [one for one in self._waiting if one.state == "waiting"]
+            waiting = [one for one in self._open if one.state == "waiting"]
         return waiting.index(job) if job in waiting else 0
 
     def close(self) -> None:
         """Stop all jobs."""
-        for job in self._waiting:
+        for job in self._open:
             job.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -148,7 +148,7 @@ class Session:
         """Put something on a shelf, and drop what is too old."""
         shelf[key] = item
         for old in list(shelf)[:-KEPT]:
-            dropped = shelf.pop(old)
+            dropped = shelf.pop(old, None)
             if isinstance(dropped, Job):
                 dropped.stop()
 

@@ -201,23 +201,27 @@ def test_correct_by_mouse_and_save(visit, picture, settings):
     assert list((settings.corrections / "images").glob("tile_0_0_*.png"))
 
 
-def test_corrections_are_not_dropped_unasked(visit, picture):
+def test_corrections_keep_their_order_and_are_not_dropped_unasked(visit, picture):
     page = visit()
     n = opened(page, picture)
-    place = nuclei(page)[0]
-    page.mouse.click(place["x"], place["y"])
-    page.keyboard.press("r")
-    page.locator("[data-tool=add]").click()
-    page.mouse.click(place["x"], place["y"])
-    expect(page.locator("#edits")).to_contain_text("1 added, 1 removed")
+    order = page.evaluate(
+        """async () => { const { editing, nuclei } = ihc2he, [first, second] = nuclei.all;
+        editing.remove(first);
+        const adding = editing.add(first.x, first.y);
+        for (let i = 0; i < 9; i++) await null; // the server is asked
+        editing.remove(second);
+        await adding;
+        return nuclei.edits.map((edit) => edit.do); }"""
+    )
+    assert order == ["remove", "add", "remove"]
     page.evaluate("ihc2he.editing.remove(ihc2he.nuclei.all.at(-1))")
-    expect(page.locator("#edits")).to_contain_text("1 added, 2 removed")
-    assert page.evaluate("ihc2he.nuclei.pruned().map((edit) => edit.do)") == ["remove"]
+    expect(page.locator("#edits")).to_contain_text("1 added, 3 removed")
+    assert page.evaluate("ihc2he.nuclei.pruned().map((edit) => edit.do)") == ["remove", "remove"]
     page.locator("#open-another").click()  # the question is answered with no
-    expect(page.locator("#n")).to_have_text(str(n - 1))
+    expect(page.locator("#n")).to_have_text(str(n - 2))
     page.evaluate("ihc2he.nuclei.field.nuclei.x[0] += 1; ihc2he.recovery.recover(null)")
     expect(page.locator("#banner")).to_contain_text("finds other nuclei than those that you corrected")
-    expect(page.locator("#edits")).to_contain_text("1 added, 2 removed")
+    expect(page.locator("#edits")).to_contain_text("1 added, 3 removed")
 
 
 def test_correct_by_keyboard(visit, picture):

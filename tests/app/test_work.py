@@ -39,6 +39,16 @@ def test_jobs_wait_for_each_other_and_can_be_stopped():
         jobs[1].say(0, 1)
 
 
+def test_at_the_end_running_jobs_are_stopped_too():
+    queue, gate, running = Queue(), threading.Event(), threading.Event()
+    jobs = [queue.add(lambda job: running.set() or gate.wait(5))]
+    assert running.wait(5)
+    jobs.append(queue.add(lambda job: "second"))
+    queue.close()
+    gate.set()
+    assert [job.state for job in jobs] == ["stopped", "stopped"]
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [(ConfigError("Too large."), "Too large."), (ZeroDivisionError("x"), "The program failed (ZeroDivisionError: x).")],

@@ -122,10 +122,11 @@ export class Editing {
     const edit = { do: "add", type, x, y };
     this.busy = this.busy.then(async () => {
       if (nuclei !== this.app.nuclei) return;
+      const at = nuclei.edits.length;
       try {
         const added = await post(`api/fields/${fieldId}/edits`, { edits: [...nuclei.sent, edit], known: nuclei.known });
         if (nuclei !== this.app.nuclei) return;
-        const one = nuclei.insert(edit, added);
+        const one = nuclei.insert(edit, added, at);
         this.app.changed();
         this.app.say(`Added: ${this.described(one)}`);
       } catch (error) { this.app.fail(error); }

@@ -103,10 +103,11 @@ export class Nuclei {
     one.type = type;
   }
 
-  insert(edit, data) {
+  // Takes an added nucleus; `at` is how many corrections the server knew, as others may have come meanwhile.
+  insert(edit, data, at) {
     const [one] = this.take(data);
     one.added = true;
-    this.edits.push({ ...edit, id: one.id });
+    this.edits.splice(at, 0, { ...edit, id: one.id });
     this.place(one);
     return one;
   }

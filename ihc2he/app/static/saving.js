@@ -24,7 +24,7 @@ export class Saving {
     $("saving").hidden = !facts.save;
     $("no-saving").hidden = Boolean(facts.save);
     $("tune").hidden = !facts.trainable;
-    if (facts.tuning?.state === "running") { $("saved").hidden = false; this.follow(); }
+    if (facts.tuning?.state === "running") { $("saved").hidden = false; this.follow().catch((error) => this.app.fail(error)); }
   }
 
   get sent() {

@@ -21,7 +21,7 @@ from ihc2he.datainfo import check_class_names
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.models.pipeline.finding import find_labelled
 from ihc2he.models.pipeline.packages import OnnxSession, Run, Side, read_package
-from ihc2he.models.pipeline.processing import processed
+from ihc2he.models.pipeline.processing import STATISTICS, processed
 from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.segmentation.loading import changed_decoder
 from ihc2he.nuclei.colours import name_of
@@ -173,7 +173,7 @@ class Package(Segmenter):
 
     def prepare(self, name: str, colours: Callable[[], Tensor] | None) -> Tensor | None:
         """Return pixels that stand for the colours of an image of several blocks, if the package asks for them."""
-        asked = any(step["id"] in ("scale_range", "zero_mean_unit_variance") for step in self.package.preprocessing)
+        asked = any(step["id"] in STATISTICS for step in self.package.preprocessing)
         return colours() if asked and colours is not None else None
 
     def forward(self, x_bchw: Tensor, member: int = 0, states: Sequence[Any] = ()) -> Tensor:

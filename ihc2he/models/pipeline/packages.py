@@ -20,7 +20,7 @@ import yaml
 from torch import Tensor
 
 from ihc2he.errors import ConfigError, DataError
-from ihc2he.models.pipeline.processing import check_steps
+from ihc2he.models.pipeline.processing import STATISTICS, check_steps
 
 DESCRIPTIONS = ("rdf.yaml", "bioimageio.yaml")
 _MOST = 2**31  # bytes of a file in a package; a zip file may hold some that are small only while they are packed
@@ -172,6 +172,9 @@ def _package(files: _Files, said: Mapping[str, Any], description: str, trust: bo
     check_steps(source, steps)
     for output in said["outputs"]:
         check_steps(source, output.get("postprocessing") or [])
+    if seen := [step["id"] for step in said["outputs"][0].get("postprocessing") or [] if step["id"] in STATISTICS]:
+        msg = f"{source}: has a step '{seen[0]}' after the network, which would differ from window to window."
+        raise ConfigError(msg)
     run, digest = _weights(files, said["weights"], trust, key)
 
     def ordered(x_bchw: Tensor) -> list[Tensor]:

@@ -16,6 +16,7 @@ from ihc2he.errors import ConfigError
 
 Step = Callable[[Tensor], Tensor]
 _AXES = {"channel": 1, "y": 2, "x": 3}
+STATISTICS = ("scale_range", "zero_mean_unit_variance")  # steps that look at all pixels
 _UNSUPPORTED = {"scale_range": {"reference_tensor"}, "clip": {"min_percentile", "max_percentile"}}
 
 

@@ -189,6 +189,10 @@ def test_a_zip_file_is_a_package_too(package, tmp_path, top):
             {"inputs": [{"axes": axes(8), "preprocessing": [{"id": "clip", "kwargs": {"max_percentile": 9}}]}]},
             ConfigError, "'clip' has max_percentile",
         ),
+        (
+            {"outputs": [{"id": "maps", "axes": axes(8), "postprocessing": [STRETCH]}]},
+            ConfigError, "'scale_range' after the network, which would differ from window to window",
+        ),
     ],
 )  # fmt: skip
 def test_a_package_that_cannot_be_used_is_named_with_the_reason(package, changes, error, message):
