@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+MOST_ROWS = 500  # of a table or list; a page of thousands of slides or jobs would be too heavy
 
 
 class Section(NamedTuple):
@@ -43,6 +45,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
+
+
+def rest_of(rows: Sequence[object], file: str) -> Markup:
+    """Return that a table or list, of which `MOST_ROWS` are shown, goes on in a file; nothing if it does not."""
+    more = len(rows) - MOST_ROWS
+    return macros().note(f"{more:,} more are in {file}.") if more > 0 else Markup()
 
 
 def facts_of(run_dir: Path) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _forest(run_dir: Path) -> Markup | None:
             )
         )  # fmt: skip
     over = f"{found.n_tiles} tiles"
-    if found.n_blocks:
+    if found.n_blocks > 1:
         over += f" or {found.n_blocks} blocks of them, whichever is wider"
     caption = f"{TITLE} of each method, with 95 % intervals over {over}. The dashed line is {reference}."
     head = ["method", TITLE, (f"minus {reference}", "paired")]

@@ -10,10 +10,11 @@ from typing import Any
 from markupsafe import Markup
 
 from ihc2he.report.forest import Line, forest
-from ihc2he.report.parts import Section, macros, read_csv
+from ihc2he.report.parts import MOST_ROWS, Section, macros, read_csv, rest_of
 from ihc2he.report.pictures import Picture, shrunk, within
 
 MOST = 40  # slides or images that are shown one by one; the page would be too heavy with more
+LINES = 100  # of the forest plot
 BUDGET = 3_000_000  # bytes of all pictures
 WIDTH_PX, LEAST_PX = 900, 320  # of a picture of a single slide, and of one of many
 _TITLES = {
@@ -95,9 +96,10 @@ def _positivity(run_dir: Path) -> Markup | None:
         Line(
             row[unit], float(row["percent_positive"]), cells=[f"{row['percent_positive']} %", f"{int(row['nuclei']):,}"]
         )
-        for row in own
+        for row in own[:LINES]
     ]
-    caption = f"Percent positive of each {unit}. The dashed line is that of all nuclei together."
+    which = f"the first {LINES} of {len(own)} {unit}s" if len(own) > LINES else f"each {unit}"
+    caption = f"Percent positive of {which}. The dashed line is that of all nuclei together."
     return forest(caption, [unit, "positive", "nuclei"], lines, float(total["percent_positive"]))
 
 
@@ -160,7 +162,7 @@ def _failed(run_dir: Path) -> Markup | None:
     rows = read_csv(folder / "failed.csv") if folder else []
     names = [" ".join(row[key] for key in ("name", "slide", "window") if row.get(key)) for row in rows]
     lines = [f"{name}: {row['error']}" for name, row in zip(names, rows, strict=True)]
-    return macros().bullets(lines) if lines else None
+    return macros().bullets(lines[:MOST_ROWS]) + rest_of(lines, "failed.csv") if lines else None
 
 
 def _counts(run_dir: Path) -> Markup | None:
@@ -170,7 +172,8 @@ def _counts(run_dir: Path) -> Markup | None:
         return None
     rows = read_csv(folder / "summary.csv")
     columns = [column for column in rows[0] if any(row[column] for row in rows)]
-    return macros().table(columns, [[row[column] for column in columns] for row in rows], text=(0,))
+    body = [[row[column] for column in columns] for row in rows[:MOST_ROWS]]
+    return macros().table(columns, body, text=(0,)) + rest_of(rows, "summary.csv")
 
 
 SECTIONS = (

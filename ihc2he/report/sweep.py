@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite, nan
+from math import isfinite, isnan, nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from ihc2he.metrics.cards import badness
 from ihc2he.report.forest import Line, forest
-from ihc2he.report.parts import Section, brief, macros, read_csv, shown
+from ihc2he.report.parts import MOST_ROWS, Section, bracketed, brief, macros, parsed, read_csv, rest_of, shown
 from ihc2he.report.pictures import shrunk
 from ihc2he.sweep.settings import numbers_of, varied
 from ihc2he.sweep.tables import REPETITIONS, jobs_of
@@ -21,10 +21,13 @@ from ihc2he.sweep.tables import REPETITIONS, jobs_of
 MOST = 40  # settings in the forest plot
 MOST_TEXT = 200  # characters of an error
 PREFERRED = ("f1", "bpq")  # of the metrics of tests, if none was to be optimised; otherwise it is their first one
+FEW = 6  # arms of a study in a sentence
 _PICTURES = {
+    "study.png": "Each arm of the study less the reference",
     "sweep.png": "Each line is a job",
     "importance.png": "How much of the variance goes with each setting alone",
 }
+STUDY = "study.csv"  # of `ihc2he.sweep.arms`
 KNOWN = ("started", "finished", "pruned")  # the status of a failed job says why
 
 
@@ -103,27 +106,52 @@ def _metric(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> tuple[str, str, 
     return metric, better, values
 
 
-def difference(one: Setting, other: Setting) -> tuple[float, float, float, int] | None:
-    """Return the mean of a setting minus that of another, its 95 % interval by Student's t, and over how many pairs.
+class Difference(NamedTuple):
+    """A setting against another one, over the jobs with the same seed or split, which are pairs.
 
-    Jobs with the same seed or split are a pair. None: fewer than two pairs.
-
-    >>> difference(Setting("a", {"1": 3, "2": 5}), Setting("b", {"1": 1, "2": 3}))
-    (2.0, 2.0, 2.0, 2)
+    Attributes:
+        one: mean of the setting over these pairs.
+        other: that of the other one.
+        low: lower end of the 95 % interval of the first less the second, by Student's t; NaN without one.
+        high: upper end.
+        pairs: their number, two at least.
     """
-    pairs = [one.values[key] - other.values[key] for key in one.values if key in other.values]
-    if len(pairs) < 2:
+
+    one: float
+    other: float
+    low: float
+    high: float
+    pairs: int
+
+
+def difference(one: Setting, other: Setting) -> Difference | None:
+    """Return how two settings differ; None: fewer than two pairs.
+
+    Pairs that all differ by the same, such as of jobs whose seed changes nothing, say nothing about chance.
+
+    >>> difference(Setting("a", {"1": 3, "2": 5}), Setting("b", {"1": 1, "2": 3, "3": 9}))
+    Difference(one=4.0, other=2.0, low=nan, high=nan, pairs=2)
+    """
+    shared = [key for key in one.values if key in other.values]
+    if len(shared) < 2:
         return None
     from scipy.stats import t
 
-    mean, half = fmean(pairs), stdev(pairs) / len(pairs) ** 0.5 * float(t.ppf(0.975, len(pairs) - 1))
-    return mean, mean - half, mean + half, len(pairs)
+    own, others = ([setting.values[key] for key in shared] for setting in (one, other))
+    apart = [first - second for first, second in zip(own, others, strict=True)]
+    means, spread = (fmean(own), fmean(others)), stdev(apart)
+    if spread <= 1e-9 * max(map(abs, [*own, *others])):
+        return Difference(*means, nan, nan, len(shared))
+    half = spread / len(apart) ** 0.5 * float(t.ppf(0.975, len(apart) - 1))
+    return Difference(*means, fmean(apart) - half, fmean(apart) + half, len(apart))
 
 
 def answer(folder: Path) -> list[str] | None:
     """Return which setting was the best, by how much, and whether that can be told from chance."""
     if not (folder / "sweep.csv").is_file():
         return None
+    if rows := read_csv(folder / STUDY):
+        return [*_studied(rows), _ended(folder)]
     found = ranking(folder)
     if found is None:
         return ["No job has a value that could be compared.", _ended(folder)]
@@ -138,28 +166,65 @@ def answer(folder: Path) -> list[str] | None:
     return [*said, _ended(folder)]
 
 
+def _studied(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return which arms of a study differ from its reference, by the first metric, beyond what chance explains."""
+    metric = rows[0]["metric"]
+    compared = [row for row in rows if row["metric"] == metric and isfinite(parsed(row["difference"]))]
+    known = [row for row in compared if isfinite(parsed(row["difference_low"]))]
+    what = metric.replace("_", " ")
+    if not known:
+        return [f"No arm has an interval of its difference from the reference in {what}."]
+    clear = [row for row in known if parsed(row["difference_low"]) > 0 or parsed(row["difference_high"]) < 0]
+    if not clear:
+        return [f"No arm of {len(known)} can be told apart from the reference in {what}."]
+    clear.sort(key=lambda row: -abs(parsed(row["difference"])))
+    named = [
+        f"{_arm(row)} {brief(parsed(row['difference']), '+')} "
+        f"{bracketed(parsed(row['difference_low']), parsed(row['difference_high']), '+')}"
+        for row in clear[:FEW]
+    ]
+    more = f" and {len(clear) - FEW} others" if len(clear) > FEW else ""
+    said = [
+        f"{len(clear)} of {len(known)} arms can be told apart from the reference in {what}: {'; '.join(named)}{more}."
+    ]
+    if len(known) > 1:
+        said.append("Each has a 95 % interval of its own, so about one in 20 differs by chance.")
+    return said
+
+
+def _arm(row: Mapping[str, str]) -> str:
+    columns = [*row]
+    return " ".join(row[column] for column in columns[: columns.index("metric")] if row[column] != "-")
+
+
 def _compared(found: Ranking, best: Setting, other: Setting) -> list[str]:
     """Return the difference of the best two settings in a sentence that claims no more than its interval."""
     which = f"the {'lowest' if found.better == 'lower' else 'best'} of {len(found.settings)} settings"
     apart = difference(best, other)
+    unknown = ""
     if apart is None:
+        unknown = "No two seeds were repeated for both, so it is not known whether that is more than chance."
+    elif isnan(apart.low):
+        unknown = f"All {apart.pairs} pairs of runs differ by the same, so they do not say what chance does."
+    elif badness(apart.one, found.better) > badness(apart.other, found.better):
+        unknown = f"In the {apart.pairs} pairs of runs that both have, it is the other way round."
+    if apart is None or unknown:
         return [
             f"{best.name} has {found.metric} {_value(best)}, {which}; next is {other.name} with {_value(other)}.",
-            "No seed was repeated for both, so it is not known whether that is more than chance.",
+            unknown,
         ]
-    mean, low, high, n = apart
-    if mean < 0:
-        low, high = -high, -low
-    ends = f"95 % interval {brief(low)} to {brief(high)} over {n} pairs of runs"
+    gap = apart.one - apart.other
+    low, high = (-apart.high, -apart.low) if gap < 0 else (apart.low, apart.high)
+    ends = f"95 % interval {brief(low)} to {brief(high)} over {apart.pairs} pairs of runs"
     if low > 0:
-        more = f"{brief(abs(mean))} {'more' if mean > 0 else 'less'} {found.metric}"
+        more = f"{brief(abs(gap))} {'more' if gap > 0 else 'less'} {found.metric}"
         return [
             f"{best.name} has {more} than {other.name}, the next of {len(found.settings)} settings ({ends}): "
-            f"{brief(best.mean)} instead of {brief(other.mean)}."
+            f"{brief(apart.one)} instead of {brief(apart.other)}."
         ]
     return [
-        f"{best.name} and {other.name} cannot be told apart: {found.metric} {brief(best.mean)}, {which}, and "
-        f"{brief(other.mean)}, a difference of {brief(abs(mean))} ({ends})."
+        f"{best.name} and {other.name} cannot be told apart: {found.metric} {brief(apart.one)}, {which}, and "
+        f"{brief(apart.other)}, a difference of {brief(abs(gap))} ({ends})."
     ]
 
 
@@ -224,7 +289,8 @@ def _table(name: str) -> Callable[[Path], Markup | None]:
         rows = read_csv(folder / name)
         if not rows:
             return None
-        return macros().table([*rows[0]], [[_cell(value) for value in row.values()] for row in rows])
+        body = [[_cell(value) for value in row.values()] for row in rows[:MOST_ROWS]]
+        return macros().table([*rows[0]], body) + rest_of(rows, name)
 
     return build
 
@@ -242,6 +308,7 @@ SECTIONS = (
     Section("Settings", _forest),
     Section("Best command", _best),
     Section("All jobs at once", _pictures),
+    Section("Arms", _table(STUDY), folded=True),
     Section("Means", _table("mean_sd.csv"), folded=True),
     Section("Jobs", _table("sweep.csv"), folded=True),
 )

@@ -214,7 +214,9 @@ def _basis(found: Comparison) -> str:
     parts = [f"Measured on {found.n_tiles} tiles"]
     if found.n_points:
         parts[0] += f" with {found.n_points:,} keypoints"
-    if found.n_blocks:
+    if found.n_blocks == 1:
+        parts.append("They are all of one block and resemble each other, so intervals over tiles are too narrow")
+    elif found.n_blocks:
         parts[0] += f", in {found.n_blocks} blocks of neighbouring tiles"
         if found.n_blocks < FEW:
             parts.append("Intervals over so few blocks are rough")

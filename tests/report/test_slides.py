@@ -118,3 +118,15 @@ def test_images_show_their_overlays_and_their_shares_side_by_side(tmp_path):
     assert re.findall("<h2>(.*?)</h2>", page) == ["Positivity", "Nuclei", "Counts"]
     assert re.findall('<img[^>]*alt="(.*?)"', page) == ["a", "c"]
     assert "25.0 %" in page
+
+
+def test_a_page_of_thousands_of_slides_is_light(tmp_path):
+    rows = [row(f"slide {i}", kind, 9, 3) for i in range(3000) for kind in ("stroma", "all")]
+    write_csv(tmp_path / "summary.csv", [*rows, row("all slides", "all", 27000, 9000)], SUMMARY)
+    lost = [{"slide": f"lost {i}", "window": "", "error": "broken " * 20, "path": ""} for i in range(3000)]
+    write_csv(tmp_path / "failed.csv", lost)
+    parts = {section.title: section.build(tmp_path) for section in slides.SECTIONS if section.title != "Slides"}
+    assert sum(len(part) for part in parts.values()) < 600_000
+    assert "5,501 more are in summary.csv." in parts["Counts"]
+    assert "2,500 more are in failed.csv." in parts["Not read"]
+    assert "the first 100 of 3000 slides" in parts["Positivity"]

@@ -84,6 +84,45 @@ def test_the_tests_of_a_study_are_compared_by_f1_of_each_method(sweep):
     assert ended == "Of 2 jobs: 2 finished."
 
 
+def test_runs_whose_seed_changes_nothing_do_not_say_what_chance_does(sweep):
+    first, chance, *_ = answer(sweep(seeds(a=[0.6, 0.6, 0.6], b=[0.5, 0.5, 0.5])))
+    assert first.startswith("lr=a has test/f1 0.600 (mean of 3, sd 0.000), the best of 2 settings; next is lr=b")
+    assert chance == "All 3 pairs of runs differ by the same, so they do not say what chance does."
+
+
+def test_a_setting_that_leads_by_seeds_of_its_own_is_not_called_better(sweep):
+    first, chance, *_ = answer(sweep(seeds(a=[0.50, 0.61, 0.99], b=[0.60, 0.70])))
+    assert first.startswith("lr=a has test/f1 0.700 (mean of 3")
+    assert chance == "In the 2 pairs of runs that both have, it is the other way round."
+
+
+def test_a_pair_less_does_not_change_what_is_compared(sweep):
+    first, *_ = answer(sweep(seeds(a=[0.50, 0.60, 0.70], b=[0.40, 0.49, 0.61, 0.3])))
+    assert first.endswith("over 3 pairs of runs): 0.600 instead of 0.500.")
+
+
+def study(folder, arms):
+    head = "study/arm,data.case_share,metric,difference,difference_low,difference_high\n"
+    rows = [f"{arm},-,balanced_accuracy,{','.join(map(str, ends))}\n" for arm, ends in arms.items()]
+    (folder / "study.csv").write_text(head + "".join(rows))
+    return folder
+
+
+def test_a_study_is_judged_by_its_own_intervals_over_cases(sweep):
+    folder = sweep(seeds(a=[0.50, 0.60, 0.70], b=[0.40, 0.49, 0.61]))
+    arms = {"augmented": ("", "", ""), "<more>": (0.02, -0.01, 0.05), "only": (-0.1, -0.15, -0.04)}
+    first, chance, _ = answer(study(folder, arms))
+    assert first == (
+        "1 of 2 arms can be told apart from the reference in balanced accuracy: only -0.100 [-0.150, -0.040]."
+    )
+    assert "one in 20" in chance
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert ">&lt;more&gt;</th>" in page
+    assert "<h2>Arms</h2>" in page
+    del arms["only"]
+    assert answer(study(folder, arms))[0] == ("No arm of 1 can be told apart from the reference in balanced accuracy.")
+
+
 def test_failed_jobs_are_counted_and_the_first_one_says_why(sweep):
     folder = sweep([({"model.lr": "1"}, None, None)], status="no <memory>, sorry")
     assert answer(folder) == [

@@ -79,6 +79,12 @@ def test_a_difference_whose_interval_includes_0_is_not_claimed(compare):
     assert sentences(found)[0].startswith("gan+a and none+a cannot be told apart: F1 0.758 and 0.742, a difference of")
 
 
+def test_tiles_of_a_single_block_are_said_to_resemble_each_other(compare):
+    folder = compare({"none+a": BAD, "gan+a": GOOD}, NONE, blocks=[*"xxxxxx"])
+    assert "They are all of one block and resemble each other" in sentences(Comparison(folder))[-1]
+    assert "blocks of them" not in write_report(folder).read_text(encoding="utf-8")
+
+
 def test_the_wider_interval_counts_so_that_blocks_can_withdraw_a_claim(compare):
     better = [k + d for k, d in zip(BAD, (9, 9, 9, -1, 2, 2), strict=True)]
     alone = Comparison(compare({"none+a": BAD, "gan+a": better}, NONE)).difference("gan+a", "none+a")
