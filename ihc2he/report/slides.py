@@ -14,7 +14,6 @@ from ihc2he.report.parts import MOST_ROWS, Section, macros, read_csv, rest_of
 from ihc2he.report.pictures import Picture, shrunk, within
 
 MOST = 40  # slides or images that are shown one by one; the page would be too heavy with more
-LINES = 100  # of the forest plot
 BUDGET = 3_000_000  # bytes of all pictures
 WIDTH_PX, LEAST_PX = 900, 320  # of a picture of a single slide, and of one of many
 _TITLES = {
@@ -96,10 +95,9 @@ def _positivity(run_dir: Path) -> Markup | None:
         Line(
             row[unit], float(row["percent_positive"]), cells=[f"{row['percent_positive']} %", f"{int(row['nuclei']):,}"]
         )
-        for row in own[:LINES]
+        for row in own
     ]
-    which = f"the first {LINES} of {len(own)} {unit}s" if len(own) > LINES else f"each {unit}"
-    caption = f"Percent positive of {which}. The dashed line is that of all nuclei together."
+    caption = f"Percent positive of each {unit}. The dashed line is that of all nuclei together."
     return forest(caption, [unit, "positive", "nuclei"], lines, float(total["percent_positive"]))
 
 

@@ -29,12 +29,14 @@ def write_tables(folder: Path) -> None:
         folder: of the sweep; every job's folder in it has a `job.json`, and a `test.csv` if it was tested.
     """
     jobs = jobs_of(folder)
-    rows = []
+    rows, valued = [], []
     for job in jobs:
         optimized = {job["metric"]: job["value"]} if job["metric"] else {}
         rows.append({"job": job["job"], **job["overrides"], "status": job["status"], **optimized, **job["metrics"]})
+        known = {metric: value for metric, value in optimized.items() if value is not None}
+        valued.append(job | {"metrics": known | job["metrics"]})
     write_csv(folder / "sweep.csv", rows)
-    if means := mean_sd(jobs):
+    if means := mean_sd(valued):
         write_csv(folder / "mean_sd.csv", means)
     judge(folder, jobs)
 

@@ -126,7 +126,7 @@ def test_a_page_of_thousands_of_slides_is_light(tmp_path):
     lost = [{"slide": f"lost {i}", "window": "", "error": "broken " * 20, "path": ""} for i in range(3000)]
     write_csv(tmp_path / "failed.csv", lost)
     parts = {section.title: section.build(tmp_path) for section in slides.SECTIONS if section.title != "Slides"}
-    assert sum(len(part) for part in parts.values()) < 600_000
+    assert sum(len(part or "") for part in parts.values()) < 600_000
     assert "5,501 more are in summary.csv." in parts["Counts"]
     assert "2,500 more are in failed.csv." in parts["Not read"]
-    assert "the first 100 of 3000 slides" in parts["Positivity"]
+    assert parts["Positivity"] is None

@@ -45,7 +45,7 @@ def test_a_difference_beyond_chance_is_paired_over_seeds(sweep):
         "Of 6 jobs: 6 finished.",
     ]
     page = write_report(folder).read_text(encoding="utf-8")
-    assert re.findall("<h2>(.*?)</h2>", page) == ["Settings", "Best command", "All jobs at once", "Jobs"]
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Settings", "Best command", "All jobs at once", "Means", "Jobs"]
     assert "# test/f1 0.7, the highest of 6 jobs of this sweep: job 2\nrun 2</pre>" in page
     assert "sd 0.100, n = 3" in page
     assert page.count('class="one"') == 6

@@ -63,6 +63,14 @@ def test_a_row_per_job_and_means_over_the_splits(sweep):
     assert colon == {"metric": "bpq/Colon", "mean": "0.5", "sd": "", "n": "1"}
 
 
+def test_a_sweep_without_tests_has_means_of_what_it_optimises(sweep):
+    jobs = [({"lr": lr, "seed": seed}, "finished", None, float(lr + seed)) for lr in "12" for seed in "13"]
+    folder = sweep([*jobs, ({"lr": "2", "seed": "5"}, "started", None)], metric="val/f1")
+    one, two = read(folder / "mean_sd.csv")
+    assert one == {"lr": "1", "metric": "val/f1", "mean": "12.0", "sd": "1.4142135623730951", "n": "2"}
+    assert (two["lr"], two["mean"], two["n"]) == ("2", "22.0", "2")
+
+
 def test_jobs_are_in_their_order(sweep):
     folder = sweep([({"lr": str(i)}, "finished", None) for i in range(11)])
     assert [row["job"] for row in read(folder / "sweep.csv")] == [str(i) for i in range(11)]
