@@ -27,6 +27,7 @@ from ihc2he.datainfo import DataInfo
 from ihc2he.models.task import Export, Task
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "1024"  # slides would take it from the trainings that follow
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 torch.set_num_threads(1)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.masks import Ink
+from ihc2he.internals.onednn import forget_shapes
 from ihc2he.models.pipeline.blocks import Piece, prepared
 from ihc2he.models.pipeline.module import Pipeline
 from ihc2he.models.pipeline.segmenters import Segmenter
@@ -85,6 +86,15 @@ class SlidePipeline(Pipeline):
     """Finds nuclei in windows of slides, of which any rank may have any; batches as `ihc2he.data.slides` has them."""
 
     _open: tuple[str, _OpenSlide] | None = None  # the slide of the last window
+
+    def setup(self, stage: str) -> None:
+        """Prepare for windows of many shapes, which end where tissue ends.
+
+        Raises:
+            ConfigError: if the methods do not fit.
+        """
+        super().setup(stage)
+        forget_shapes()
 
     @property
     def working_mpp(self) -> float:
