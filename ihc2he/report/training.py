@@ -48,7 +48,8 @@ def _trained(run_dir: Path, config: DictConfig) -> str | None:
     length = f"{epochs} of {planned} epochs" if planned and planned > epochs else f"{epochs} epochs"
     facts = facts_of(run_dir)
     seconds = facts.get("seconds", {}).get("fit")
-    took = f" in {lasted(seconds)} on {facts.get('device', 'this machine')}" if seconds else ""
+    part = ", the last part" if facts.get("earlier") else ""  # the time is that of the last command alone
+    took = f"{part} in {lasted(seconds)} on {facts.get('device', 'this machine')}" if seconds else ""
     return f"{name} was trained for {length}{took}" + (f": {tested}." if tested else ".")
 
 

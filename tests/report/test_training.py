@@ -43,6 +43,13 @@ def test_a_training_opens_with_what_came_out(tmp_path):
     ]
 
 
+def test_the_time_of_a_training_that_was_continued_is_that_of_its_last_part(tmp_path):
+    write_training(tmp_path)
+    facts = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(facts | {"earlier": [{"status": "interrupted"}]}))
+    assert "for 3 of 5 epochs, the last part in 1.5 h on cuda:0: he/ssim" in answer_of(tmp_path)[0]
+
+
 def test_a_training_says_if_other_weights_were_tested_or_none(tmp_path):
     write_training(tmp_path, tested=2)
     assert answer_of(tmp_path)[1].endswith("the last one had 0.6000. Tested were those of epoch 2.")
