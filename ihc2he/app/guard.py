@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +23,16 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+
+
+def cookie_name(name: str, headers: Mapping[str, str]) -> str:
+    """Return the name of a cookie with the port of the page, as browsers give the cookies of a host to all its ports.
+
+    >>> cookie_name("session", {"host": "[::1]:8501"}), cookie_name("session", {"host": "server"})
+    ('session_8501', 'session')
+    """
+    port = headers.get("host", "").rpartition(":")[2]
+    return f"{name}_{port}" if port.isdecimal() else name
 
 
 def is_loopback(host: str) -> bool:
@@ -77,11 +87,12 @@ class Guard:
             return PlainTextResponse(f"This page is not served as {host!r}.", 421)
         if _foreign(request.headers, host) and not (request.method == "GET" and request.url.path == "/"):
             return PlainTextResponse("Requests from other web pages are refused.", 403)
-        if self.token is None or _same(request.cookies.get(COOKIE, ""), self.token):
+        cookie = cookie_name(COOKIE, request.headers)
+        if self.token is None or _same(request.cookies.get(cookie, ""), self.token):
             return None
         if request.url.path == "/" and _same(request.query_params.get("token", ""), self.token):
             answer = RedirectResponse("/", 303)
-            answer.set_cookie(COOKIE, self.token, httponly=True, samesite="lax")
+            answer.set_cookie(cookie, self.token, httponly=True, samesite="lax")
             return answer
         return PlainTextResponse("Open the address that the program has printed; it contains a token.", 403)
 
@@ -102,7 +113,7 @@ class SessionCookie:
         async def with_cookie(message: Message) -> None:
             key = scope.get("state", {}).get("new_key")
             if message["type"] == "http.response.start" and key:
-                cookie = f"{SESSION}={key}; HttpOnly; SameSite=Lax; Path=/"
+                cookie = f"{cookie_name(SESSION, Headers(scope=scope))}={key}; HttpOnly; SameSite=Lax; Path=/"
                 message["headers"] = [*message["headers"], (b"set-cookie", cookie.encode())]
             await send(message)
 

@@ -27,7 +27,7 @@ from ihc2he import __version__
 from ihc2he.app.analysis import REGION_PX, Field, analyse
 from ihc2he.app.editing import in_image as placed
 from ihc2he.app.editing import measured
-from ihc2he.app.guard import SESSION, Guard, SessionCookie
+from ihc2he.app.guard import SESSION, Guard, SessionCookie, cookie_name
 from ihc2he.app.images import Layers, Locked, Opened, listed, open_below, read_upload, tile
 from ihc2he.app.requests import checked_mpp, corrected_by, json_of, numbers, region_of, stream_to
 from ihc2he.app.results import KINDS, as_file, drawable, of_field
@@ -62,8 +62,9 @@ class Page:
     def session(self, request: Request) -> Session:
         """Return who asks; a new session gets a cookie with the answer."""
         if not hasattr(request.state, "session"):
-            key, request.state.session = self.settings.sessions.get(request.cookies.get(SESSION))
-            request.state.new_key = None if key == request.cookies.get(SESSION) else key
+            known = request.cookies.get(cookie_name(SESSION, request.headers))
+            key, request.state.session = self.settings.sessions.get(known)
+            request.state.new_key = None if key == known else key
         return request.state.session
 
     # ------------------------------------------------------------------ what there is

@@ -4,7 +4,6 @@ import asyncio
 import csv
 import io
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from ihc2he.app.tuning import command
 from ihc2he.build import build
 from ihc2he.data.nuclei import NucleiDataModule
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.files import write_csv
 from ihc2he.images.decoding import samples_of
 from ihc2he.images.labels import read_labels
 from ihc2he.images.source import ArraySource
@@ -180,6 +180,16 @@ def test_one_session_does_not_see_the_others(served, settings, image, field):
     assert other.get(f"/api/images/{image['id']}/tiles/8/0_0.jpg").status_code == 404
     assert "no longer there" in other.get(f"/api/fields/{field[0]}").json()["error"]
     assert len(settings.sessions) >= 2
+
+
+def test_pages_at_two_ports_do_not_take_each_others_sessions(served, networks, image):
+    with TestClient(create_app(Settings(networks)), base_url="http://127.0.0.1:8502") as other:
+        other.cookies = served.cookies  # as a browser, which has one jar for all ports
+        keys = [next(value for name, value in other.cookies.items() if name.endswith("_8501"))]
+        assert other.get("/api/start").status_code == 200
+        keys.append(next(value for name, value in other.cookies.items() if name.endswith("_8502")))
+    assert keys[0] != keys[1]
+    assert served.get(f"/api/images/{image['id']}/tiles/8/0_0.jpg").status_code == 200
 
 
 # ---------------------------------------------------------------- analyses
@@ -356,7 +366,8 @@ def test_the_command_names_settings_that_exist(settings, monkeypatch, tmp_path):
 
     register()
     strange = tmp_path / "Läsionen (1), it's [x]=a b"
-    shutil.copytree(settings.corrections, strange)
+    strange.mkdir()
+    write_csv(strange / "tiles.csv", [{"um_per_px": "0.5"}])
     arguments = command(strange, settings.networks)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         overrides = [one for one in as_typed(arguments[2:]) if not one.startswith("hydra.")]
@@ -367,7 +378,7 @@ def test_the_command_names_settings_that_exist(settings, monkeypatch, tmp_path):
     assert build(node, Decoder) == settings.networks.segmenter.decoder
     assert cfg.data.root == str(strange)
     monkeypatch.chdir(BUILTIN.parent)
-    assert f"model.init={BUILTIN}" in command(settings.corrections, Networks(BUILTIN.name))
+    assert f"model.init={BUILTIN}" in command(strange, Networks(BUILTIN.name))
 
 
 @pytest.mark.slow
