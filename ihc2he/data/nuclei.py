@@ -111,7 +111,9 @@ class NucleiDataModule(SegmentationDataModule):
     def test_dataloader(self) -> DataLoader:
         if not self.records["test"]:
             folders = ", ".join(str(source.folder) for source in self.origins)
-            msg = f"{folders}: found no test tiles. Pass data.test_split=val to test on those of the validation."
+            split = self.test_split
+            other = "data.test_split=val to test on those of the validation" if split == "test" else "stages=[fit]"
+            msg = f"{folders}: found no {split} tiles. Pass {other}."
             raise DataError(msg)
         return super().test_dataloader()
 

@@ -13,7 +13,7 @@ from ihc2he.data.finished import Notes, check_sources, each_once, is_done, read_
 from ihc2he.data.stored import require
 from ihc2he.data.tables import by_name, pixel_size, read_table, stem
 from ihc2he.datainfo import DataInfo
-from ihc2he.errors import ConfigError, DataError
+from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.images.decoding import read_image
 from ihc2he.images.finding import SUFFIXES, endings, find_images, regular_files, walk
 from ihc2he.images.pixelsize import compare_with_files
@@ -165,6 +165,9 @@ def find_files(path: str, suffixes: Sequence[str] = SUFFIXES) -> tuple[Path, lis
     Args:
         path: as the user gives it.
         suffixes: of the files to look for, in small letters.
+
+    Raises:
+        DataError: if the file or folder is not there.
     """
     given = Path(path).expanduser()
     if given.is_dir() and suffixes == SUFFIXES:
@@ -175,7 +178,10 @@ def find_files(path: str, suffixes: Sequence[str] = SUFFIXES) -> tuple[Path, lis
         return given.parent, [given]
     fixed = next((i for i, part in enumerate(given.parts) if set(part) & set("*?[")), None)
     if fixed is None:
-        return given.parent, []
+        beside = [entry.name for entry in given.parent.iterdir()] if given.parent.is_dir() else []
+        hint = did_you_mean(given.name, beside) if beside else ""
+        msg = f"data.path={path}: there is no such file or folder.{hint} Pass a file, a folder or a glob in quotes."
+        raise DataError(msg)
     base = Path(*given.parts[:fixed])
     pattern = given.parts[fixed:]
     if "**" in pattern:  # through links too, which Path.glob ignores

@@ -92,7 +92,14 @@ def test_brackets_in_a_name_that_exists_are_no_glob(folder):
     assert names(ready(folder / "[1]")) == ["a"]
 
 
-@pytest.mark.parametrize("path", ["missing", "missing.png", "*.bmp", "empty"])
+@pytest.mark.parametrize(("path", "near"), [("missing", "missed"), ("a.pgn", "a.png")])
+def test_a_path_that_is_not_there_is_an_error_with_the_nearest_name(folder, path, near):
+    (folder / "missed").mkdir()
+    with pytest.raises(DataError, match=rf"{path}: there is no such file or folder\. Did you mean '{near}'\?"):
+        ready(folder / path)
+
+
+@pytest.mark.parametrize("path", ["*.bmp", "empty"])
 def test_nothing_found_is_an_error(folder, path):
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match=r"data\.path=.*: found no image there, expected PNG, JPEG or TIFF"):
