@@ -126,6 +126,15 @@ def test_a_checkpoint_is_judged_without_training(cli, tmp_path):
     assert not (tmp_path / "judged" / "checkpoints").exists()
 
 
+@pytest.fixture
+def _hears_interrupts():
+    """A shell that starts the tests in the background has them, and what they start, ignore SIGINT."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("_hears_interrupts")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
 def test_an_interrupted_run_says_how_to_go_on_and_does_not_pass_for_done(number, status, tmp_path):
     endless = ["model.n_epochs=9999", "trainer.check_val_every_n_epoch=9999"]
