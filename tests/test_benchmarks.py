@@ -91,7 +91,7 @@ def test_all_results_become_one_table_one_file_and_one_picture(script, timing, t
     assert "old" not in text
     assert "| loading crops | Pillow | 30x | 30x | 30500 ms | 1000 ms |  |" in text
     assert "| tiles | 1 to 9 | 1000 ms | 0.00 s | 1.0000 | 1.00 |" in text
-    assert (tmp_path / "img" / "benchmarks.png").is_file()
+    assert (tmp_path / "images" / "benchmarks.png").is_file()
 
 
 def test_a_benchmark_that_is_not_there_is_named(script):

@@ -279,7 +279,8 @@ class NucleiSegmenter(Task):
     def configure_optimizers(self) -> Any:
         """Return the optimiser, with a parameter group for the backbone, and the schedule of the remaining steps."""
         groups = parameter_groups(self.network, self.encoder, self.lr_encoder)
-        return scheduled(build(self.optimizer_node, Optimizer, params=groups), self.scheduler_node, self.trainer)
+        optimizer = build(self.optimizer_node, Optimizer, params=groups)
+        return optimizer if self.scheduler_node is None else scheduled(optimizer, self.scheduler_node, self.trainer)
 
     def on_train_start(self) -> None:
         """Check that the learning-rate cycle is as long as the training.

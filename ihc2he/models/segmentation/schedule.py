@@ -34,16 +34,14 @@ def parameter_groups(network: nn.Module, encoder: nn.Module, lr_encoder: float |
     return groups
 
 
-def scheduled(optimizer: Optimizer, node: Mapping[str, Any] | None, trainer: Trainer) -> Any:
-    """Return what `configure_optimizers` returns.
+def scheduled(optimizer: Optimizer, node: Mapping[str, Any], trainer: Trainer) -> Any:
+    """Return an optimiser and its schedule, as `configure_optimizers` does.
 
     Args:
         optimizer: its learning rates are the peaks of a cycle.
-        node: of a learning-rate scheduler, stepped each epoch; a `OneCycleLR` is stepped each batch. None: constant.
+        node: of a learning-rate scheduler, stepped each epoch; a `OneCycleLR` is stepped each batch.
         trainer: which has the steps that are left.
     """
-    if node is None:
-        return optimizer
     if locate(node["_target_"]) is not OneCycleLR:
         return [optimizer], [build(node, LRScheduler, optimizer=optimizer)]
     peaks = [group["lr"] for group in optimizer.param_groups]
