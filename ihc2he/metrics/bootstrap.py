@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
-_PERCENTILES = (2.5, 97.5)
+PERCENTILES = (2.5, 97.5)
 
 # From sums, each of shape (..., shape per tile), to values by name, each of shape (...).
 Function = Callable[[Mapping[str, NDArray]], Mapping[str, NDArray]]
@@ -111,7 +111,7 @@ def intervals(counts: Counts, function: Function, resampling: Resampling) -> dic
     """
     _check_same("counted", counts.names, "drawn", resampling.names)
     values = function(counts.total())
-    return _intervals(values, function(_resampled(counts, resampling)), resampling)
+    return _intervals(values, function(resampled(counts, resampling)), resampling)
 
 
 def differences(counts: Counts, baseline: Counts, function: Function, resampling: Resampling) -> dict[str, Interval]:
@@ -135,7 +135,7 @@ def differences(counts: Counts, baseline: Counts, function: Function, resampling
     _check_same("counted for one method", counts.names, "counted for the other", baseline.names)
     _check_same("counted", counts.names, "drawn", resampling.names)
     value, other = function(counts.total()), function(baseline.total())
-    value_b, other_b = (function(_resampled(both, resampling)) for both in (counts, baseline))
+    value_b, other_b = (function(resampled(both, resampling)) for both in (counts, baseline))
     shared = [name for name in value if name in other]
     return _intervals(
         {name: value[name] - other[name] for name in shared},
@@ -153,8 +153,13 @@ def _check_same(what: str, names: tuple[str, ...], other: str, others: tuple[str
     raise ValueError(msg)
 
 
-def _resampled(counts: Counts, resampling: Resampling) -> dict[str, NDArray]:
-    """Return the sums over each resample, (B, ...)."""
+def resampled(counts: Counts, resampling: Resampling) -> dict[str, NDArray]:
+    """Return the sums over each resample, (B, ...).
+
+    Args:
+        counts: of one method.
+        resampling: of the same tiles, in the same order.
+    """
     return {name: np.tensordot(resampling.weights_bn, column, 1) for name, column in counts.columns.items()}
 
 
@@ -166,6 +171,6 @@ def _intervals(
         defined_b = values_b[name][~np.isnan(values_b[name])]
         low, high = np.nan, np.nan
         if resampling.n_units > 1 and len(defined_b):
-            low, high = np.percentile(defined_b, _PERCENTILES)
+            low, high = np.percentile(defined_b, PERCENTILES)
         found[name] = Interval(float(value), float(low), float(high))
     return found

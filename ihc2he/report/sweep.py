@@ -15,8 +15,8 @@ from ihc2he.metrics.cards import badness
 from ihc2he.report.forest import Line, forest
 from ihc2he.report.parts import MOST_ROWS, Section, bracketed, brief, macros, parsed, read_csv, rest_of, shown
 from ihc2he.report.pictures import shrunk
-from ihc2he.sweep.settings import numbers_of, varied
-from ihc2he.sweep.tables import REPETITIONS, jobs_of
+from ihc2he.sweep.settings import arm_of, numbers_of, varied
+from ihc2he.sweep.tables import KNOWN, REPETITIONS, ended, jobs_of
 
 MOST = 40  # settings in the forest plot
 MOST_TEXT = 200  # characters of an error
@@ -28,7 +28,6 @@ _PICTURES = {
     "importance.png": "How much of the variance goes with each setting alone",
 }
 STUDY = "study.csv"  # of `ihc2he.sweep.arms`
-KNOWN = ("started", "finished", "pruned")  # the status of a failed job says why
 
 
 class Setting(NamedTuple):
@@ -179,7 +178,7 @@ def _studied(rows: Sequence[Mapping[str, str]]) -> list[str]:
         return [f"No arm of {len(known)} can be told apart from the reference in {what}."]
     clear.sort(key=lambda row: -abs(parsed(row["difference"])))
     named = [
-        f"{_arm(row)} {brief(parsed(row['difference']), '+')} "
+        f"{arm_of(row)} {brief(parsed(row['difference']), '+')} "
         f"{bracketed(parsed(row['difference_low']), parsed(row['difference_high']), '+')}"
         for row in clear[:FEW]
     ]
@@ -190,11 +189,6 @@ def _studied(rows: Sequence[Mapping[str, str]]) -> list[str]:
     if len(known) > 1:
         said.append("Each has a 95 % interval of its own, so about one in 20 differs by chance.")
     return said
-
-
-def _arm(row: Mapping[str, str]) -> str:
-    columns = [*row]
-    return " ".join(row[column] for column in columns[: columns.index("metric")] if row[column] != "-")
 
 
 def _compared(found: Ranking, best: Setting, other: Setting) -> list[str]:
@@ -231,8 +225,7 @@ def _compared(found: Ranking, best: Setting, other: Setting) -> list[str]:
 def _ended(folder: Path) -> str:
     """Return how the jobs ended, and what the first failed one says."""
     jobs = jobs_of(folder)
-    ended = Counter(job["status"] if job["status"] in KNOWN else "failed" for job in jobs)
-    text = f"Of {len(jobs)} jobs: {', '.join(f'{n} {status}' for status, n in ended.items())}."
+    text = f"Of {len(jobs)} jobs: {ended(jobs)}."
     errors = [job for job in jobs if job["status"] not in KNOWN]
     return f"{text} Job {errors[0]['job']}: {errors[0]['status'][:MOST_TEXT]}" if errors else text
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from omegaconf import DictConfig
 
 from ihc2he.errors import DataError
 from ihc2he.files import complete, write_csv
-from ihc2he.metrics.bootstrap import Counts, draw
+from ihc2he.metrics.bootstrap import PERCENTILES, Counts, Resampling, draw, resampled
 from ihc2he.metrics.grading import count, grading
 from ihc2he.sweep.pictures import differences
 from ihc2he.sweep.tables import REPETITIONS, jobs_of
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 
 METRICS = ("balanced_accuracy", "kappa", "accuracy", "ece")
 FIRST = METRICS[0]  # the one of the picture
-PERCENTILES = (2.5, 97.5)
 
 
 class CompareArms(Callback):
@@ -159,21 +159,18 @@ def _arms(folder: Path, keys: Sequence[str], seeds_together: int) -> list[Arm]:
     if not jobs:
         return []
     drawn = draw(units)
-    weights_bn = drawn.weights_bn if drawn.n_units > 1 else drawn.weights_bn[:0]
+    if drawn.n_units == 1:
+        drawn = replace(drawn, weights_bn=drawn.weights_bn[:0])
     return [
-        _arm(dict(zip(keys, setting, strict=True)), runs, weights_bn, seeds_together)
-        for setting, runs in grouped.items()
+        _arm(dict(zip(keys, setting, strict=True)), runs, drawn, seeds_together) for setting, runs in grouped.items()
     ]
 
 
 def _arm(
-    settings: dict[str, str], runs: Sequence[tuple[tuple[str, ...], Counts]], weights_bn: NDArray, seeds_together: int
+    settings: dict[str, str], runs: Sequence[tuple[tuple[str, ...], Counts]], cases: Resampling, seeds_together: int
 ) -> Arm:
     totals = [grading(counts.total()) for _, counts in runs]
-    drawn = [
-        grading({name: np.tensordot(weights_bn, column, 1) for name, column in counts.columns.items()})
-        for _, counts in runs
-    ]
+    drawn = [grading(resampled(counts, cases)) for _, counts in runs]
     return Arm(
         settings,
         [repeat for repeat, _ in runs],

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from ihc2he.config import config_dir_arguments
 from ihc2he.explain import one_line
 from ihc2he.files import write_text
 from ihc2he.internals.hydra import outcome
-from ihc2he.sweep.tables import jobs_of, judge, write_tables
+from ihc2he.sweep.tables import ended, jobs_of, judge, write_tables
 from ihc2he.typed import unquoted
 
 log = logging.getLogger(__name__)
@@ -80,9 +79,7 @@ def _write_report(folder: Path) -> Path:
 
 def _so_far(folder: Path) -> str:
     """Return how the jobs of a sweep ended, where its table is, and which job is the best."""
-    known = ("started", "finished", "pruned")  # the status of a failed job says why
-    counts = Counter(job["status"] if job["status"] in known else "failed" for job in jobs_of(folder))
-    text = f"Sweep: {', '.join(f'{n} {status}' for status, n in counts.items())}: {folder / 'sweep.csv'}"
+    text = f"Sweep: {ended(jobs_of(folder))}: {folder / 'sweep.csv'}"
     file = folder / "best.txt"
     return f"{text}; best: {file.read_text(encoding='utf-8').splitlines()[0][2:]}" if file.is_file() else text
 

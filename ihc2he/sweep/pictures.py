@@ -10,7 +10,7 @@ from typing import Any
 
 from ihc2he.internals.matplotlib import load
 from ihc2he.metrics.cards import badness
-from ihc2he.sweep.settings import numbers_of
+from ihc2he.sweep.settings import arm_of, numbers_of
 
 
 def parallel_coordinates(
@@ -97,9 +97,7 @@ def differences(file: Path, rows: Sequence[Mapping[str, Any]], reference: str) -
         if row["difference_low"] is not None:
             ax.plot([row["difference_low"], row["difference_high"]], [y, y], color="#3b6ea5", linewidth=2)
         ax.plot(row["difference"], y, "o", color="#3b6ea5")
-    end = [*rows[0]].index("metric")
-    labels = [" ".join(text for text in [*row.values()][:end] if text != "-") for row in shown]
-    ax.set_yticks(range(len(shown)), labels)
+    ax.set_yticks(range(len(shown)), [arm_of(row) for row in shown])
     ax.tick_params(labelsize=8)
     ax.set_xlabel(f"{rows[0]['metric'].replace('_', ' ')}, less that of {reference}; 95 % intervals", fontsize=9)
     ax.spines[["top", "right", "left"]].set_visible(False)

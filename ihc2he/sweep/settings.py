@@ -20,6 +20,16 @@ def varied(jobs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {key: texts for key, texts in found.items() if len(set(texts)) > 1}
 
 
+def arm_of(row: Mapping[str, Any]) -> str:
+    """Return the name of an arm: what a row of `study.csv` says before its metric.
+
+    >>> arm_of({"study/gan": "none", "study/arm": "real", "data.case_share": "-", "metric": "kappa", "mean": 0.5})
+    'none real'
+    """
+    columns = [*row]
+    return " ".join(row[column] for column in columns[: columns.index("metric")] if row[column] != "-")
+
+
 def numbers_of(texts: Sequence[str]) -> list[float]:
     """Return texts as numbers; none if one of them is not a finite number."""
     try:

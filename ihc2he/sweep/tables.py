@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from math import isfinite, isnan
 from pathlib import Path
@@ -19,6 +19,7 @@ from ihc2he.metrics.cards import badness
 from ihc2he.sweep.pictures import bars, parallel_coordinates
 from ihc2he.sweep.settings import importance, varied
 
+KNOWN = ("started", "finished", "pruned")  # the status of a failed job says why
 REPETITIONS = ("data.split", "seed")  # jobs that differ only in these repeat the same setting
 
 
@@ -49,6 +50,16 @@ def jobs_of(folder: Path) -> list[dict[str, Any]]:
         for file in folder.rglob("job.json")
     ]
     return sorted(jobs, key=lambda job: job["job"])
+
+
+def ended(jobs: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many jobs ended how.
+
+    >>> ended([{"status": "finished"}, {"status": "started"}, {"status": "finished"}, {"status": "no such file"}])
+    '2 finished, 1 started, 1 failed'
+    """
+    counts = Counter(job["status"] if job["status"] in KNOWN else "failed" for job in jobs)
+    return ", ".join(f"{n} {status}" for status, n in counts.items())
 
 
 def _metrics(file: Path) -> dict[str, float]:
