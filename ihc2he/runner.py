@@ -26,6 +26,7 @@ from ihc2he.callbacks.bundles import best_keeper
 from ihc2he.callbacks.checkpoint import CompleteCheckpoints
 from ihc2he.callbacks.monitors import CheckMonitors
 from ihc2he.callbacks.results import weights_in_use
+from ihc2he.callbacks.sigterm import EndOnSigterm
 from ihc2he.config import Stage
 from ihc2he.datainfo import info_of
 from ihc2he.errors import ConfigError, DataError, did_you_mean
@@ -119,12 +120,13 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     data = build(cfg["data"], LightningDataModule) if cfg["data"] else None
     if data is not None:
         info_of(data)  # says its pixel size before anything is trained, or is refused
-    log_config = _LogConfig(cfg, data)
+    log_config, end_on_sigterm = _LogConfig(cfg, data), EndOnSigterm()
     trainer = build(
         cfg["trainer"],
         Trainer,
         callbacks=[
             log_config,
+            end_on_sigterm,
             CheckMonitors(cfg["optimized_metric"]),
             *(build(node, Callback) for node in cfg["callbacks"].values() if node),
         ],
@@ -146,7 +148,8 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
             if stage != Stage.fit and data is not None and (used := weights_in_use(trainer, path, folder)):
                 log.info("%s: %s, epoch %s (from 0), step %s", stage, *used.values())
                 record["weights"][stage] = used
-            _run_stage(stage, trainer, module, data, path)
+            with nullcontext() if stage == Stage.fit else end_on_sigterm.stage():
+                _run_stage(stage, trainer, module, data, path)
             record["seconds"][stage] = round(time.perf_counter() - started, 2)
             record["device"] = str(trainer.strategy.root_device)
             record["world_size"] = trainer.world_size

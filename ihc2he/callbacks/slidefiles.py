@@ -34,7 +34,7 @@ from ihc2he.nuclei.fields import HotSpot, binned, hot_spots, smoothed_ratio
 from ihc2he.nuclei.geojson import geojson_stream, write_area
 from ihc2he.nuclei.sheets import Sheet, map_picture
 from ihc2he.nuclei.table import NucleiTable, measurements, selected
-from ihc2he.nuclei.windows import read_window, without_doubles
+from ihc2he.nuclei.windows import Doubles, read_window
 from ihc2he.tiling.windows import Block, mosaic
 
 KINDS = ("geojson", "nuclei", "overlay", "maps", "he")
@@ -43,6 +43,7 @@ _OVERLAY_PX, _SPOT_PX = 2048, 1600  # longer sides of pictures
 _BOX = ("left_px", "top_px", "right_px", "bottom_px")
 _PERIOD = 4  # px; what generators halve to shows in the steps at each fourth line
 _BIN_UM = 50.0  # side of the bins of maps
+_STRIP_PX = 512  # rows of the map of tissue that are looked at together, for memory
 
 Columns = dict[str, NDArray]
 
@@ -172,20 +173,15 @@ class _Assembly:
     def _columns(self) -> Columns:
         """Return the table of all nuclei without their outlines, each nucleus once, and note which a window keeps."""
         parts: list[Columns] = []
-        inside: list[NDArray] = [np.zeros(0, bool)]
-        places: list[NDArray] = [np.zeros(0, np.int64)]
-        of: list[NDArray] = [np.zeros(0, np.int64)]
-        before = 0
-        for number in self.windows:
+        doubles = Doubles(self.plan.grid[1])
+        tops = [self.plan.blocks[number].rows.start for number in self.windows]
+        for number, top in zip(self.windows, np.minimum.accumulate(tops[::-1])[::-1], strict=True):
             window = read_window(window_file(self.folder, number))
             table = window.table
             box = dict(zip(_BOX, table.boxes_n4.T.astype(np.int32), strict=True))
             parts.append({"type": table.types_n.astype(np.int16), **box, **narrow(measurements(table))})
-            inside.append(window.inside_n)
-            places.append(window.place_m)
-            of.append(window.of_m.astype(np.int64) + before)
-            before += len(table)
-        keep_n = without_doubles(np.concatenate(inside), np.concatenate(places), np.concatenate(of))
+            doubles.add(window, int(top))
+        keep_n = doubles.kept()
         if not parts:
             parts = [{"type": np.zeros(0, int), **dict.fromkeys(("x_um", "y_um", "dab_od", "positive"), np.zeros(0))}]
         sizes = np.cumsum([0, *(len(part["type"]) for part in parts)])
@@ -271,10 +267,13 @@ class _Assembly:
         """Write the density of nuclei and the share of positive ones as pictures, and both as numbers."""
         all_hw = binned(points_n2, size_um, _BIN_UM)
         positive_hw = binned(points_n2[positive_n], size_um, _BIN_UM)
-        step = size_um[0] / tissue.map_hw.shape[0], size_um[1] / tissue.map_hw.shape[1]
-        y_m, x_m = np.nonzero(tissue.map_hw)
-        in_tissue = np.stack([(x_m + 0.5) * step[1], (y_m + 0.5) * step[0]], 1)
-        mm2_hw = binned(in_tissue, size_um, _BIN_UM) * np.float32(step[0] * step[1] / 1e6)
+        mm2_hw = np.zeros_like(all_hw)
+        step_y, step_x = (side / n for side, n in zip(size_um, tissue.map_hw.shape, strict=True))
+        for top in range(0, len(tissue.map_hw), _STRIP_PX):
+            y_m, x_m = np.nonzero(tissue.map_hw[top : top + _STRIP_PX])
+            in_tissue = np.stack([(x_m + 0.5) * step_x, (y_m + top + 0.5) * step_y], 1)
+            mm2_hw += binned(in_tissue, size_um, _BIN_UM)
+        mm2_hw *= np.float32(step_x * step_y / 1e6)
         density_hw = smoothed_ratio(all_hw, mm2_hw)
         percent_hw = 100 * smoothed_ratio(positive_hw, all_hw)
         most = float(np.nanpercentile(density_hw, 99)) if np.isfinite(density_hw).any() else 0.0

@@ -72,8 +72,9 @@ def started_processes(trainer: Trainer) -> list[Any]:
 
 
 def silence() -> None:
-    """Hide warnings of Lightning about itself and about continued runs."""
+    """Hide warnings of Lightning about itself, about continued runs, and about those with nothing left to do."""
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", "Total length of .* across ranks is zero")
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 

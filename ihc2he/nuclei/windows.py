@@ -171,45 +171,86 @@ def read_window(path: Path) -> WindowNuclei:
     return WindowNuclei(table, arrays["inside_n"], arrays["place_m"], arrays["of_m"])
 
 
-def without_doubles(
-    inside_n: NDArray[np.bool_], place_m: NDArray[np.int64], of_m: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Return which nuclei of all windows to keep, so that each is there once.
+class Doubles:
+    """Finds nuclei that several windows keep, while the windows are read one after another.
 
-    Of two that are the same, the one whose centre its own window owns stays, of two such the larger, then the first.
+    Pixels that no later window reaches are looked at and forgotten, so in the order of a plan only those of about one
+    row of windows are held, and of all before the pairs of nuclei that share some.
 
     Args:
-        inside_n: whether its centre is in the core of its window.
-        place_m: pixels of those nuclei that may meet others, as positions in the whole grid.
-        of_m: the nucleus of each pixel, as a position in `inside_n`.
-
-    >>> without_doubles(np.array([True, False, True]), np.array([4, 5, 5, 6, 9]), np.array([0, 0, 1, 1, 2])).tolist()
-    [True, False, True]
+        width: of the whole grid, px.
     """
-    one_e, other_e, shared_e = _meetings(place_m, of_m)
-    areas_n = np.bincount(of_m, minlength=len(inside_n))
-    same_e = shared_e >= SAME * np.minimum(areas_n[one_e], areas_n[other_e])
-    rivals: dict[int, list[int]] = {}
-    for one, other in zip(one_e[same_e].tolist(), other_e[same_e].tolist(), strict=True):
-        rivals.setdefault(one, []).append(other)
-        rivals.setdefault(other, []).append(one)
-    keep_n = np.ones(len(inside_n), bool)
-    for number in sorted(rivals, key=lambda k: (not inside_n[k], -areas_n[k], k)):
-        if keep_n[number]:
-            keep_n[rivals[number]] = False
-    return keep_n
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._inside: list[NDArray[np.bool_]] = []
+        self._areas: list[NDArray[np.int32]] = []
+        self._places: list[NDArray[np.int64]] = []
+        self._of: list[NDArray[np.int32]] = []
+        self._pairs: list[NDArray[np.int64]] = []
+        self._shared: list[NDArray[np.int64]] = []
+        self._n, self._top = 0, 0
+
+    def add(self, window: WindowNuclei, top: int) -> None:
+        """Take the nuclei of the next window.
+
+        Args:
+            window: its nuclei.
+            top: row of the grid above which neither this window nor a later one has pixels.
+        """
+        if top > self._top:
+            self._settle(top)
+        n = len(window.inside_n)
+        self._inside.append(window.inside_n)
+        self._areas.append(np.bincount(window.of_m, minlength=n).astype(np.int32))
+        self._places.append(window.place_m)
+        self._of.append(window.of_m + np.int32(self._n))
+        self._n += n
+
+    def kept(self) -> NDArray[np.bool_]:
+        """Return which nuclei of all windows to keep, so that each is there once.
+
+        Of two that are the same, the one whose centre its own window owns stays, of two such the larger, then the
+        first.
+        """
+        self._settle(None)
+        inside_n, areas_n = (np.concatenate([np.zeros(0, bool), *parts]) for parts in (self._inside, self._areas))
+        pair_e, shared_e = _summed(self._pairs, self._shared)
+        one_e, other_e = pair_e >> 32, pair_e & 0xFFFFFFFF
+        same_e = shared_e >= SAME * np.minimum(areas_n[one_e], areas_n[other_e])
+        rivals: dict[int, list[int]] = {}
+        for one, other in zip(one_e[same_e].tolist(), other_e[same_e].tolist(), strict=True):
+            rivals.setdefault(one, []).append(other)
+            rivals.setdefault(other, []).append(one)
+        keep_n = np.ones(len(inside_n), bool)
+        for number in sorted(rivals, key=lambda k: (not inside_n[k], -areas_n[k], k)):
+            if keep_n[number]:
+                keep_n[rivals[number]] = False
+        return keep_n
+
+    def _settle(self, top: int | None) -> None:
+        """Count what the pixels above a row share, to which no window is added any more; None: all pixels."""
+        place_m, of_m = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (self._places, self._of))
+        above_m = place_m < top * self.width if top is not None else np.ones(len(place_m), bool)
+        pair_e, shared_e = _meetings(place_m[above_m], of_m[above_m])
+        self._pairs.append(pair_e)
+        self._shared.append(shared_e)
+        self._places, self._of = [place_m[~above_m]], [of_m[~above_m]]
+        self._top = top or self._top
 
 
-def _meetings(
-    place_m: NDArray[np.int64], of_m: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the pairs of nuclei that share pixels, the lower number first, and how many they share."""
+def _meetings(place_m: NDArray[np.int64], of_m: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pairs of nuclei that share pixels, the lower number in the upper half, and how many they share."""
     order_m = np.lexsort((of_m, place_m))
-    place_m, of_m = place_m[order_m], of_m[order_m]
-    n = int(of_m.max(initial=0)) + 1
+    place_m, of_m = place_m[order_m], of_m[order_m].astype(np.int64)
     found: list[NDArray[np.int64]] = []
     for step in range(1, 4):  # four windows meet at a corner
         same_m = place_m[step:] == place_m[:-step]
-        found.append(of_m[:-step][same_m].astype(np.int64) * n + of_m[step:][same_m])
-    pair_e, shared_e = np.unique(np.concatenate(found), return_counts=True)
-    return pair_e // n, pair_e % n, shared_e
+        found.append(of_m[:-step][same_m] << 32 | of_m[step:][same_m])
+    return np.unique(np.concatenate(found), return_counts=True)
+
+
+def _summed(keys: Sequence[NDArray[np.int64]], counts: Sequence[NDArray[np.int64]]) -> tuple[NDArray, NDArray]:
+    """Return each key once, and the sum of its counts."""
+    key_e, of_e = np.unique(np.concatenate(keys), return_inverse=True)
+    return key_e, np.bincount(of_e, np.concatenate(counts), len(key_e))

@@ -11,7 +11,7 @@ from ihc2he.nuclei.instances import centroids
 from ihc2he.nuclei.outlines import outlines
 from ihc2he.nuclei.rings import ring_densities, rings
 from ihc2he.nuclei.shapes import axes
-from ihc2he.nuclei.windows import kept_nuclei, read_window, without_doubles, write_window
+from ihc2he.nuclei.windows import Doubles, WindowNuclei, kept_nuclei, read_window, write_window
 from ihc2he.tiling.windows import divide
 
 FULL = (255.0, 255.0, 255.0)
@@ -34,7 +34,7 @@ def found_in(inst_hw, block):
     return Found(Nuclei(part, np.ones(n, int), np.ones(n, np.float32)), centroids(part), np.ones(n, np.float32))
 
 
-def windows_of(inst_hw, scale=(1.0, 1.0), side=80, overlap=32):
+def windows_of(inst_hw, scale=(1.0, 1.0)):
     image = np.full((*inst_hw.shape, 3), 255, np.uint8)
     image[inst_hw > 0] = (110, 60, 30)
     tissue = Area(np.ones((1, 1), bool), inst_hw.shape)
@@ -42,22 +42,25 @@ def windows_of(inst_hw, scale=(1.0, 1.0), side=80, overlap=32):
         kept_nuclei(
             found_in(inst_hw, block), block, inst_hw.shape, scale, 0.5, image[block.rows, block.columns], FULL, tissue
         )
-        for block in divide(*inst_hw.shape, side, overlap)
+        for block in blocks_of(inst_hw)
     ]
 
 
-def once(windows):
-    before = np.cumsum([0, *(len(window.table) for window in windows)])
-    of_m = np.concatenate([window.of_m + first for window, first in zip(windows, before, strict=False)])
-    return without_doubles(
-        np.concatenate([window.inside_n for window in windows]), np.concatenate([w.place_m for w in windows]), of_m
-    )
+def blocks_of(inst_hw):
+    return divide(*inst_hw.shape, 80, 32)
+
+
+def once(windows, width, tops):
+    doubles = Doubles(width)
+    for window, top in zip(windows, tops, strict=True):
+        doubles.add(window, top)
+    return doubles.kept()
 
 
 def test_each_nucleus_of_a_slide_is_there_once_and_whole():
     inst_hw = discs()
     windows = windows_of(inst_hw)
-    keep_n = once(windows)
+    keep_n = once(windows, 200, [block.rows.start for block in blocks_of(inst_hw)])
     assert not keep_n.all()  # the rims had doubles
     places = np.concatenate([window.table.centroids_n2 for window in windows])[keep_n]
     areas = np.concatenate([window.table.areas_n for window in windows])[keep_n]
@@ -85,12 +88,31 @@ def test_nuclei_outside_of_tissue_are_dropped():
     assert (window.table.centroids_n2[:, 0] < 40).all()
 
 
+def only(inside, places, of):
+    """Return the window of nuclei of which nothing else is known."""
+    return WindowNuclei(None, np.array(inside), np.array(places), np.array(of, np.int32))
+
+
 def test_of_two_that_overlap_by_half_the_one_inside_its_core_stays():
-    places, of = np.array([1, 2, 3, 3, 4, 5, 5, 6]), np.array([0, 0, 0, 1, 1, 2, 3, 3])
-    keep = without_doubles(np.array([True, True, False, True]), places, of)
-    assert keep.tolist() == [True, False, False, True]
-    few = without_doubles(np.array([True, True]), np.array([1, 2, 3, 3, 4, 5]), np.array([0, 0, 0, 1, 1, 1]))
-    assert few.all()  # touching neighbours that share a third
+    window = only([True, True, False, True], [1, 2, 3, 3, 4, 5, 5, 6], [0, 0, 0, 1, 1, 2, 3, 3])
+    assert once([window], 10, [0]).tolist() == [True, False, False, True]
+    few = only([True, True], [1, 2, 3, 3, 4, 5], [0, 0, 0, 1, 1, 1])
+    assert once([few], 10, [0]).all()  # touching neighbours that share a third
+    assert once([], 10, []).tolist() == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_what_windows_share_does_not_depend_on_when_their_pixels_are_forgotten(seed):
+    rng = np.random.default_rng(seed)
+    windows, tops = [], sorted(rng.integers(0, 12, 8).tolist())
+    for top in tops:  # nuclei of 2 x 2 px anywhere below the first row of their window
+        y, x = rng.integers(top, 14, 6), rng.integers(0, 9, 6)
+        places = (y * 10 + x)[:, None] + [0, 1, 10, 11]
+        windows.append(only(rng.random(6) < 0.5, places.ravel(), np.repeat(np.arange(6), 4)))
+    at_once = once(windows, 10, [0] * 8)
+    assert not at_once.all()
+    assert once(windows, 10, tops).tolist() == at_once.tolist()
 
 
 def test_a_window_is_read_as_it_was_written(tmp_path):

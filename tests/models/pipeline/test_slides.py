@@ -208,6 +208,30 @@ def test_two_processes_leave_the_files_of_one(command, slide, tmp_path):
     assert contents(tmp_path / "cpu") == contents(tmp_path / "ddp_cpu")
 
 
+def begin(words, folder, wanted):
+    """Start the command line in processes of their own, and return the first when so many windows are written."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ihc2he.train", *words], cwd=folder, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and len([*(folder / "out" / "a.ome" / "windows").glob("*.npz")]) < wanted:
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="groups of processes are of POSIX")
+def test_told_to_end_it_ends_at_once_and_goes_on_later(command, slide, tmp_path):
+    words = [*OWN, *CLASSICAL, f"data.path={slide}", "model.block=64", "hydra.run.dir=run", "ckpt_path=auto"]
+    process = begin(words, tmp_path, 1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    assert not (tmp_path / "out" / "a.ome" / "slide.json").exists()
+    done = command(*words)
+    assert done.status == 0, done.err
+    assert json.loads((tmp_path / "out" / "a.ome" / "slide.json").read_text())["windows_failed"] == []
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="groups of processes are of POSIX")
 def test_killed_three_times_at_random_moments_it_leaves_the_same_files(command, slide, tmp_path):
@@ -216,13 +240,7 @@ def test_killed_three_times_at_random_moments_it_leaves_the_same_files(command, 
     windows = len(json.loads((tmp_path / "whole" / "a.ome" / "plan.json").read_text())["windows"])
     rng = np.random.default_rng()
     for wanted in sorted(rng.integers(1, windows, 3).tolist()):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ihc2he.train", *words, "hydra.run.dir=run"], cwd=tmp_path, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        folder = tmp_path / "out" / "a.ome"
-        while process.poll() is None and len([*(folder / "windows").glob("*.npz")]) < wanted:
-            time.sleep(0.01)
+        process = begin([*words, "hydra.run.dir=run", "ckpt_path=auto"], tmp_path, wanted)
         time.sleep(rng.uniform(0, 0.3))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

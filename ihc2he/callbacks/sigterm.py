@@ -1,0 +1,44 @@
+"""What a stage that does not train does on SIGTERM, which clusters and `kill` send."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+class EndOnSigterm(Callback):
+    """Ends validation, test and prediction at once; the next run goes on after the last result that was written.
+
+    Lightning notes the signal and looks at it in training only. In training, `LastCheckpoint` does this.
+    """
+
+    @contextmanager
+    def stage(self) -> Iterator[None]:
+        """Listen from before the data is prepared until the last file of the stage is written."""
+        if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+            yield
+            return
+        former = signal.signal(signal.SIGTERM, _end)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, former)
+
+    def _listen(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace the handler of Lightning, which waits until all ranks were told."""
+        if trainer.state.fn != TrainerFn.FITTING and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _end)
+
+    on_validation_start = on_test_start = on_predict_start = _listen
+
+
+def _end(*_: Any) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; files are being closed
+    raise SIGTERMException
