@@ -27,6 +27,7 @@ from ihc2he.callbacks.checkpoint import CompleteCheckpoints
 from ihc2he.callbacks.monitors import CheckMonitors
 from ihc2he.callbacks.results import weights_in_use
 from ihc2he.callbacks.sigterm import EndOnSigterm
+from ihc2he.callbacks.testing import CheckTestTiles
 from ihc2he.config import Stage
 from ihc2he.datainfo import info_of
 from ihc2he.errors import ConfigError, DataError, did_you_mean
@@ -128,6 +129,7 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
             log_config,
             end_on_sigterm,
             CheckMonitors(cfg["optimized_metric"]),
+            *([CheckTestTiles()] if Stage.test in cfg["stages"] else []),
             *(build(node, Callback) for node in cfg["callbacks"].values() if node),
         ],
         logger=[build(node, Logger) for node in cfg["logger"].values() if node],

@@ -111,9 +111,12 @@ class NucleiDataModule(SegmentationDataModule):
     def test_dataloader(self) -> DataLoader:
         if not self.records["test"]:
             folders = ", ".join(str(source.folder) for source in self.origins)
-            split = self.test_split
-            other = "data.test_split=val to test on those of the validation" if split == "test" else "stages=[fit]"
-            msg = f"{folders}: found no {split} tiles. Pass {other}."
+            counts = ", ".join(f"{len(self.records[split])} {split}" for split in ("train", "val"))
+            on_val = "data.test_split=val to test on those of the validation, or "
+            msg = (
+                f"{folders}: found no {self.test_split} tiles to test on (of {counts}). Pass "
+                f"{on_val if self.records['val'] else ''}stages=[fit] to train without a test."
+            )
             raise DataError(msg)
         return super().test_dataloader()
 

@@ -94,10 +94,29 @@ def test_a_test_may_be_on_other_tiles(root, prepared, test_split, expected):
     assert names(data, "train") == ["0", "1", "2"]
 
 
-def test_a_test_without_tiles_says_what_there_is(root, prepared):
-    write_table(root, table(["train"] * 4 + ["val"] * 2))
-    with pytest.raises(DataError, match=r"nuclei: found no test tiles\. Pass data\.test_split=val"):
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (
+            ["train"] * 4 + ["val"] * 2,
+            r"nuclei: found no test tiles to test on .of 4 train, 2 val.\. Pass data\.test_split=val",
+        ),
+        (["train"] * 6, r"nuclei: found no test tiles to test on .of 6 train, 0 val.\. Pass stages=\[fit\]"),
+    ],
+)
+def test_a_test_without_tiles_says_what_there_is(root, prepared, splits, message):
+    write_table(root, table(splits))
+    with pytest.raises(DataError, match=message):
         prepared().test_dataloader()
+
+
+def test_a_run_that_would_test_without_tiles_ends_before_it_trains(root, cli, tmp_path):
+    settings = ("data.classes=[a,b]", "data.num_workers=0", "trainer=cpu", "logger=csv")
+    write_table(root, table(["train"] * 6))
+    done = cli("experiment=nuclei_finetune", f"data.root={root}", "hydra.run.dir=run", *settings)
+    assert done.status == 1
+    assert "found no test tiles to test on" in done.err
+    assert not list(tmp_path.glob("run/**/*.ckpt"))
 
 
 def test_without_a_table_fractions_are_held_out(root, prepared):
