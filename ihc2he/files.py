@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and locks."""
+"""Files that appear complete or not at all, tables, and locks."""
 
 from __future__ import annotations
 
@@ -96,6 +96,14 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[s
         writer = csv.DictWriter(stream, names, restval="")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table that `write_csv` has written; none if the file is missing."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
 
 
 @contextmanager

@@ -1,9 +1,8 @@
-import csv
 import errno
 
 import pytest
 
-from ihc2he.files import complete, complete_folder, restore, write_csv, write_text
+from ihc2he.files import complete, complete_folder, read_csv, restore, write_csv, write_text
 
 
 def test_a_file_appears_when_its_block_has_ended(tmp_path):
@@ -30,10 +29,13 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(("columns", "header"), [(None, ["name", "ssim", "psnr"]), (["psnr", "name", "ssim"],) * 2])
 def test_csv_has_all_columns_in_order_and_empty_cells_for_what_is_missing(tmp_path, columns, header):
     write_csv(tmp_path / "a.csv", [{"name": "tile, one", "ssim": 0.5}, {"name": "2", "psnr": 20.0}], columns)
-    with (tmp_path / "a.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_csv(tmp_path / "a.csv")
     assert list(rows[0]) == header
     assert rows == [{"name": "tile, one", "ssim": "0.5", "psnr": ""}, {"name": "2", "ssim": "", "psnr": "20.0"}]
+
+
+def test_a_missing_table_has_no_rows(tmp_path):
+    assert read_csv(tmp_path / "a.csv") == []
 
 
 def test_a_row_with_an_unknown_column_leaves_no_file(tmp_path):

@@ -5,7 +5,6 @@ Shape suffixes: h, w = height, width; k = nuclei by their id, from 0 = backgroun
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -19,7 +18,7 @@ from ihc2he.app.analysis import Field
 from ihc2he.app.editing import Corrected
 from ihc2he.app.results import kept
 from ihc2he.errors import ConfigError
-from ihc2he.files import complete_folder, exclusive, write_csv, write_text
+from ihc2he.files import complete_folder, exclusive, read_csv, write_csv, write_text
 from ihc2he.images.writing import write_instances, write_png
 
 COLUMNS = ("name", "split", "um_per_px", "source")
@@ -67,13 +66,9 @@ def save(folder: Path, key: str, field: Field, now: Corrected, least_score: floa
     return name
 
 
-def tiles(folder: Path) -> list[dict[str, Any]]:
+def tiles(folder: Path) -> list[dict[str, str]]:
     """Return the rows of the table of a folder; empty if there is none."""
-    path = folder / "tiles.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    return read_csv(folder / "tiles.csv")
 
 
 def check_classes(folder: Path, classes: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ihc2he.files import write_csv
+from ihc2he.files import read_csv, write_csv
 from ihc2he.models.task import rows_of
 from ihc2he.ranks import from_all_ranks
 
@@ -68,8 +67,7 @@ class Results(Callback):
         file = self.dirpath / "test.csv"
         if not file.is_file():
             return
-        with file.open(newline="", encoding="utf-8") as stream:
-            former = next(csv.DictReader(stream), {})
+        former = next(iter(read_csv(file)), {})
         if all(former.get(key, "") == str(used.get(key, "")) for key in WEIGHTS):
             return
         ending = f"{Path(former.get('checkpoint') or 'former').stem}_step{former.get('step', '')}".removesuffix("_step")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from ihc2he.callbacks.bundles import best_keeper
 from ihc2he.callbacks.panels import plain_name
 from ihc2he.callbacks.results import Results
 from ihc2he.callbacks.worst import ranking, worst
+from ihc2he.files import read_csv
 from ihc2he.images.decoding import read_image
 from ihc2he.internals.lightning import logged_step
 from ihc2he.loggers.base import Wandb
@@ -74,11 +74,9 @@ class Summaries(Callback):
 
     def _log_worst(self, trainer: Trainer, pl_module: Any, logger: Wandb) -> None:
         folder = next((callback.dirpath for callback in trainer.callbacks if isinstance(callback, Results)), None)  # type: ignore[attr-defined]
-        if folder is None or not (folder / "results.csv").is_file():
+        if folder is None or not (rows := read_csv(folder / "results.csv")):
             return
-        with (folder / "results.csv").open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-        if not rows or (found := ranking(trainer, pl_module, rows[0])) is None:
+        if (found := ranking(trainer, pl_module, rows[0])) is None:
             return
         files = _pictures(folder / "images")
         columns = list(dict.fromkeys(["picture", "name", "group", found.column, *rows[0]]))

@@ -9,7 +9,6 @@ silhouette (Rousseeuw, 1987).
 Shape suffixes: n = tiles; q = quarters; f = features; h, w = height, width; c = colour; m = pixels or tiles of a group.
 """
 
-import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from ihc2he.data.store import TileStore, map_in_threads
 from ihc2he.errors import DataError
-from ihc2he.files import write_csv
+from ihc2he.files import read_csv, write_csv
 from ihc2he.images.writing import write_png
 from ihc2he.stain.deconvolution import optical_density
 from ihc2he.stain.white import FULL, White, relative_to_white, white_point
@@ -78,10 +77,7 @@ def pseudo_cases(folder: Path, store: TileStore, one_class: bool, most: int = MO
 
 def _read(table: Path, names: Sequence[str], origin: str) -> list[str] | None:
     """Return the pseudo-cases of an earlier run, if they are of a store of these tiles from the same files."""
-    if not table.is_file():
-        return None
-    with table.open(newline="", encoding="utf-8") as stream:
-        rows = [*csv.DictReader(stream)]
+    rows = read_csv(table)
     same = [(row["name"], row.get("store")) for row in rows] == [(name, origin) for name in names]
     return [row["case"] for row in rows] if same else None
 

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ihc2he.errors import ConfigError
-from ihc2he.files import write_csv
+from ihc2he.files import read_csv, write_csv
 from ihc2he.internals.lightning import rank_zero_experiment
 from ihc2he.internals.wandb import server
 from ihc2he.loggers.lineage import outputs
@@ -35,12 +35,9 @@ _PATIENCE_S = 5  # with W&B's server
 
 def forget_rows(file: Path, step: int) -> None:
     """Delete the rows of `metrics.csv` from a step on, for a run that repeats those steps."""
-    if not file.is_file():
-        return
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        rows = [row for row in reader if (row["step"] or "").isdigit() and int(row["step"]) < step]
-        write_csv(file, rows, reader.fieldnames)
+    if rows := read_csv(file):
+        kept = [row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) < step]
+        write_csv(file, kept, rows[0])
 
 
 class Csv(Logger):
@@ -95,8 +92,7 @@ class Csv(Logger):
         columns = self._columns
         if new := {key for row in self._rows for key in row}.difference(columns):
             self._columns = sorted({*columns, *new})
-            earlier = _read(self._file) if columns else []
-            write_csv(self._file, [*earlier, *self._rows], self._columns)
+            write_csv(self._file, [*read_csv(self._file), *self._rows], self._columns)
         else:
             with self._file.open("a", newline="", encoding="utf-8") as stream:
                 csv.DictWriter(stream, columns).writerows(self._rows)
@@ -115,11 +111,6 @@ def _repair(file: Path) -> list[str]:
     os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
     with file.open(newline="", encoding="utf-8") as stream:
         return next(csv.reader(stream), [])
-
-
-def _read(file: Path) -> list[dict[str, Any]]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 class Wandb(WandbLogger):

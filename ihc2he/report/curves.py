@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from ihc2he.report.parts import macros, parsed, read_csv
+from ihc2he.files import read_csv
+from ihc2he.report.parts import macros, parsed
 from ihc2he.report.pictures import Picture, figure
 
 if TYPE_CHECKING:

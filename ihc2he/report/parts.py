@@ -1,8 +1,7 @@
-"""Parts of report sections: the template's macros, tables of a run, numbers as text."""
+"""Parts of report sections: the template's macros, facts of a run, numbers as text."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -37,14 +36,6 @@ def macros() -> Any:
         loader=PackageLoader("ihc2he", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("report.html.jinja").module
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a table; none if the file is missing."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 def rest_of(rows: Sequence[object], file: str) -> Markup:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from ihc2he.files import read_csv
 from ihc2he.metrics.cards import badness
 from ihc2he.nuclei.colours import colour_of, hex_of
 from ihc2he.report.forest import Line, forest
-from ihc2he.report.parts import Section, bracketed, brief, macros, parsed, read_csv
+from ihc2he.report.parts import Section, bracketed, brief, macros, parsed
 from ihc2he.report.pictures import figure, within
 from ihc2he.report.strip import strip
 from ihc2he.report.training import test_table

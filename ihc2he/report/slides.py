@@ -9,8 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ihc2he.files import read_csv
 from ihc2he.report.forest import Line, forest
-from ihc2he.report.parts import MOST_ROWS, Section, macros, read_csv, rest_of
+from ihc2he.report.parts import MOST_ROWS, Section, macros, rest_of
 from ihc2he.report.pictures import Picture, shrunk, within
 
 MOST = 40  # slides or images that are shown one by one; the page would be too heavy with more

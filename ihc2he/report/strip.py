@@ -8,8 +8,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from ihc2he.files import read_csv
 from ihc2he.nuclei.colours import INVENTED, MATCHED, MISSED, hex_of
-from ihc2he.report.parts import brief, macros, parsed, read_csv
+from ihc2he.report.parts import brief, macros, parsed
 from ihc2he.report.pictures import shrunk
 
 WIDTH_PX = 480

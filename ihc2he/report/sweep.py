@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from ihc2he.files import read_csv
 from ihc2he.metrics.cards import badness
 from ihc2he.report.forest import Line, forest
-from ihc2he.report.parts import MOST_ROWS, Section, bracketed, brief, macros, parsed, read_csv, rest_of, shown
+from ihc2he.report.parts import MOST_ROWS, Section, bracketed, brief, macros, parsed, rest_of, shown
 from ihc2he.report.pictures import shrunk
 from ihc2he.sweep.settings import arm_of, numbers_of, varied
 from ihc2he.sweep.tables import KNOWN, REPETITIONS, ended, jobs_of

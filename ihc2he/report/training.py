@@ -8,9 +8,10 @@ from pathlib import Path
 from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
+from ihc2he.files import read_csv
 from ihc2he.metrics.cards import badness
 from ihc2he.report.curves import curves, logged
-from ihc2he.report.parts import Section, facts_of, lasted, macros, parsed, read_csv, shown
+from ihc2he.report.parts import Section, facts_of, lasted, macros, parsed, shown
 from ihc2he.report.pictures import figure, within
 
 MAX_IMAGES = 12  # per stage

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from omegaconf import OmegaConf
 
+from ihc2he.files import read_csv
 from ihc2he.metrics.bootstrap import RESAMPLES, Counts, Resampling, differences, draw
 from ihc2he.metrics.ratios import ratio
-from ihc2he.report.parts import brief, parsed, read_csv
+from ihc2he.report.parts import brief, parsed
 
 METRIC, TITLE = "f1", "F1"
 FEW = 10  # blocks, below which an interval over them is rough

@@ -5,7 +5,6 @@ Shape suffixes: r = trainings of one arm, g = groups of them, b = resamples, n =
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from ihc2he.errors import DataError
-from ihc2he.files import complete, write_csv
+from ihc2he.files import complete, read_csv, write_csv
 from ihc2he.metrics.bootstrap import PERCENTILES, Counts, Resampling, draw, resampled
 from ihc2he.metrics.grading import count, grading
 from ihc2he.sweep.pictures import differences
@@ -191,8 +190,7 @@ def _group(seed: str, seeds_together: int) -> str:
 
 def _tested(file: Path) -> tuple[Counts, dict[str, str]]:
     """Return what a test counted on each tile, and the case of each tile; its name where no case is known."""
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = sorted(csv.DictReader(stream), key=lambda row: row["name"])
+    rows = sorted(read_csv(file), key=lambda row: row["name"])
     classes = [column.removeprefix("p ") for column in rows[0] if column.startswith("p ")]
     prob_nk = np.array([[float(row[f"p {kind}"]) for kind in classes] for row in rows])
     label_n = np.array([classes.index(row["group"]) for row in rows])

@@ -5,7 +5,6 @@ Of jobs with a value also `best.txt`, the command line of the best one, and the 
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ihc2he.files import complete, write_csv, write_text
+from ihc2he.files import complete, read_csv, write_csv, write_text
 from ihc2he.metrics.cards import badness
 from ihc2he.sweep.pictures import bars, parallel_coordinates
 from ihc2he.sweep.settings import importance, varied
@@ -64,11 +63,7 @@ def ended(jobs: Sequence[Mapping[str, Any]]) -> str:
 
 def _metrics(file: Path) -> dict[str, float]:
     """Return the values of a `test.csv` by `metric` or `metric/group`; none if there is no such file."""
-    if not file.is_file():
-        return {}
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    return {"/".join(filter(None, (row["metric"], row["group"]))): float(row["value"]) for row in rows}
+    return {"/".join(filter(None, (row["metric"], row["group"]))): float(row["value"]) for row in read_csv(file)}
 
 
 def judge(folder: Path, jobs: Sequence[Mapping[str, Any]], kind: str = "job", of: str = "this sweep") -> None:

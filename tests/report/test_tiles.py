@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from ihc2he.errors import ConfigError
+from ihc2he.files import read_csv
 from ihc2he.nuclei.colours import INVENTED, MATCHED, MISSED, colour_of
 from ihc2he.nuclei.drawing import LINE_PX
 from ihc2he.report import tiles as pages
-from ihc2he.report.parts import read_csv
 from ihc2he.report.strip import strip
 from ihc2he.report.tiles import CELL_PX, GAP_PX, TilePages, f1_of, page
 
