@@ -62,6 +62,20 @@ class Interval(NamedTuple):
     high: float
 
 
+def units_of(groups: Mapping[str, str]) -> dict[str, str]:
+    """Return the unit of each tile, for `draw`: its case or block; a tile of none that is known is its own unit.
+
+    So tiles of one case stay together, even where the cases of other tiles are not known.
+
+    Args:
+        groups: case or block of each tile, by its name; "" where it is not known.
+
+    >>> units_of({"a": "left", "b": "left", "c": ""})
+    {'a': 'left', 'b': 'left', 'c': 'c'}
+    """
+    return {name: group or name for name, group in groups.items()}
+
+
 def draw(units: Mapping[str, str], resamples: int = RESAMPLES, seed: int = 0) -> Resampling:
     """Return resamples of tiles, drawn with replacement in whole units; the order of the tiles does not matter.
 
@@ -69,7 +83,8 @@ def draw(units: Mapping[str, str], resamples: int = RESAMPLES, seed: int = 0) ->
     use blocks of tiles.
 
     Args:
-        units: the unit of each tile, by its name: its own name to draw tiles, the name of its block to draw blocks.
+        units: the unit of each tile, by its name: its own name to draw tiles, that of its block to draw blocks (see
+            `units_of`).
         resamples: their number, B.
         seed: of the random generator.
 

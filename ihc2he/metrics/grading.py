@@ -8,6 +8,7 @@ Shape suffixes: n = tiles; t = true classes, p = predicted ones; k = bins; 3 = c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,19 @@ def count(prob_np: NDArray[np.floating], label_n: NDArray[np.integer], names: Se
     bin_n = np.minimum((confidence_n * BINS).astype(int), BINS - 1)
     bins_nk3[np.arange(n), bin_n] = np.stack([confidence_n, found_n == label_n, np.ones(n)], -1)
     return Counts(tuple(names), {"confusion": confusion_ntp, "bins": bins_nk3})
+
+
+def count_rows(rows: Sequence[Mapping[str, Any]]) -> Counts:
+    """Return what each tile adds to the sums, from the rows of `results.csv`.
+
+    Args:
+        rows: of one tile at least, with `name`, `group` (the true class) and `p CLASS` for each class, numbers or text.
+    """
+    rows = sorted(rows, key=lambda row: str(row["name"]))
+    classes = [column.removeprefix("p ") for column in rows[0] if column.startswith("p ")]
+    prob_np = np.array([[float(row[f"p {kind}"]) for kind in classes] for row in rows])
+    label_n = np.array([classes.index(row["group"]) for row in rows])
+    return count(prob_np, label_n, [str(row["name"]) for row in rows])
 
 
 def grading(sums: Mapping[str, NDArray]) -> dict[str, NDArray]:

@@ -16,7 +16,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from ihc2he.files import read_csv
-from ihc2he.metrics.bootstrap import RESAMPLES, Counts, Resampling, differences, draw
+from ihc2he.metrics.bootstrap import RESAMPLES, Counts, Resampling, differences, draw, units_of
 from ihc2he.metrics.ratios import ratio
 from ihc2he.report.parts import brief, parsed
 
@@ -94,7 +94,7 @@ class Comparison:
     def blocks(self) -> dict[str, str]:
         """The block of each tile; none if it is not known, or if every tile is its own."""
         rows = next(iter(self._tiles.values()), [])
-        found = {row["name"]: row.get("block") or row["name"] for row in rows}
+        found = units_of({row["name"]: row.get("block", "") for row in rows})
         return found if len({*found.values()}) < len(found) else {}
 
     @property

@@ -1,6 +1,6 @@
 """What a study of classifiers found: each arm of a sweep, and each less a reference, with 95 % intervals.
 
-Shape suffixes: r = trainings of one arm, g = groups of them, b = resamples, n = tiles, k = classes.
+Shape suffixes: r = trainings of one arm, g = groups of them, b = resamples.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 
 from ihc2he.errors import DataError
 from ihc2he.files import complete, read_csv, write_csv
-from ihc2he.metrics.bootstrap import PERCENTILES, Counts, Resampling, draw, resampled
-from ihc2he.metrics.grading import count, grading
+from ihc2he.metrics.bootstrap import PERCENTILES, Counts, Resampling, draw, resampled, units_of
+from ihc2he.metrics.grading import count_rows, grading
 from ihc2he.sweep.pictures import differences
 from ihc2he.sweep.tables import REPETITIONS, jobs_of
 
@@ -79,8 +79,9 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Return a row for each arm and metric: the mean of its trainings, and its difference from the reference.
 
-    Intervals draw cases and groups of trainings with replacement; a difference draws the same of both. Only trainings
-    with the same values of `REPETITIONS` are compared, `pairs` of them. A single case has no interval.
+    Intervals draw cases (see `units_of`) and groups of trainings with replacement; a difference draws the same of
+    both. Only trainings with the same values of `REPETITIONS` are compared, `pairs` of them. A single case has no
+    interval.
 
     Args:
         folder: of the sweep; every job's folder has `job.json`, and `results.csv` if it was tested.
@@ -137,7 +138,8 @@ def _arms(folder: Path, keys: Sequence[str], seeds_together: int) -> list[Arm]:
     grouped: dict[tuple[str, ...], list[tuple[tuple[str, ...], Counts]]] = {}
     units: dict[str, str] = {}
     for job in jobs:
-        counts, cases = _tested(job["folder"] / "results.csv")
+        tested = read_csv(job["folder"] / "results.csv")
+        cases = units_of({row["name"]: row["case"] for row in tested})
         if units and cases != units:
             msg = (
                 f"{job['folder'] / 'results.csv'} has {len(cases)} tiles, not the {len(units)} of "
@@ -154,7 +156,7 @@ def _arms(folder: Path, keys: Sequence[str], seeds_together: int) -> list[Arm]:
                 "training of this arm. Add the key that differs to hydra.callbacks.arms.keys, or delete one of them."
             )
             raise DataError(msg)
-        runs.append((repeat, counts))
+        runs.append((repeat, count_rows(tested)))
     if not jobs:
         return []
     drawn = draw(units)
@@ -186,13 +188,3 @@ def _group(seed: str, seeds_together: int) -> str:
     ('2', '7')
     """
     return str(int(seed) // seeds_together) if seed.isdecimal() else seed
-
-
-def _tested(file: Path) -> tuple[Counts, dict[str, str]]:
-    """Return what a test counted on each tile, and the case of each tile; its name where no case is known."""
-    rows = sorted(read_csv(file), key=lambda row: row["name"])
-    classes = [column.removeprefix("p ") for column in rows[0] if column.startswith("p ")]
-    prob_nk = np.array([[float(row[f"p {kind}"]) for kind in classes] for row in rows])
-    label_n = np.array([classes.index(row["group"]) for row in rows])
-    names = [row["name"] for row in rows]
-    return count(prob_nk, label_n, names), {row["name"]: row["case"] or row["name"] for row in rows}

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from ihc2he.errors import DataError
+from ihc2he.models.classification.evaluation import GradingEvaluation
 from ihc2he.sweep.arms import FIRST, compare
 from ihc2he.sweep.pictures import differences
 
@@ -14,8 +15,8 @@ REFERENCE = {"study/gan": "none", "study/arm": "augmented"}
 CLASSES = ("0", "3+")
 
 
-def job(folder, number, gan, arm, seed, right, tiles=12, cases=6):
-    """A job whose tiles of the cases in `right` are graded correctly, and all others wrongly."""
+def job(folder, number, gan, arm, seed, right, tiles=12, cases=6, known=12):
+    """A job whose tiles of the cases in `right` are graded correctly, and all others wrongly; rows of `results.csv`."""
     home = folder / str(number)
     home.mkdir(parents=True)
     overrides = {"experiment": "study_her2", "study/gan": gan, "study/arm": arm, "seed": str(seed)}
@@ -25,12 +26,13 @@ def job(folder, number, gan, arm, seed, right, tiles=12, cases=6):
     for i in range(tiles):
         case, true = f"case{i % cases}", CLASSES[i % 2]
         found = true if case in right else CLASSES[1 - i % 2]
-        rows.append({"name": f"{i:02d}", "group": true, "case": case, "found": found})
+        rows.append({"name": f"{i:02d}", "group": true, "case": case if i < known else "", "found": found})
         rows[-1] |= {f"p {kind}": 0.9 if kind == found else 0.1 for kind in CLASSES}
     with (home / "results.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    return rows
 
 
 def test_an_arm_is_compared_with_the_reference_over_the_trainings_that_both_have(tmp_path):
@@ -83,6 +85,17 @@ def test_two_jobs_of_one_seed_are_no_two_trainings(tmp_path):
     job(tmp_path, 1, "sngan", "balanced", 0, [])
     with pytest.raises(DataError, match=r"1: another job has the same study/gan, study/arm, data\.split, seed"):
         compare(tmp_path, KEYS, REFERENCE)
+
+
+@pytest.mark.parametrize(("known", "unit", "units"), [(12, "case", 6), (9, "case or tile", 9), (0, "tile", 12)])
+def test_a_study_draws_the_same_units_as_the_test_of_a_classifier(tmp_path, known, unit, units):
+    rows = job(tmp_path, 0, "none", "augmented", 0, ["case0", "case3", "case4"], known=known)
+    lines = {line["metric"]: line for line in GradingEvaluation(CLASSES).interval_rows(rows)}
+    assert {(line["unit"], line["units"]) for line in lines.values()} == {(unit, units)}
+    for row in compare(tmp_path, KEYS, REFERENCE):
+        own = lines[row["metric"]]
+        assert [row[key] for key in ("mean", "low", "high")] == pytest.approx([own["value"], own["low"], own["high"]])
+        assert row["low"] < row["high"]
 
 
 def test_a_single_case_has_no_interval(tmp_path):

@@ -20,9 +20,9 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
-from ihc2he.metrics.bootstrap import draw, intervals
+from ihc2he.metrics.bootstrap import draw, intervals, units_of
 from ihc2he.metrics.cards import Card
-from ihc2he.metrics.grading import BINS, count, grading
+from ihc2he.metrics.grading import BINS, count_rows, grading
 from ihc2he.ranks import from_all_ranks
 
 CARDS = {
@@ -112,23 +112,18 @@ class GradingEvaluation:
         return values, found["confusion"].cpu(), rows
 
     def interval_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return a row for each metric: its value and 95 % interval by bootstrap over cases; over tiles without cases.
+        """Return a row for each metric: its value and 95 % interval by bootstrap over cases, see `units_of`.
 
         Args:
-            rows: of all tiles, sorted by name.
+            rows: of all tiles.
         """
-        names = [str(row["name"]) for row in rows]
-        prob_nk = np.array([[row[f"p {kind}"] for kind in self.classes] for row in rows])
-        label_n = np.array([self.classes.index(row["group"]) for row in rows])
-        known = all(row["case"] for row in rows)
-        units = {name: str(row["case"]) if known else name for name, row in zip(names, rows, strict=True)}
-        resampling = draw(units)
-        found = intervals(count(prob_nk, label_n, names), grading, resampling)
+        resampling = draw(units_of({row["name"]: row["case"] for row in rows}))
+        unit = " or ".join(sorted({"case" if row["case"] else "tile" for row in rows}))
+        found = intervals(count_rows(rows), grading, resampling)
         lines = []
         for key, (value, low, high) in found.items():
             metric, _, number = key.partition("/")
             kind = self.classes[int(number)] if number else ""
-            unit = "case" if known else "tile"
             line = {"metric": metric, "group": kind, "value": value, "low": low, "high": high}
             lines.append(line | {"unit": unit, "units": resampling.n_units, "tiles": len(rows)})
         return lines

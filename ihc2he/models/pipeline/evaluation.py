@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ihc2he.errors import ConfigError, did_you_mean
 from ihc2he.metrics.agreement import ReaderCounts, agreement, score_readers
 from ihc2he.metrics.average_precision import average_precisions
-from ihc2he.metrics.bootstrap import Counts, Interval, Resampling, differences, draw, intervals
+from ihc2he.metrics.bootstrap import Counts, Interval, Resampling, differences, draw, intervals, units_of
 from ihc2he.metrics.fidelity import Card
 from ihc2he.metrics.keypoints import TileScore, cards, score_tile, scores, tabulate
 from ihc2he.metrics.pale import dab_around, pale_card, pale_counts, pale_limit, pale_scores
@@ -203,7 +203,7 @@ class MethodComparison:
         limit = pale_limit([tile.dab_n for tile in tiles])
         counts = {method: self._counts(tiles, method, limit) for method in self.maps}
         over_tiles = draw({tile.name: tile.name for tile in tiles}, self.resamples, self.seed)
-        blocks = {tile.name: tile.block or tile.name for tile in tiles}
+        blocks = units_of({tile.name: tile.block for tile in tiles})
         over_blocks = draw(blocks, self.resamples, self.seed) if len(set(blocks.values())) < len(blocks) else None
         found = self._intervals(counts, over_tiles)
         for method in found:
