@@ -18,54 +18,61 @@ from ihc2he.losses.adversarial import check_mode
 from ihc2he.models.task import Task
 
 
-def check_settings(
-    *,
-    adversarial: str,
-    label_smoothing: float,
-    compile: bool,  # noqa: A002
-    n_epochs: int,
-    n_epochs_decay: int,
-    ema_decay: float,
-    gradient_clip_val: float | None,
-) -> None:
-    """Refuse settings of a model with discriminators that are outside their range, or do not go together.
-
-    Raises:
-        ConfigError: with the setting.
-    """
-    check_mode(adversarial)
-    for name, epochs in (("n_epochs", n_epochs), ("n_epochs_decay", n_epochs_decay)):
-        require_setting("model", name, epochs, epochs >= 0, "0 or more")
-    for name, share in (("label_smoothing", label_smoothing), ("ema_decay", ema_decay)):
-        require_setting("model", name, share, 0 <= share < 1, "from 0 to below 1")
-    above = gradient_clip_val is None or gradient_clip_val > 0
-    require_setting("model", "gradient_clip_val", gradient_clip_val, above, "above 0")
-    if label_smoothing and adversarial not in ("lsgan", "bce"):
-        msg = f"label_smoothing={label_smoothing} has no meaning for adversarial={adversarial}; set it to 0."
-        raise ConfigError(msg)
-    if compile and adversarial == "wgan_gp":
-        msg = "compile=true cannot differentiate the penalty of adversarial=wgan_gp twice; set compile=false."
-        raise ConfigError(msg)
-
-
 class AdversarialTask(Task):
-    """A model that is trained by manual optimisation against discriminators.
+    """A model that is trained by manual optimisation against discriminators; its settings are kept as attributes.
 
-    Attributes:
+    Args:
         optimizer: node of a `torch.optim.Optimizer` without its parameters.
         lr_discriminator: learning rate of the discriminators; the optimiser's own where None.
         n_epochs: epochs at the full learning rate.
         n_epochs_decay: epochs over which it then falls linearly towards 0.
+        adversarial: `lsgan`, `bce`, `hinge` or `wgan_gp`.
+        label_smoothing: one-sided, of the discriminators' target for real images; `lsgan` and `bce`.
         ema_decay: of an exponential moving average of the generators; 0 is off.
         gradient_clip_val: largest norm of the gradients, per optimiser; None is off.
+        compile: compile the networks in place, kept as `compiles`.
+
+    Raises:
+        ConfigError: for a setting outside its range, an unknown loss, or settings that do not go together.
     """
 
-    optimizer: Mapping[str, Any]
-    lr_discriminator: float | None
-    n_epochs: int
-    n_epochs_decay: int
-    ema_decay: float
-    gradient_clip_val: float | None
+    def __init__(
+        self,
+        optimizer: Mapping[str, Any],
+        *,
+        lr_discriminator: float | None,
+        n_epochs: int,
+        n_epochs_decay: int,
+        adversarial: str,
+        label_smoothing: float,
+        ema_decay: float,
+        gradient_clip_val: float | None,
+        compile: bool,  # noqa: A002
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.optimizer, self.lr_discriminator = optimizer, lr_discriminator
+        self.n_epochs, self.n_epochs_decay = n_epochs, n_epochs_decay
+        self.adversarial, self.label_smoothing = adversarial, label_smoothing
+        self.ema_decay, self.gradient_clip_val = ema_decay, gradient_clip_val
+        self.compiles = compile
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        check_mode(self.adversarial)
+        for name in ("n_epochs", "n_epochs_decay"):
+            require_setting("model", name, epochs := getattr(self, name), epochs >= 0, "0 or more")
+        for name in ("label_smoothing", "ema_decay"):
+            require_setting("model", name, share := getattr(self, name), 0 <= share < 1, "from 0 to below 1")
+        clip = self.gradient_clip_val
+        require_setting("model", "gradient_clip_val", clip, clip is None or clip > 0, "above 0")
+        smoothing, loss = self.label_smoothing, self.adversarial
+        if smoothing and loss not in ("lsgan", "bce"):
+            msg = f"label_smoothing={smoothing} has no meaning for adversarial={loss}; set it to 0."
+            raise ConfigError(msg)
+        if self.compiles and loss == "wgan_gp":
+            msg = "compile=true cannot differentiate the penalty of adversarial=wgan_gp twice; set compile=false."
+            raise ConfigError(msg)
 
     @property
     def judges(self) -> Sequence[nn.Module]:

@@ -23,7 +23,7 @@ from ihc2he.errors import ConfigError, did_you_mean, require_setting
 from ihc2he.internals.lightning import count_no_steps
 from ihc2he.losses import adversarial as gan
 from ihc2he.metrics.cards import Card
-from ihc2he.models.adversarial import AdversarialTask, check_settings
+from ihc2he.models.adversarial import AdversarialTask
 from ihc2he.models.generation.blocks import Verdict
 from ihc2he.models.generation.diffaugment import POLICIES, diff_augment
 from ihc2he.models.generation.draws import Draws, between, latents
@@ -103,15 +103,16 @@ class Gan(AdversarialTask):
         metrics: list[str] | None = None,
         features: str | Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        check_settings(
-            adversarial=adversarial,
-            label_smoothing=label_smoothing,
-            compile=compile,
+        super().__init__(
+            optimizer,
+            lr_discriminator=lr_discriminator,
             n_epochs=n_epochs,
             n_epochs_decay=n_epochs_decay,
+            adversarial=adversarial,
+            label_smoothing=label_smoothing,
             ema_decay=ema_decay,
             gradient_clip_val=gradient_clip_val,
+            compile=compile,
         )
         for name, least, value in (
             ("n_classes", 1, n_classes), ("latent_size", 1, latent_size), ("d_steps", 1, d_steps), ("seed", 0, seed),
@@ -124,14 +125,9 @@ class Gan(AdversarialTask):
                 raise ConfigError(msg)
         with warnings.catch_warnings(action="ignore"):
             self.save_hyperparameters(logger=False)
-        self.automatic_optimization = False
-        self.optimizer, self.lr_discriminator = optimizer, lr_discriminator
-        self.n_epochs, self.n_epochs_decay = n_epochs, n_epochs_decay
-        self.ema_decay, self.gradient_clip_val = ema_decay, gradient_clip_val
-        self.adversarial, self.label_smoothing, self.d_steps = adversarial, label_smoothing, d_steps
-        self.lambda_gp, self.lambda_level = lambda_gp, lambda_level
+        self.d_steps, self.lambda_gp, self.lambda_level = d_steps, lambda_gp, lambda_level
         self.n_classes, self.size, self.latent_size = n_classes, size, latent_size
-        self.diffaugment, self.seed, self.channels_last, self.compiles = diffaugment, seed, channels_last, compile
+        self.diffaugment, self.seed, self.channels_last = diffaugment, seed, channels_last
         common = {"n_classes": n_classes, "size": size}
         self._node = {**generator, "latent_size": latent_size, **common}
         self.generator = build(self._node, nn.Module)

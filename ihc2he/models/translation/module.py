@@ -22,7 +22,7 @@ from ihc2he.errors import require_setting
 from ihc2he.internals.lightning import count_no_steps, trainer_of
 from ihc2he.losses import adversarial as gan
 from ihc2he.metrics.cards import Card
-from ihc2he.models.adversarial import AdversarialTask, check_settings
+from ihc2he.models.adversarial import AdversarialTask
 from ihc2he.models.task import Export, Scores
 from ihc2he.models.translation.evaluation import TranslationEvaluation
 from ihc2he.models.translation.pool import ImagePool
@@ -103,27 +103,24 @@ class StainTranslation(AdversarialTask):
         features: str | Mapping[str, Any] | None = None,
         init: str | None = None,
     ) -> None:
-        super().__init__()
-        check_settings(
-            adversarial=adversarial,
-            label_smoothing=label_smoothing,
-            compile=compile,
+        super().__init__(
+            optimizer,
+            lr_discriminator=lr_discriminator,
             n_epochs=n_epochs,
             n_epochs_decay=n_epochs_decay,
+            adversarial=adversarial,
+            label_smoothing=label_smoothing,
             ema_decay=ema_decay,
             gradient_clip_val=gradient_clip_val,
+            compile=compile,
         )
         require("accumulate", accumulate, accumulate >= 1, "1 or more")
         with warnings.catch_warnings(action="ignore"):  # of modules; a checkpoint holds plain values only
             self.save_hyperparameters(ignore=["generators", "discriminators", "pools"], logger=False)
         for name in [name for name, given in self.hparams.items() if isinstance(given, nn.Module)]:
             del self.hparams[name]
-        self.automatic_optimization = False
-        self.optimizer, self.lr_discriminator = optimizer, lr_discriminator
-        self.n_epochs, self.n_epochs_decay = n_epochs, n_epochs_decay
-        self.adversarial, self.lambda_gp, self.label_smoothing = adversarial, lambda_gp, label_smoothing
-        self.ema_decay, self.gradient_clip_val, self.accumulate = ema_decay, gradient_clip_val, accumulate
-        self.channels_last, self.compiles, self._init = channels_last, compile, init
+        self.lambda_gp, self.accumulate = lambda_gp, accumulate
+        self.channels_last, self._init = channels_last, init
         self._nodes = dict(generators)
         self._judges = tuple(discriminators)
         for direction, node in generators.items():
