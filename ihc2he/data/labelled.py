@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from ihc2he.data.casesplits import reduced, split_as_published, split_by_case
 from ihc2he.data.leaks import warn_of_leaks
 from ihc2he.data.origins import digests, read_origins, refuse_known
 from ihc2he.data.pseudocases import pseudo_cases
 from ihc2he.data.samplers import SampleIndex, balancing_weights
+from ihc2he.data.splits import reduced, split_as_published, split_by_case
 from ihc2he.data.store import TileStore, map_in_threads
 from ihc2he.data.stored import StoreDataModule, require
 from ihc2he.data.synthetic import SYNTHETIC, read_synthetic, synthetic_counts
@@ -271,7 +271,7 @@ class LabelledDataModule(StoreDataModule):
         shares = {"test": self.test_fraction, "val": self.val_fraction}
         if self.split == "published":
             published = [row["split"] for row in store.rows]
-            records = split_as_published(published, self._cases, labels, shares, self.split_seed)
+            records = split_as_published(published, labels, shares, self.split_seed, self._cases)
         else:
             if unknown := self._cases.count(""):
                 msg = (

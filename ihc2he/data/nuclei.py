@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ihc2he.data.segmentation import Labelled, SegmentationDataModule
 from ihc2he.data.sources import Source, sources_of
-from ihc2he.data.splits import SPLITS, stratified_sample
+from ihc2he.data.splits import SPLITS, split_as_published
 from ihc2he.data.store import Record
 from ihc2he.data.stored import require
 from ihc2he.data.tables import pixel_size, read_table, stem
@@ -247,21 +247,13 @@ class NucleiDataModule(SegmentationDataModule):
         if rows[0]["split"]:  # then all have one
             records = {split: [i for i, row in enumerate(rows) if row["split"] == split] for split in SPLITS}
         else:
-            records = self._hold_out(rows)
+            shares = {"test": self.test_fraction, "val": self.val_fraction}
+            groups = [row["group"] for row in rows]
+            records = split_as_published([""] * len(rows), groups, shares, self.seed)
         if self.test_split == "all":
             records["test"] = list(range(len(rows)))
         else:
             records["test"] = records[self.test_split]
-        return records
-
-    def _hold_out(self, rows: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
-        """Return random validation and test tiles in these fractions, each tissue in proportion."""
-        records = {"train": list(range(len(rows)))}
-        for split, share in (("test", self.test_fraction), ("val", self.val_fraction)):
-            train = records["train"]
-            chosen = stratified_sample([rows[i]["group"] for i in train], share, self.seed)
-            records[split] = [train[k] for k in chosen]
-            records["train"] = sorted(set(train) - set(records[split]))
         return records
 
     def how_to_get(self) -> str:

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from ihc2he.data import pseudocases
-from ihc2he.data.casesplits import reduced, split_as_published, split_by_case
 from ihc2he.data.her2 import HER2DataModule
 from ihc2he.data.labelled_tiles import LabelledTilesDataModule
 from ihc2he.data.leaks import near_duplicates, thumbnails_of, warn_of_leaks
 from ihc2he.data.origins import digests
 from ihc2he.data.pseudocases import clustered
+from ihc2he.data.splits import reduced, split_as_published, split_by_case
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.simulate import write_bci
 
@@ -156,7 +156,7 @@ def test_a_missing_split_is_one_of_cases_where_they_are_known(her2):
     data = her2(val_fraction=0.25)
     assert not {*data.part("train").cases} & {*data.part("val").cases}
     published, labels = ["train"] * 8 + ["test"], ["0"] * 9
-    records = split_as_published(published, [*"aabbccdda"], labels, {"test": 0.2, "val": 0.25}, seed=0)
+    records = split_as_published(published, labels, {"test": 0.2, "val": 0.25}, seed=0, cases=[*"aabbccdda"])
     assert (len(records["train"]), len(records["val"]), records["test"]) == (6, 2, [8])
     assert records["val"][1] == records["val"][0] + 1  # both tiles of a case
 
