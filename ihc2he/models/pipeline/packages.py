@@ -267,8 +267,24 @@ class _Script:
         return [found] if isinstance(found, Tensor) else list(found)
 
 
+def providers(device: torch.device, available: Sequence[str]) -> list[Any]:
+    """Return what onnxruntime should run a network with, best first, for images on a device.
+
+    Args:
+        device: of the images.
+        available: what this onnxruntime has; that for GPUs comes with the package onnxruntime-gpu.
+
+    >>> providers(torch.device("cuda", 1), ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    [('CUDAExecutionProvider', {'device_id': 1}), 'CPUExecutionProvider']
+    """
+    cpu = ["CPUExecutionProvider"]
+    if device.type != "cuda" or "CUDAExecutionProvider" not in available:
+        return cpu
+    return [("CUDAExecutionProvider", {"device_id": device.index or 0}), *cpu]
+
+
 class OnnxSession:
-    """An ONNX network with one input; data beside its file is not read.
+    """An ONNX network with one input, which runs on the device of its images; data beside its file is not read.
 
     Args:
         content: of the file.
@@ -280,18 +296,8 @@ class OnnxSession:
     """
 
     def __init__(self, content: bytes, source: str) -> None:
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            msg = f'{source}: ONNX needs onnxruntime: pip install "ihc2he[export]".'
-            raise ConfigError(msg) from error
-        there = ort.get_available_providers()
-        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in there]
-        try:
-            self._session = ort.InferenceSession(content, providers=providers)
-        except Exception as error:  # onnxruntime has an exception of its own for each kind of fault, all private
-            msg = f"{source}: onnxruntime cannot read it ({' '.join(str(error).split())[:200]})."
-            raise DataError(msg) from error
+        self._content, self._source = content, source
+        self.place(torch.device("cpu"))
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
             said = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
@@ -301,12 +307,33 @@ class OnnxSession:
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.digest = sha256(content).hexdigest()
 
+    def place(self, device: torch.device) -> None:
+        """Open the network for images on a device.
+
+        Raises:
+            ConfigError: without onnxruntime.
+            DataError: if it cannot read the network.
+        """
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            msg = f'{self._source}: ONNX needs onnxruntime: pip install "ihc2he[export]".'
+            raise ConfigError(msg) from error
+        chosen = providers(device, ort.get_available_providers())
+        try:
+            self._session, self._device = ort.InferenceSession(self._content, providers=chosen), device
+        except Exception as error:  # onnxruntime has an exception of its own for each kind of fault, all private
+            msg = f"{self._source}: onnxruntime cannot read it ({' '.join(str(error).split())[:200]})."
+            raise DataError(msg) from error
+
     def run(self, x_bchw: Tensor) -> list[Tensor]:
-        """Return the outputs for images, on their device.
+        """Return the outputs for images, on their device, which is that of their process.
 
         Raises:
             DataError: if the network cannot take them.
         """
+        if x_bchw.device != self._device:
+            self.place(x_bchw.device)
         try:
             found = self._session.run(None, {self._input: x_bchw.float().cpu().numpy()})
         except Exception as error:

@@ -3,6 +3,7 @@
 import json
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ihc2he.models.pipeline.blocks import colours
 from ihc2he.models.pipeline.finding import find_labelled
 from ihc2he.models.pipeline.module import Pipeline
 from ihc2he.models.pipeline.outside import Detections, Onnx, Package
+from ihc2he.models.pipeline.packages import OnnxSession
 from ihc2he.models.pipeline.processing import processed
 from ihc2he.models.pipeline.segmenters import Classical
 from ihc2he.models.pipeline.translators import Identity, Recolour
@@ -274,6 +276,24 @@ def test_an_onnx_file_that_says_too_little_is_refused(tmp_path, identity_onnx):
         Onnx(str(tmp_path / "broken.onnx"))
     with pytest.raises(ConfigError, match="weights is not given: expected an ONNX file"):
         Onnx(None)
+
+
+def test_an_onnx_network_runs_on_the_gpu_of_its_images(identity_onnx, monkeypatch):
+    ort = pytest.importorskip("onnxruntime")
+    opened, real = [], ort.InferenceSession
+
+    def record(content, providers):
+        opened.append(providers)
+        return real(content, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", record)
+    session = OnnxSession(Path(identity_onnx).read_bytes(), "identity")
+    session.place(torch.device("cuda", 1))
+    for _ in range(2):
+        session.run(torch.zeros(1, 3, 8, 8))
+    gpu = ("CUDAExecutionProvider", {"device_id": 1})
+    assert opened == [["CPUExecutionProvider"], [gpu, "CPUExecutionProvider"], ["CPUExecutionProvider"]]
 
 
 def test_a_decoder_in_a_file_is_not_any_class(identity_onnx):
