@@ -144,6 +144,7 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
     with _record(folder, cfg, trainer.loggers, log_config, changed, enabled=first) as record, processes_of(trainer):
         if resumes_at is not None and first:
             forget_rows(folder / "metrics.csv", resumes_at)
+        logged: dict[str, Any] = {}
         for stage in cfg["stages"]:
             started = time.perf_counter()
             path = _weights(stage, trainer, module, ckpt_path, fitted="fit" in record["seconds"])
@@ -152,6 +153,7 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
                 record["weights"][stage] = used
             with nullcontext() if stage == Stage.fit else end_on_sigterm.stage():
                 _run_stage(stage, trainer, module, data, path)
+            logged |= trainer.callback_metrics  # of which the next stage leaves nothing
             record["seconds"][stage] = round(time.perf_counter() - started, 2)
             record["device"] = str(trainer.strategy.root_device)
             record["world_size"] = trainer.world_size
@@ -160,7 +162,7 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
             _check_interrupted(trainer)
     for logger in trainer.loggers:
         logger.finalize("success")
-    return _optimized(cfg["optimized_metric"], trainer)
+    return _optimized(cfg["optimized_metric"], logged)
 
 
 def _weights(stage: str, trainer: Trainer, module: Task, ckpt_path: str | None, fitted: bool) -> str | None:
@@ -367,13 +369,13 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _optimized(key: str | None, trainer: Trainer) -> float | None:
+def _optimized(key: str | None, logged: Mapping[str, Any]) -> float | None:
     if key is None:
         return None
-    if key not in trainer.callback_metrics:
-        msg = f"optimized_metric: '{key}' was not logged.{did_you_mean(key, trainer.callback_metrics)}"
+    if key not in logged:
+        msg = f"optimized_metric: '{key}' was not logged.{did_you_mean(key, logged)}"
         raise ConfigError(msg)
-    return float(trainer.callback_metrics[key])
+    return float(logged[key])
 
 
 def _check_interrupted(trainer: Trainer) -> None:
