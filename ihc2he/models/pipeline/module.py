@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ihc2he import __version__
-from ihc2he.build import build
 from ihc2he.errors import ConfigError, DataError, did_you_mean
 from ihc2he.internals.glibc import keep_freed_memory
 from ihc2he.metrics.fidelity import Card
@@ -30,7 +28,8 @@ from ihc2he.models.pipeline.evaluation import MethodComparison, summary
 from ihc2he.models.pipeline.fusing import Fused
 from ihc2he.models.pipeline.inference import predict, submit
 from ihc2he.models.pipeline.method import Method
-from ihc2he.models.pipeline.prediction import Prediction
+from ihc2he.models.pipeline.parts import built, described, digest
+from ihc2he.models.pipeline.prediction import Prediction, prediction_of
 from ihc2he.models.pipeline.segmenters import Segmenter
 from ihc2he.models.pipeline.translators import Translator
 from ihc2he.models.pipeline.types import type_map
@@ -107,13 +106,13 @@ class Pipeline(Task):
                 f"workers={workers} and seed={seed} 0 or more, resamples={resamples} 0 to 10^6."
             )
             raise ConfigError(msg)
-        self.translators = nn.ModuleDict(_built("translators", translators, use, Translator))
+        self.translators = nn.ModuleDict(built("translators", translators, use, Translator))
         self.fused = "&".join(fuse)
         if fuse:
-            parts = _built("translators", translators, {"translators": fuse}, Translator, "model.fuse")
+            parts = built("translators", translators, {"translators": fuse}, Translator, "model.fuse")
             self.translators[self.fused] = Fused(parts)
             translators = {**translators, self.fused: {name: translators[name] for name in parts}}
-        self.segmenters = nn.ModuleDict(_built("segmenters", segmenters, use, Segmenter))
+        self.segmenters = nn.ModuleDict(built("segmenters", segmenters, use, Segmenter))
         wanted = {
             name: own for name, own in (choose or {}).items() if name in self.segmenters or name not in segmenters
         }
@@ -139,8 +138,8 @@ class Pipeline(Task):
         self._tables: dict[str, list[dict[str, Any]]] = {}
         self.evaluation: MethodComparison | None = None
         self._nodes = {
-            "translators": {name: _described(translators[name], own) for name, own in self.translators.items()},
-            "segmenters": {name: _described(segmenters[name], own) for name, own in self.segmenters.items()},
+            "translators": {name: described(translators[name], own) for name, own in self.translators.items()},
+            "segmenters": {name: described(segmenters[name], own) for name, own in self.segmenters.items()},
         }
         self.handover: Handover[Piece] = Handover(workers)
         self._large: dict[str, OpenImage] = {}
@@ -178,7 +177,7 @@ class Pipeline(Task):
         """
         settings = {"views": self.views, "block": self.block, "class_map": self.class_map, "white": self.white}
         return {
-            "ihc2he": __version__, "methods": self.methods, **settings, **self._nodes, "weights": _digest(self),
+            "ihc2he": __version__, "methods": self.methods, **settings, **self._nodes, "weights": digest(self),
         } | ({"chosen": self._choice.rows} if self._choice.rows else {})  # fmt: skip
 
     def setup(self, stage: str) -> None:
@@ -295,21 +294,7 @@ class Pipeline(Task):
         (pair,) = self.pairs
         classes: Sequence[str] = self.segmenters[pair.segmenter].classes  # type: ignore[assignment]
         types = type_map(pair.segmenter, classes, self.class_map)
-        return Prediction(
-            image.tile["name"],
-            image.tile["path"],
-            None,
-            image.rows(),
-            strip.he,
-            types.apply(strip.nuclei),
-            image.mpp,
-            types.classes,
-            image.source.white,
-            image.ink.share,
-            image.source.shape,
-            strip.top,
-            strip.inst_hw,
-        )
+        return prediction_of(image, strip, types)
 
     def divide(self, height: int, width: int, mpp: float) -> list[Block]:
         """Return the blocks of an image, which overlap by more than a nucleus, and by what local translators see."""
@@ -404,51 +389,6 @@ class Pipeline(Task):
     def cards(self) -> Mapping[str, Card]:
         """The name cards of the logged metrics."""
         return {} if self.evaluation is None else self.evaluation.cards
-
-
-def _built(
-    kind: str, nodes: Mapping[str, Any], use: Mapping[str, Sequence[str]], only: type, key: str | None = None
-) -> dict[str, Any]:
-    """Return the nodes in use, by name.
-
-    Args:
-        kind: `translators` or `segmenters`.
-        nodes: by name.
-        use: names of those in use, by kind.
-        only: their class.
-        key: where the configuration has the names; None: `model.use`.
-
-    Raises:
-        ConfigError: for an unknown name, or none at all.
-    """
-    names = use.get(kind) or []
-    names = [names] if isinstance(names, str) else list(names)
-    key = key or f"model.use.{kind}"
-    if not names:
-        msg = f"{key}=[]: expected one or more of {', '.join(nodes)}."
-        raise ConfigError(msg)
-    for name in names:
-        if name not in nodes:
-            msg = f"{key}: there is no '{name}'.{did_you_mean(name, nodes)}"
-            raise ConfigError(msg)
-    return {name: build(nodes[name], only) for name in names}
-
-
-def _described(node: Any, built: Translator | Segmenter | nn.Module) -> dict[str, Any]:
-    """Return what identifies a translator or segmenter besides its weights, without paths of files."""
-    if isinstance(built, Fused):
-        return {name: _described(node[name], part) for name, part in built.parts.items()}
-    named = dict(node) if isinstance(node, Mapping) else {"_target_": type(node).__name__}
-    settings = {key: value for key, value in named.items() if key not in built.files}  # type: ignore[operator]
-    return settings | built.facts()  # type: ignore[operator]
-
-
-def _digest(module: nn.Module) -> str:
-    """Return what identifies the weights of a module."""
-    digest = blake2b(digest_size=8)
-    for value in module.state_dict().values():
-        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _tiles(batch: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ihc2he.models.pipeline.assembly import TileNuclei
+from ihc2he.models.pipeline.assembly import Strip, TileNuclei
+from ihc2he.models.pipeline.blocks import OpenImage
+from ihc2he.models.pipeline.types import TypeMap
 from ihc2he.stain.white import FULL, White
 
 
@@ -61,3 +63,22 @@ class Prediction:
     def last(self) -> bool:
         """Whether the image ends here."""
         return self.error is not None or self.top + len(self.final_hw) == self.whole_shape[0]
+
+
+def prediction_of(image: OpenImage, strip: Strip, types: TypeMap) -> Prediction:
+    """Return what is final of an image after a row of blocks, with the types of nuclei as classes of the keypoints."""
+    return Prediction(
+        name=image.tile["name"],
+        path=image.tile["path"],
+        error=None,
+        image=image.rows(),
+        he=strip.he,
+        nuclei=types.apply(strip.nuclei),
+        mpp=image.mpp,
+        classes=types.classes,
+        white=image.source.white,
+        ink_share=image.ink.share,
+        shape=image.source.shape,
+        top=strip.top,
+        inst_hw=strip.inst_hw,
+    )

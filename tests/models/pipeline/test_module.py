@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 
 from ihc2he.datainfo import DataInfo
 from ihc2he.errors import ConfigError
-from ihc2he.models.pipeline import module as pipeline_module
 from ihc2he.models.pipeline.module import Pipeline
 from ihc2he.models.pipeline.segmenters import Classical, Learned
 from ihc2he.models.pipeline.translators import Identity, Macenko, Recolour, Reinhard, Rendered
@@ -117,18 +116,6 @@ MIXED = [  # of three sizes and two pixel sizes
 def test_what_cannot_be_is_said_at_once(use, message):
     with pytest.raises(ConfigError, match=message):
         pipeline(**use)
-
-
-def test_one_name_needs_no_brackets():
-    use = {"translators": "none", "segmenters": "classical"}
-    assert Pipeline(TRANSLATORS, SEGMENTERS, use).methods == ["none+classical"]
-
-
-def test_only_what_is_used_is_built():
-    broken = {"_target_": "ihc2he.models.pipeline.segmenters.Hovernet", "weights": None}
-    assert pipeline(more={"hovernet": broken}).methods == ["none+classical"]
-    with pytest.raises(ConfigError, match="no weights given"):
-        pipeline(segmenters=["hovernet"], more={"hovernet": broken})
 
 
 def test_a_prediction_takes_one_method(run):
@@ -338,42 +325,6 @@ def test_what_waits_is_bounded_however_slow_the_workers_and_what_is_done_is_let_
     run("predict", module, [unlabelled(str(i), tissue(32, 32)) for i in range(12)], batch_size=1)
     assert len(seen) == 2 * 12  # before a block, and before what is ready is given back
     assert max(seen) == waiting * each
-
-
-# ------------------------------------------------------------------ what makes results comparable
-
-
-def test_the_fingerprint_knows_settings_and_weights(segmenter_bundle):
-    def fingerprint(seed=0, **changes):
-        node = {"_target_": "ihc2he.models.pipeline.segmenters.Hovernet", "weights": segmenter_bundle(seed=seed)}
-        return pipeline(segmenters=["s"], more={"s": node}, **changes).fingerprint
-
-    first = fingerprint()
-    assert first == fingerprint()
-    assert "weights" not in first["segmenters"]["s"]  # no path
-    assert first["segmenters"]["s"]["classes"] == CLASSES
-    assert fingerprint(seed=1)["weights"] != first["weights"]  # the same folder, trained anew
-    fused = {"fuse": ["none", "recolour"]}
-    for change in ({"tta": True}, {"block": 64}, {"class_map": {"a": "b"}}, {"translators": ["recolour"]}, fused):
-        assert fingerprint(**change) != first
-    assert fingerprint(workers=1, resamples=7) == first  # what changes no result
-
-
-def test_an_identical_bundle_elsewhere_is_the_same_and_another_version_or_other_classes_are_not(
-    segmenter_bundle, monkeypatch
-):
-    def fingerprint(*given, **named):
-        node = {
-            "_target_": "ihc2he.models.pipeline.segmenters.Hovernet", "weights": segmenter_bundle(*given, **named),
-        }  # fmt: skip
-        return pipeline(segmenters=["s"], more={"s": node}).fingerprint
-
-    assert fingerprint("here") == fingerprint("elsewhere")
-    assert fingerprint("here", ["a", "b"]) != fingerprint("elsewhere", ["a", "c"])
-    assert fingerprint("here") != fingerprint("elsewhere", keep_unmarked=False)  # another decoder
-    before = fingerprint()
-    monkeypatch.setattr(pipeline_module, "__version__", "0.0.0")
-    assert fingerprint() != before
 
 
 @pytest.mark.parametrize("kind", ["reinhard", "macenko"])

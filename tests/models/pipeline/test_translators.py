@@ -15,7 +15,6 @@ from ihc2he.config import config_dir, preflight
 from ihc2he.errors import ConfigError, DataError
 from ihc2he.images.source import ArraySource
 from ihc2he.models.bundle import save_bundle
-from ihc2he.models.pipeline import translators
 from ihc2he.models.pipeline.translators import (
     Identity,
     LearnedTranslator,
@@ -25,6 +24,7 @@ from ihc2he.models.pipeline.translators import (
     Rendered,
     Translator,
 )
+from ihc2he.models.translation import loading
 from ihc2he.stain.recolour import recolour
 
 FILES = sorted((config_dir() / "model" / "translator").glob("*.yaml"))
@@ -68,7 +68,7 @@ def affine(monkeypatch):
 
     def around(network, value_range=(-1.0, 1.0), **changes):
         info = {**INFO, "value_range": list(value_range)}
-        monkeypatch.setattr(translators, "load_bundle", lambda source: (network, info))
+        monkeypatch.setattr(loading, "load_bundle", lambda source: (network, info))
         return LearnedTranslator("anything", **changes)
 
     return around
