@@ -1,5 +1,7 @@
 """The page with the weights in the box, and a small simulated tile."""
 
+import csv
+import io
 import time
 
 import pytest
@@ -95,3 +97,16 @@ def field(served, image, analysed):
     """The id of its field, and what a page gets of it."""
     made = analysed(served, image["id"], translator="recolour")
     return made, served.get(f"/api/fields/{made}").json()
+
+
+@pytest.fixture(scope="session")
+def table():
+    """Return `table(served, key, **asked)`, the rows of the CSV file of a field."""
+    plain = {"edits": [], "thresholds": [0.2, 0.4, 0.6], "least_score": 0}
+
+    def rows(served, key, **asked):
+        answer = served.post(f"/api/fields/{key}/files/csv", json=plain | asked)
+        assert answer.status_code == 200, answer.text
+        return list(csv.DictReader(io.StringIO(answer.text)))
+
+    return rows
