@@ -1,4 +1,5 @@
-import csv
+"""Annotated tiles of one folder: splits, pixel sizes, and files that are refused."""
+
 import logging
 from collections import Counter
 
@@ -10,75 +11,27 @@ import tifffile
 from ihc2he.data.nuclei import NucleiDataModule
 from ihc2he.data.tables import read_table
 from ihc2he.errors import ConfigError, DataError
+from ihc2he.files import write_csv
 from ihc2he.nuclei.decoders.hover import HoverDecoder
 from ihc2he.simulate import write_nuclei
-
-CLASSES = ["round", "square"]
-
-
-def labels(size=48):
-    """Two nuclei of 12 x 12 px, numbers 3 and 9 of types 2 and 1, and one of 4 x 4 px, number 700, type 2."""
-    inst, types = np.zeros((2, size, size), np.uint16)
-    for corner, side, number, kind in ((4, 12, 3, 2), (24, 12, 9, 1), (40, 4, 700, 2)):
-        window = np.s_[corner : corner + side, corner : corner + side]
-        inst[window], types[window] = number, kind
-    return inst, types
-
-
-@pytest.fixture
-def root(tmp_path, write_image, make_tile):
-    root = tmp_path / "nuclei"
-    inst, types = labels()
-    for k in range(6):
-        write_image(root / "images" / f"{k}.png", make_tile(k, 48))
-        write_image(root / "instances" / f"{k}.png", inst)
-        write_image(root / "types" / f"{k}.png", types.astype(np.uint8))
-    return root
-
-
-def write_table(root, rows):
-    with (root / "tiles.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def table(split=("train", "train", "train", "val", "val", "test"), mpp=0.25):
     return [{"name": str(k), "split": split[k], "um_per_px": mpp, "licence": "none"} for k in range(6)]
 
 
-@pytest.fixture
-def prepared(tmp_path):
-    def make(**arguments):
-        defaults = {
-            "root": str(tmp_path / "nuclei"),
-            "store": str(tmp_path / "store"),
-            "classes": CLASSES,
-            "mpp": 0.25,
-            "crop_size": 32,
-            "batch_size": 2,
-            "num_workers": 0,
-        }
-        data = NucleiDataModule(**(defaults | arguments))
-        data.prepare_data()
-        data.setup()
-        return data
-
-    return make
-
-
 def names(data, split):
     return [data.tiles.rows[i]["name"] for i in data.records[split]]
 
 
-def test_a_table_names_the_splits(root, prepared):
-    write_table(root, table())
+def test_a_table_names_the_splits(root, prepared, labels):
+    write_csv(root / "tiles.csv", table())
     data = prepared()
     assert [names(data, split) for split in ("train", "val", "test")] == [["0", "1", "2"], ["3", "4"], ["5"]]
     batch = next(iter(data.test_dataloader()))
     assert batch["name"] == ["5"]
     assert batch["group"] == [""]
-    inst_hw, types_hw = labels()
+    inst_hw, types_hw = labels
     np.testing.assert_array_equal(batch["inst"][0], np.select([inst_hw == 3, inst_hw == 9, inst_hw == 700], [1, 2, 3]))
     np.testing.assert_array_equal(batch["type"][0], types_hw)
     assert (data.store_folder / "index.csv").read_text().splitlines()[1] == "0,train,,48,48,3,1,2"
@@ -88,7 +41,7 @@ def test_a_table_names_the_splits(root, prepared):
     ("test_split", "expected"), [("val", ["3", "4"]), ("all", list("012345")), ("train", list("012"))]
 )
 def test_a_test_may_be_on_other_tiles(root, prepared, test_split, expected):
-    write_table(root, table())
+    write_csv(root / "tiles.csv", table())
     data = prepared(test_split=test_split)
     assert names(data, "test") == expected
     assert names(data, "train") == ["0", "1", "2"]
@@ -105,14 +58,14 @@ def test_a_test_may_be_on_other_tiles(root, prepared, test_split, expected):
     ],
 )
 def test_a_test_without_tiles_says_what_there_is(root, prepared, splits, message):
-    write_table(root, table(splits))
+    write_csv(root / "tiles.csv", table(splits))
     with pytest.raises(DataError, match=message):
         prepared().test_dataloader()
 
 
 def test_a_run_that_would_test_without_tiles_ends_before_it_trains(root, cli, tmp_path):
     settings = ("data.classes=[a,b]", "data.num_workers=0", "trainer=cpu", "logger=csv")
-    write_table(root, table(["train"] * 6))
+    write_csv(root / "tiles.csv", table(["train"] * 6))
     done = cli("experiment=nuclei_finetune", f"data.root={root}", "hydra.run.dir=run", *settings)
     assert done.status == 1
     assert "found no test tiles to test on" in done.err
@@ -128,7 +81,7 @@ def test_without_a_table_fractions_are_held_out(root, prepared):
 
 
 def test_tissues_come_from_the_table(root, prepared):
-    write_table(root, [{"name": f"{k}.png", "tissue": "Colon" if k % 2 else "Breast"} for k in range(6)])
+    write_csv(root / "tiles.csv", [{"name": f"{k}.png", "tissue": "Colon" if k % 2 else "Breast"} for k in range(6)])
     data = prepared(val_fraction=0.4, test_fraction=0)
     assert sorted(data.tiles.rows[i]["group"] for i in data.records["val"]) == ["Breast", "Colon"]
     assert next(iter(data.val_dataloader()))["group"][0] in ("Breast", "Colon")
@@ -146,7 +99,7 @@ def test_without_classes_there_are_no_types(root, prepared, caplog):
 def test_each_tile_is_resampled_from_its_own_pixel_size(root, prepared):
     rows = table()
     rows[5]["um_per_px"], rows[4]["um_per_px"] = 0.5, 0.125
-    write_table(root, rows)
+    write_csv(root / "tiles.csv", rows)
     data = prepared(test_split="all")
     batches = {batch["name"][0]: batch for batch in data.test_dataloader()}
     for name, factor in (("0", 1), ("5", 2), ("4", 0.5)):
@@ -158,8 +111,8 @@ def test_each_tile_is_resampled_from_its_own_pixel_size(root, prepared):
             ]
 
 
-def test_nuclei_that_vanish_are_counted_and_told(root, prepared, caplog, write_image):
-    inst = labels()[0]
+def test_nuclei_that_vanish_are_counted_and_told(root, prepared, labels, caplog, write_image):
+    inst = labels[0].copy()
     inst[1, 3] = 44  # one pixel
     write_image(root / "instances" / "2.png", inst)
     data = prepared(target_mpp=1.0, classes=None, crop_size=8)
@@ -212,7 +165,7 @@ def write_png(root, name, array):
             r"3\.png: the PNG is truncated",
         ),
         (
-            lambda r: (r / "instances/3.png").write_bytes(cv2.imencode(".jpg", labels()[1])[1]),
+            lambda r: (r / "instances/3.png").write_bytes(cv2.imencode(".jpg", np.ones((48, 48), np.uint8))[1]),
             r"3\.png: JPEG changes the values",
         ),
     ],
@@ -257,15 +210,15 @@ def test_what_does_not_fit_is_named(root, prepared, tmp_path, spoil, message):
 def test_a_wrong_table_is_named(root, prepared, change, message):
     rows = table()
     change(rows)
-    write_table(root, rows)
+    write_csv(root / "tiles.csv", rows)
     with pytest.raises(DataError, match=message):
         prepared()
 
 
 def test_a_changed_table_is_noticed(root, prepared):
-    write_table(root, table())
+    write_csv(root / "tiles.csv", table())
     prepared()
-    write_table(root, table(["train"] * 5 + ["test"]))
+    write_csv(root / "tiles.csv", table(["train"] * 5 + ["test"]))
     with pytest.raises(DataError, match=r"1 changed \(tiles\.csv\).*data\.rebuild=true"):
         prepared()
     assert len(prepared(rebuild=True).records["train"]) == 5
@@ -299,7 +252,7 @@ def test_the_former_names_of_pixel_sizes_are_understood_and_said(caplog, former,
 
 
 def test_a_pixel_size_that_no_file_has_is_an_error_that_names_the_other_key(root, prepared):
-    write_table(root, table())
+    write_csv(root / "tiles.csv", table())
     with pytest.raises(ConfigError, match=r"data\.mpp=0\.5: .*tiles\.csv tells .* such as 0\.25 of 0.*target_mpp=0\.5"):
         prepared(mpp=0.5)
     assert prepared(mpp=0.25).target_mpp == 0.25
@@ -396,89 +349,3 @@ def test_a_nucleus_cut_in_two_and_stray_pixels_pass(root, prepared, write_image,
     assert batch["inst"].max() == len(set(values))
     with pytest.raises(DataError, match=r"binary_masks: built with None, now 'split'"):
         prepared(classes=None, binary_masks="split")
-
-
-# ------------------------------------------------------------------ several folders
-
-
-@pytest.fixture
-def roots(root, tmp_path, write_image, make_tile):
-    """The folder with types, one whose types are numbered otherwise, and one without types at another pixel size."""
-    write_table(root, [row | {"licence": "CC0" if k < 4 else "NC"} for k, row in enumerate(table())])
-    inst, types = labels()
-    for k in range(2):
-        write_image(tmp_path / "b" / "images" / f"{k}.png", make_tile(k, 48))
-        write_image(tmp_path / "b" / "instances" / f"{k}.png", inst)
-        write_image(tmp_path / "b" / "types" / f"{k}.png", np.array([0, 3, 1], np.uint8)[types])
-    (tmp_path / "b" / "tiles.csv").write_text("name,split,source\n0,train,x\n1,val,y\n")
-    write_image(tmp_path / "c" / "images" / "0.png", make_tile(0, 48))
-    write_image(tmp_path / "c" / "instances" / "0.png", inst)
-    (tmp_path / "c" / "tiles.csv").write_text("name,split,um_per_px\n0,train,0.5\n")
-    return {
-        "a": str(root),
-        "b": {"root": str(tmp_path / "b"), "classes": ["square", "round", None]},
-        "c": {"root": str(tmp_path / "c")},
-    }
-
-
-def test_several_folders_train_together_each_as_it_is(roots, prepared):
-    data = prepared(root=roots, sampler="source_balanced", samples_per_epoch=600)
-    assert names(data, "train") == ["a/0", "a/1", "a/2", "b/0", "c/0"]
-    rows = {row["name"]: row for row in data.tiles.rows}
-    assert [rows[name]["source"] for name in ("a/0", "b/0", "b/1", "c/0")] == ["a", "x", "y", "c"]
-    assert rows["a/0"]["counts"] == {"round": 1, "square": 2}
-    assert rows["b/0"]["counts"] == {"round": 0, "square": 2}  # the value 3 has no class
-    assert rows["c/0"]["counts"] == {"round": 0, "square": 0}
-    assert [rows[name]["shapes"]["image"][0] for name in ("a/0", "c/0")] == [48, 96]
-    drawn = Counter(names(data, "train")[sample.index % 5] for sample in data.train_dataloader().sampler)
-    origins = [drawn["a/0"] + drawn["a/1"] + drawn["a/2"], drawn["b/0"], drawn["c/0"]]
-    assert all(150 < n < 250 for n in origins)
-    batch = next(iter(data.train_dataloader()))
-    assert batch["type"].shape == batch["inst"].shape
-    prepared(root=roots)  # the store still fits
-
-
-def test_folders_in_a_list_are_named_as_they_are(roots, prepared, root, tmp_path):
-    data = prepared(root=[str(root), str(tmp_path / "c")], classes=None)
-    assert names(data, "train") == ["nuclei/0", "nuclei/1", "nuclei/2", "c/0"]
-    with pytest.raises(DataError, match=r"data\.root\.d: .*images is not there or holds no image"):
-        prepared(root=[str(root), str(tmp_path / "d")])
-    with pytest.raises(ConfigError, match=r"two folders have the same name\. Name them"):
-        prepared(root=[str(root), str(tmp_path / "other" / "nuclei")])
-
-
-def test_a_licence_can_be_asked_for(roots, prepared, root, tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
-        assert names(prepared(where={"licence": "CC0"}), "train") == ["0", "1", "2"]
-    assert not [said for said in caplog.messages if "columns that are not read" in said and "licence" in said]
-    data = prepared(root=roots | {"a": {"root": str(root), "where": {"licence": ["NC"]}}}, store=str(tmp_path / "s"))
-    assert [row["name"] for row in data.tiles.rows] == ["a/4", "a/5", "b/0", "b/1", "c/0"]
-    with pytest.raises(DataError, match="built with other settings: roots"):
-        prepared(where={"licence": "NC"})
-    for where, message in (
-        ({"licence": ["CC1"]}, r"no tile of .*tiles.csv has the licence 'CC1'\. Found: CC0, NC\."),
-        ({"licenze": ["CC0"]}, r"tiles.csv has no column 'licenze'\. Did you mean 'licence'"),
-        ({"licence": ["NC"], "split": ["train"]}, r"no tile of .*tiles.csv fits all of it"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            prepared(where=where, store=str(tmp_path / "t"))
-
-
-@pytest.mark.parametrize(
-    ("node", "message"),
-    [
-        ({"root": "b", "clases": []}, r"data\.root\.b: there is no key 'clases'.* Did you mean 'classes'"),
-        ({"root": "b", "mpp": -1}, r"data\.root\.b\.mpp=-1: expected"),
-        ({"root": "b", "classes": ["rund"]}, r"data\.root\.b\.classes: there is no 'rund' in data\.classes=.*'round'"),
-        ({"mpp": 0.5}, r"data\.root\.b={'mpp': 0\.5}: expected a folder, or a mapping with root"),
-    ],
-)
-def test_a_wrong_description_of_a_folder_is_named(prepared, node, message):
-    with pytest.raises(ConfigError, match=message):
-        prepared(root={"b": node})
-
-
-def test_types_beyond_those_of_a_folder_are_named(roots, prepared):
-    roots["b"]["classes"] = ["square", "round"]
-    with pytest.raises(DataError, match=r"found type 3, but data\.root\.b\.classes names only 2: square, round"):
-        prepared(root=roots)
