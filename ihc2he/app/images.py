@@ -187,11 +187,18 @@ def open_below(folder: Path, name: str) -> ImageSource:
         return source
 
 
-def listed(folder: Path) -> list[str]:
-    """Return the images and slides below a folder, at most `LISTED`, without those that links lead to elsewhere."""
+def listed(folder: Path, out: Path | None = None) -> list[str]:
+    """Return the images and slides below a folder, at most `LISTED`, without those that links lead to elsewhere.
+
+    Args:
+        folder: that may be read.
+        out: folder of corrections, whose tiles and masks are left out.
+    """
     root = folder.resolve()
     found = (path for path in walk(root) if path.suffix.lower() in SLIDE_SUFFIXES)
     inside = [path for path in regular_files(found) if path.resolve().is_relative_to(root)]
+    if out is not None and out != root:
+        inside = [path for path in inside if not path.resolve().is_relative_to(out)]
     return [path.relative_to(root).as_posix() for path in inside[:LISTED]]
 
 

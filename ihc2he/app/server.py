@@ -79,6 +79,7 @@ class Page:
         self.session(request)
         own = self.settings
         folder = own.corrections
+        saved = len(tiles(folder)) if folder else 0
         return JSONResponse(
             {
                 "run": own.run, "version": __version__, "translators": own.networks.names,
@@ -86,7 +87,7 @@ class Page:
                 "files": own.path is not None, "save": str(folder) if folder else None,
                 "trainable": trainable(own.networks), "upload_mb": own.upload_mb, "region_px": REGION_PX,
                 "mpp": own.networks.segmenter.mpp, "weights": own.networks.weights,
-                "saved": len(tiles(folder)) if folder else 0,
+                "saved": saved, "command": shown(command(folder, own.networks)) if folder and saved else None,
                 "tuning": own.tuned.status() if own.tuned else None,
             }
         )  # fmt: skip
@@ -94,7 +95,8 @@ class Page:
     def files(self, request: Request) -> Response:
         """Return the images and slides that can be opened."""
         self.session(request)
-        return JSONResponse(listed(self.settings.path) if self.settings.path else [])
+        own = self.settings
+        return JSONResponse(listed(own.path, own.out) if own.path else [])
 
     # ------------------------------------------------------------------ images
 
@@ -287,7 +289,12 @@ class Page:
             msg = "The fine-tuning has not finished."
             raise ConfigError(msg)
         networks = self.settings.networks
-        return self._queued(session, lambda job: compared(tuned.folder, networks, tuned.bundle, job.say))
+
+        def comparison(job: Job) -> dict[str, Any]:
+            tuned.comparison = compared(tuned.folder, networks, tuned.bundle, job.say)
+            return tuned.comparison
+
+        return self._queued(session, comparison)
 
     def _tuned(self) -> Tuning:
         if self.settings.tuned is None:

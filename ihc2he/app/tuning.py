@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ihc2he.app.analysis import Networks, Say, analyse
 from ihc2he.app.saving import tiles
@@ -18,7 +19,7 @@ from ihc2he.images.decoding import read_image
 from ihc2he.images.labels import read_labels
 from ihc2he.images.source import ArraySource
 from ihc2he.metrics.panoptic import panoptic_stats, qualities
-from ihc2he.nuclei.instances import overlaps
+from ihc2he.nuclei.instances import instance_types, overlaps
 from ihc2he.typed import quote
 
 _PLAIN = re.compile(r"[\w./:@-]+", re.ASCII)
@@ -59,6 +60,21 @@ def shown(arguments: list[str]) -> str:
     return shlex.join(["python", *arguments])
 
 
+def uses(weights: Path, out: Path, mpp: str) -> list[str]:
+    """Return the commands that use fine-tuned weights: on a folder of images, and in the page.
+
+    Args:
+        weights: the bundle.
+        out: folder for corrections.
+        mpp: um/px of the corrected tiles.
+    """
+    predict = ["experiment=predict_tiles", "data.path=FOLDER", f"data.mpp={mpp}", "out=found"]
+    return [
+        shown(["-m", "ihc2he.train", *predict, f"model.segmenters.centres.weights={_text(weights)}"]),
+        shown(["-m", "ihc2he.app", f"weights={weights}", f"out={out}"]),
+    ]
+
+
 class Tuning:
     """A training that runs beside the page.
 
@@ -67,11 +83,17 @@ class Tuning:
         networks: with the weights to start from.
         run: folder of the run.
         extra: further settings.
+
+    Attributes:
+        comparison: what `compared` has returned about it, if it was asked.
     """
+
+    comparison: dict[str, Any] | None = None
 
     def __init__(self, folder: Path, networks: Networks, run: Path, extra: tuple[str, ...] = ()) -> None:
         self.folder, self.run = folder, run
         self.arguments = command(folder, networks, run)
+        self._mpp = tiles(folder)[-1]["um_per_px"]
         run.mkdir(parents=True)
         self._log = run / "output.txt"
         with self._log.open("wb") as stream:
@@ -100,6 +122,8 @@ class Tuning:
             "state": state, "done": int(done), "total": int(total), "said": said.strip(" :,"), "run": str(self.run),
             "error": "\n".join(text.splitlines()[-_SHOWN:]) if state == "failed" else "",
             "weights": str(self.bundle) if state == "done" else None,
+            "uses": uses(self.bundle, self.folder.parent, self._mpp) if state == "done" else [],
+            "comparison": self.comparison,
         }  # fmt: skip
 
     def stop(self) -> None:
@@ -114,7 +138,9 @@ class Tuning:
 
 
 def compared(folder: Path, before: Networks, weights: Path, say: Say) -> dict[str, Any]:
-    """Return what two networks find on corrected tiles: nuclei, and F1 at an IoU above .5 against the corrections.
+    """Return what two networks find on corrected tiles: nuclei, F1 at an IoU above .5, and how many have their type.
+
+    `types` is the share with the right type of the nuclei that were found; None without types.
 
     The tiles are those that the second one was trained on.
 
@@ -126,21 +152,34 @@ def compared(folder: Path, before: Networks, weights: Path, say: Say) -> dict[st
     """
     rows = tiles(folder)
     both = {"before": before, "after": Networks(str(weights))}
-    sums = {name: np.zeros(4) for name in both}
+    n_classes = len(before.segmenter.classes)
+    sums = {name: np.zeros((n_classes + 1, 4)) for name in both}
     for number, row in enumerate(rows):
         say(number, len(rows))
         image = read_image(folder / "images" / f"{row['name']}.png")
-        (labels,) = (folder / "instances").glob(f"{row['name']}.*")
-        true_hw = read_labels(labels)
+        true_hw = _labels(folder / "instances", row["name"])
+        types_t = instance_types(true_hw, _labels(folder / "types", row["name"]))[0] if n_classes else None
         for name, networks in both.items():
             source = ArraySource(image, None, row["name"])
             found = analyse(networks, source, float(row["um_per_px"]), "none", None, lambda *_: None)
-            sums[name] += panoptic_stats(overlaps(true_hw, found.nuclei.inst_hw))[0]
+            types_p = found.nuclei.types_n if n_classes else None
+            sums[name] += panoptic_stats(overlaps(true_hw, found.nuclei.inst_hw), types_t, types_p, n_classes)
     return {
         "tiles": len(rows),
-        "corrected": int(sums["before"][0] + sums["before"][2]),
-        **{name: {"nuclei": int(own[0] + own[1]), "f1": float(qualities(own)[0])} for name, own in sums.items()},
+        "corrected": int(sums["before"][0, 0] + sums["before"][0, 2]),
+        **{name: _judged(own) for name, own in sums.items()},
     }
+
+
+def _labels(folder: Path, name: str) -> NDArray[np.int32]:
+    (file,) = folder.glob(f"{name}.*")
+    return read_labels(file)
+
+
+def _judged(stats_cs: NDArray[np.float64]) -> dict[str, Any]:
+    found, invented = stats_cs[0, :2]
+    typed = float(stats_cs[1:, 0].sum() / found) if len(stats_cs) > 1 and found else None
+    return {"nuclei": int(found + invented), "f1": float(qualities(stats_cs[0])[0]), "types": typed}
 
 
 def trainable(networks: Networks) -> bool:

@@ -199,6 +199,9 @@ def test_correct_by_mouse_and_save(visit, picture, settings):
     page.get_by_role("button", name="Save as training tile").click()
     expect(page.locator("#command")).to_contain_text("experiment=nuclei_finetune")
     assert list((settings.corrections / "images").glob("tile_0_0_*.png"))
+    page.reload()
+    opened(page, picture)
+    expect(page.locator("#tune")).to_be_visible()  # on what was saved earlier
 
 
 def test_corrections_keep_their_order_and_are_not_dropped_unasked(visit, picture):

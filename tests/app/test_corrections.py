@@ -1,6 +1,7 @@
 """Corrections of a page: what they change, what is saved of them, and the training on them."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ pytest.importorskip("starlette", reason='needs starlette: pip install "ihc2he[ap
 
 from starlette.testclient import TestClient
 
+from ihc2he.app.__main__ import serve
 from ihc2he.app.analysis import Networks
 from ihc2he.app.server import create_app
 from ihc2he.app.settings import Settings
-from ihc2he.app.tuning import command
+from ihc2he.app.tuning import command, uses
+from ihc2he.arguments import keyword_arguments
 from ihc2he.build import build
 from ihc2he.data.nuclei import NucleiDataModule
 from ihc2he.files import write_csv
@@ -133,6 +136,10 @@ def test_the_command_names_settings_that_exist(settings, monkeypatch, tmp_path):
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         overrides = [one for one in as_typed(arguments[2:]) if not one.startswith("hydra.")]
         cfg = compose("train", [*overrides, "experiment_name=x", "paths.output_dir=x"])
+        predict, page = (shlex.split(line)[3:] for line in uses(strange, tmp_path, "0.5"))
+        used = compose("train", [*as_typed(predict), "experiment_name=x", "paths.output_dir=x"])
+    assert used.model.segmenters.centres.weights == str(strange)
+    assert keyword_arguments(serve, page, "ihc2he.app") == {"weights": str(strange), "out": str(tmp_path)}
     assert cfg.stages == ["fit"]
     assert list(cfg.data.classes) == settings.networks.segmenter.classes
     node = OmegaConf.to_container(cfg.model.decoder, resolve=True)
@@ -160,9 +167,13 @@ def test_fine_tuning_runs_beside_the_page_and_is_compared(served, field):
         time.sleep(0.2)
     assert state["state"] == "done", state
     found = state["result"]
+    now = served.get("/api/start").json()["tuning"]
+    assert now["comparison"] == found
+    assert all(now["weights"] in line for line in now["uses"])
     assert found["corrected"] == len(edits)
     assert 0.5 < found["before"]["f1"] <= 1  # nothing but types was changed, on recoloured tissue
     assert 0 <= found["after"]["f1"] <= 1
+    assert 0 < found["before"]["types"] < 1  # all of them were made type 1
     assert Networks(now["weights"]).segmenter.classes == served.get("/api/start").json()["classes"]
 
 

@@ -109,6 +109,7 @@ def test_a_slow_upload_ends(networks):
 
 def test_only_images_below_the_folder_are_opened(served, folder):
     assert served.get("/api/files").json() == ["sub/tile.png"]
+    assert images.listed(folder, out=folder / "sub") == []  # tiles and masks that the page has saved
     assert served.post("/api/images/open", json={"file": "sub/tile.png"}).json()["name"] == "tile.png"
     for name in (
         "../outside.png",

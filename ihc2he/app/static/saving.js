@@ -5,6 +5,16 @@ import { file, get, post, remove, result, wait } from "./api.js";
 const $ = (id) => document.getElementById(id);
 const ENDINGS = { csv: "nuclei.csv", geojson: "nuclei.geojson", png: "overlay.png", he: "he.png" };
 
+const FEW = "Nuclei that you left alone are what the former weights find, so with few corrections these begin near 1.";
+
+async function copy(button) {
+  const text = button.parentElement.querySelector("code");
+  try {
+    await navigator.clipboard.writeText(text.textContent);
+    button.textContent = "Copied";
+  } catch { getSelection().selectAllChildren(text); }
+}
+
 export class Saving {
   constructor(app) {
     this.app = app;
@@ -12,19 +22,23 @@ export class Saving {
     $("save").addEventListener("click", () => this.save());
     $("tune").addEventListener("click", () => this.tune());
     $("tuning-stop").addEventListener("click", () => remove("api/tuning").catch((error) => app.fail(error)));
-    $("copy").addEventListener("click", async () => {
-      try {
-        await navigator.clipboard.writeText($("command").textContent);
-        $("copy").textContent = "Copied";
-      } catch { getSelection().selectAllChildren($("command")); }
-    });
+    for (const button of document.querySelectorAll(".command button")) button.addEventListener("click", () => copy(button));
   }
 
   start(facts) {
     $("saving").hidden = !facts.save;
     $("no-saving").hidden = Boolean(facts.save);
     $("tune").hidden = !facts.trainable;
-    if (facts.tuning?.state === "running") { $("saved").hidden = false; this.follow().catch((error) => this.app.fail(error)); }
+    if (facts.saved) this.offer(facts.saved, facts.save, facts.command);
+    const going = { running: () => this.follow(), done: () => this.compare(facts.tuning) }[facts.tuning?.state];
+    if (going) { $("saved").hidden = false; going().catch((error) => this.app.fail(error)); }
+  }
+
+  offer(saved, folder, command, name = null) {
+    $("saved").hidden = false;
+    $("saved-text").textContent = `${name ? `Saved as ${name}. ` : ""}${saved} ${saved === 1 ? "tile" : "tiles"} in ${folder}.`;
+    $("command").textContent = command;
+    $("copy").textContent = "Copy";
   }
 
   get sent() {
@@ -53,10 +67,7 @@ export class Saving {
     const edits = JSON.stringify(nuclei.sent);
     try {
       const done = await post(`api/fields/${this.app.fieldId}/corrections`, this.sent);
-      $("saved").hidden = false;
-      $("saved-text").textContent = `Saved as ${done.name}. ${done.saved} ${done.saved === 1 ? "tile" : "tiles"} in ${done.folder}.`;
-      $("command").textContent = done.command;
-      $("copy").textContent = "Copy";
+      this.offer(done.saved, done.folder, done.command, done.name);
       if (nuclei === this.app.nuclei) this.app.saved = JSON.stringify(nuclei.sent) === edits; // there may be more by now
       this.app.say("Saved");
     } catch (error) { this.app.fail(error); }
@@ -65,7 +76,7 @@ export class Saving {
 
   async tune() {
     $("tune").disabled = true;
-    $("compared").hidden = true;
+    $("compared").hidden = $("used").hidden = true;
     try {
       await post("api/tuning");
       await this.follow();
@@ -99,22 +110,30 @@ export class Saving {
   }
 
   async compare(now) {
+    $("tuning").hidden = false;
     $("tuning-bar").removeAttribute("value");
     $("tuning-stop").hidden = true;
     $("tuning-text").textContent = "Comparing before and after …";
-    const { job } = await post("api/tuning/comparison");
-    const found = await result(job, () => {}, () => false);
-    const rows = [["corrected by hand", found.corrected, null], ["before", found.before.nuclei, found.before.f1], ["after", found.after.nuclei, found.after.f1]];
-    $("compared").tBodies[0].replaceChildren(...rows.map(([name, n, f1]) => {
+    const found = now.comparison ?? await result((await post("api/tuning/comparison")).job, () => {}, () => false);
+    $("tuning-bar").hidden = true;
+    const rows = [["corrections", found.corrected, "", ""]];
+    for (const name of ["before", "after"]) {
+      const { nuclei, f1, types } = found[name];
+      rows.push([name, nuclei, f1.toFixed(3), types === null ? "" : `${(100 * types).toFixed(1)} %`]);
+    }
+    $("compared").tBodies[0].replaceChildren(...rows.map(([name, ...texts]) => {
       const row = document.createElement("tr");
       const head = document.createElement("th");
       head.scope = "row";
       head.textContent = name;
       row.append(head);
-      for (const text of [n, f1 === null ? "" : f1.toFixed(3)]) { const cell = document.createElement("td"); cell.textContent = text; row.append(cell); }
+      for (const text of texts) { const cell = document.createElement("td"); cell.textContent = text; row.append(cell); }
       return row;
     }));
     $("compared").hidden = false;
-    $("tuning-text").textContent = `Done. To use the new weights: weights=${now.weights}`;
+    const worse = found.after.f1 < found.before.f1 || found.after.types < found.before.types;
+    $("tuning-text").textContent = worse ? "Done, but the new weights fit the corrections less well. " + FEW : "Done.";
+    [$("use-train").textContent, $("use-page").textContent] = now.uses;
+    $("used").hidden = false;
   }
 }
