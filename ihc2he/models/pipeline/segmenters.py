@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ihc2he.errors import ConfigError
+from ihc2he.models.folding import folded
 from ihc2he.models.pipeline.finding import find_in_density
 from ihc2he.models.segmentation.loading import Loaded, changed_decoder, load_segmenter
 from ihc2he.nuclei.decoders.base import Decoder, Found
@@ -189,7 +190,7 @@ class Learned(Segmenter):
         self.mpp, self.classes = float(first.mpp), first.classes  # type: ignore[arg-type]  # checked
         self.source, self.decoder, self.node = sources[0], first.decoder, first.node
         self.find = self.decoder.find
-        self.networks = nn.ModuleList([entry.network for entry in loaded])
+        self.networks = nn.ModuleList([folded(entry.network) for entry in loaded])
         self.networks.to(memory_format=torch.channels_last)
         self.members = len(loaded)
         self.window = window
