@@ -123,7 +123,9 @@ class Networks:
         is_path = weights != "builtin" and Path(weights).exists()
         self.weights = str(Path(weights).resolve()) if is_path else weights  # a child runs in another folder
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.segmenter = Learned(weights, name=SEGMENTER).to(self.device)
+        self.segmenter = Learned(weights, name=SEGMENTER)
+        self.segmenter.fold()
+        self.segmenter.to(self.device)
         self._nodes: dict[str, dict[str, Any]] = {name: _node(name) for name in UNTRAINED}
         if generator:
             self._nodes["cyclegan"] = {**_node("cyclegan"), "weights": generator}

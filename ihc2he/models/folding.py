@@ -15,7 +15,7 @@ _TOLERANCE = 1e-4  # of the largest value of a map
 
 
 def folded(network: MapNetwork) -> MapNetwork:
-    """Return a network that gives the same maps in less time; it is not meant to be trained or saved.
+    """Return a network that gives the same maps in less time; it is not to be trained or saved.
 
     Every batch normalisation that a module lists right after a convolution becomes a part of its weights. Whether it
     also runs right after it is seen by the maps of an image: if they are others, the network is returned as it is.

@@ -141,6 +141,9 @@ class Pipeline(Task):
             "translators": {name: described(translators[name], own) for name, own in self.translators.items()},
             "segmenters": {name: described(segmenters[name], own) for name, own in self.segmenters.items()},
         }
+        self._weights = digest(self)
+        for segmenter in self.segmenters.values():
+            segmenter.fold()  # type: ignore[operator]  # a ModuleDict has any module
         self.handover: Handover[Piece] = Handover(workers)
         self._large: dict[str, OpenImage] = {}
 
@@ -177,7 +180,7 @@ class Pipeline(Task):
         """
         settings = {"views": self.views, "block": self.block, "class_map": self.class_map, "white": self.white}
         return {
-            "ihc2he": __version__, "methods": self.methods, **settings, **self._nodes, "weights": digest(self),
+            "ihc2he": __version__, "methods": self.methods, **settings, **self._nodes, "weights": self._weights,
         } | ({"chosen": self._choice.rows} if self._choice.rows else {})  # fmt: skip
 
     def setup(self, stage: str) -> None:

@@ -53,6 +53,9 @@ class Segmenter(nn.Module):
     node: Mapping[str, Any] | None = None
     find: Callable[[NDArray[np.float32], float], Found]
 
+    def fold(self) -> None:
+        """Make it faster where that can be; its weights are then no longer those of its files."""
+
     def prepare(self, name: str, colours: Callable[[], Tensor] | None) -> Any:
         """Return what `forward` needs of a whole image, once, before its blocks are segmented; None: nothing.
 
@@ -190,11 +193,17 @@ class Learned(Segmenter):
         self.mpp, self.classes = float(first.mpp), first.classes  # type: ignore[arg-type]  # checked
         self.source, self.decoder, self.node = sources[0], first.decoder, first.node
         self.find = self.decoder.find
-        self.networks = nn.ModuleList([folded(entry.network) for entry in loaded])
+        self.networks = nn.ModuleList([entry.network for entry in loaded])
         self.networks.to(memory_format=torch.channels_last)
         self.members = len(loaded)
         self.window = window
         self.overlap = overlap
+
+    def fold(self) -> None:
+        """Replace the networks by faster ones, also in what `with_settings` returned."""
+        network: Any
+        for member, network in enumerate(self.networks):
+            self.networks[member] = folded(network).to(memory_format=torch.channels_last)
 
     def with_settings(self, settings: Mapping[str, Any]) -> Learned:
         """Return this segmenter with other settings of its decoder; it shares the networks.
