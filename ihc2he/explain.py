@@ -50,6 +50,9 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error}. Check the path and its permissions (HYDRA_FULL_ERROR=1 shows where)."
     if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            said = 'expected KEY=VALUE. A value with spaces needs quotes, such as "data.path=my images".'
+            return f"Cannot read '{error.override}': {said}"
         return f"Cannot read '{error.override}'.{_quoting(error.override)}"
     cause = _first_of(OmegaConfBaseException, error)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key is not None:

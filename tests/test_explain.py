@@ -38,6 +38,7 @@ def test_the_file_that_cannot_be_read_is_named(tmp_path, content, joined):
         ("out=null", "ihc2he: out=null: expected a value."),
         ("out={a: 1}", "ihc2he: out: Cannot convert 'dict' to string"),
         ("callbacks.last.dirpath=null", "dirpath=None; expected a text."),
+        ("images", "ihc2he: Cannot read 'images': expected KEY=VALUE. A value with spaces needs quotes, such as"),
     ],
 )
 def test_no_folder_is_made_of_what_is_not_a_name(cli, given, message):

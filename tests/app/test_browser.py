@@ -281,8 +281,11 @@ def test_a_wrong_file_says_why_and_another_can_follow(visit, picture, tmp_path):
         (tmp_path / name).write_bytes(content)
         page.locator("#file").set_input_files(tmp_path / name)
         expect(page.locator("#start-error")).to_contain_text(f"{name}: ")
-    opened(page, picture)
+    n = opened(page, picture)
     expect(page.locator("#start-error")).to_be_hidden()
+    page.locator("#file").set_input_files(tmp_path / "notes.png")
+    expect(page.locator("#banner")).to_contain_text("notes.png: ")
+    assert count(page) == n  # the image stays open
 
 
 def test_two_users_do_not_meet(visit, picture, server):

@@ -116,16 +116,18 @@ class App {
 
   async open(how) {
     if (!this.dropping()) return;
-    this.close();
+    const shown = this.image;
     this.busy(how.file ? `Sending ${how.file.name} …` : "Opening …");
     try {
       const image = await this.request(how);
+      this.close();
       this.how = how;
       await this.show(image);
       this.busy(null);
       this.next();
     } catch (error) {
       this.busy(null);
+      if (shown && this.image === shown) { this.fail(error); return; } // it stays open, with its corrections
       this.close();
       if (error instanceof Offline) this.fail(error);
       $("start-error").textContent = error.message;
