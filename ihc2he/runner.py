@@ -126,10 +126,10 @@ def _run_stages(cfg: dict[str, Any], folder: Path, first: bool) -> float | None:
         cfg["trainer"],
         Trainer,
         callbacks=[
+            *([CheckTestTiles()] if Stage.test in cfg["stages"] else []),  # before anything is logged elsewhere
             log_config,
             end_on_sigterm,
             CheckMonitors(cfg["optimized_metric"]),
-            *([CheckTestTiles()] if Stage.test in cfg["stages"] else []),
             *(build(node, Callback) for node in cfg["callbacks"].values() if node),
         ],
         logger=[build(node, Logger) for node in cfg["logger"].values() if node],
