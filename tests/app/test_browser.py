@@ -307,12 +307,14 @@ def test_the_page_goes_on_after_the_server_was_killed(visit, picture, server, se
     place = nuclei(page)[0]
     page.mouse.click(place["x"], place["y"])
     page.keyboard.press("r")
+    page.evaluate("() => { document.querySelector('#tuning').hidden = false; }")  # as if one were running
     server.kill()
     settings.sessions, settings.queue, settings.run = Sessions(30), Queue(), "another"
     page.locator("[data-kind=csv]").click()
     expect(page.locator("#banner")).to_contain_text("The server does not answer")
     server.start()
     expect(page.locator("#banner")).to_contain_text("with your 1 correction", timeout=WAIT_MS)
+    expect(page.locator("#tuning-text")).to_contain_text("ended with the server")
     expect(page.locator("#n")).to_have_text(str(n - 1))
     expect(page.locator("#edits")).to_contain_text("1 removed")
     with page.expect_download():

@@ -45,6 +45,7 @@ export class Recovery {
       }
     }
     app.tell(null);
+    app.saving.start(app.facts);
     if (!how) return;
     try {
       const image = await app.request(how);

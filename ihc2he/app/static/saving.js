@@ -32,6 +32,7 @@ export class Saving {
     if (facts.saved) this.offer(facts.saved, facts.save, facts.command);
     const going = { running: () => this.follow(), done: () => this.compare(facts.tuning) }[facts.tuning?.state];
     if (going) { $("saved").hidden = false; going().catch((error) => this.app.fail(error)); }
+    else if (!$("tuning").hidden) $("tuning-text").textContent = "The fine-tuning ended with the server. It can be started again.";
   }
 
   offer(saved, folder, command, name = null) {
@@ -87,6 +88,8 @@ export class Saving {
   }
 
   async follow() {
+    if (this.following) return;
+    this.following = true;
     $("tune").disabled = true;
     const bar = $("tuning-bar");
     for (const id of ["tuning", "tuning-bar", "tuning-stop"]) $(id).hidden = false;
@@ -104,6 +107,7 @@ export class Saving {
         await wait(1000);
       }
     } finally {
+      this.following = false;
       $("tune").disabled = false;
       for (const id of ["tuning-bar", "tuning-stop"]) $(id).hidden = true;
     }
