@@ -28,6 +28,7 @@ def folded(network: MapNetwork) -> MapNetwork:
         return network
     side = max(64, network.stride) + 2 * network.margin
     x_bchw = torch.rand((1, 3, side, side), generator=torch.Generator().manual_seed(0))
+    x_bchw = x_bchw.to(next(network.parameters()).device)
     with torch.inference_mode():
         maps, own = network(x_bchw), faster(x_bchw)
     same = all(torch.allclose(own[name], m, rtol=0, atol=_TOLERANCE * float(m.abs().max())) for name, m in maps.items())

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from ihc2he.internals.onednn import CAPACITY
-from ihc2he.models.pipeline.module import Pipeline
 from ihc2he.models.pipeline.segmenters import Classical
 from ihc2he.models.pipeline.slides import SlidePipeline
 from ihc2he.models.pipeline.translators import Identity
@@ -39,9 +38,18 @@ def test_nothing_is_kept_for_a_shape(monkeypatch):
     assert "cache_hit" not in forgetful
 
 
+class Watching(Classical):
+    """Notes what oneDNN would read when the first network runs."""
+
+    def fold(self):
+        self.seen = os.environ.get(CAPACITY)
+
+
 def test_windows_of_slides_leave_nothing(monkeypatch):
     monkeypatch.delenv(CAPACITY)
-    monkeypatch.setattr(Pipeline, "setup", lambda self, stage: None)
-    use = {"translators": ["none"], "segmenters": ["classical"]}
-    SlidePipeline({"none": Identity()}, {"classical": Classical()}, use, workers=0).setup("predict")
-    assert os.environ[CAPACITY] == "0"
+    use, segmenter = {"translators": ["none"], "segmenters": ["classical"]}, Watching()
+    pipeline = SlidePipeline({"none": Identity()}, {"classical": segmenter}, use, workers=0)
+    assert CAPACITY not in os.environ
+    with pytest.raises(RuntimeError, match="not attached"):  # for lack of data
+        pipeline.setup("predict")
+    assert segmenter.seen == "0"

@@ -142,8 +142,6 @@ class Pipeline(Task):
             "segmenters": {name: described(segmenters[name], own) for name, own in self.segmenters.items()},
         }
         self._weights = digest(self)
-        for segmenter in self.segmenters.values():
-            segmenter.fold()  # type: ignore[operator]  # a ModuleDict has any module
         self.handover: Handover[Piece] = Handover(workers)
         self._large: dict[str, OpenImage] = {}
 
@@ -184,11 +182,13 @@ class Pipeline(Task):
         } | ({"chosen": self._choice.rows} if self._choice.rows else {})  # fmt: skip
 
     def setup(self, stage: str) -> None:
-        """Check that the methods fit the stage and the data.
+        """Check that the methods fit the stage and the data, and make the networks faster.
 
         Raises:
             ConfigError: if they do not.
         """
+        for segmenter in self.segmenters.values():
+            segmenter.fold()  # type: ignore[operator]  # a ModuleDict has any module
         self.to(memory_format=torch.channels_last)
         self._in_use = fitting(self._choice.methods(stage), self._translators, len(self.views) > 1)
         if stage == "predict" and self.fused:

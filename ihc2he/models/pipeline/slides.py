@@ -93,8 +93,8 @@ class SlidePipeline(Pipeline):
         Raises:
             ConfigError: if the methods do not fit.
         """
+        forget_shapes()  # before the first network runs
         super().setup(stage)
-        forget_shapes()
 
     @property
     def working_mpp(self) -> float:
