@@ -96,6 +96,7 @@ def test_a_training_that_does_not_end_by_itself_is_ended(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(tuning, "command", lambda *_: ["-c", deaf])
     monkeypatch.setattr(tuning, "_GRACE_S", 0.1)
+    monkeypatch.setattr(tuning, "tiles", lambda _: [{"um_per_px": "0.5"}])
     training = Tuning(tmp_path, None, tmp_path / "run")
     while "deaf" not in (tmp_path / "run" / "output.txt").read_text():
         time.sleep(0.02)

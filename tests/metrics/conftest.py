@@ -23,7 +23,7 @@ def on_two_ranks(tmp_path) -> Callable[[str], list]:
     """
 
     def run(script: str) -> list:
-        code = RANK + script + "\ntorch.save(result, f'{folder}/{rank}.pt')"
+        code = RANK + script + "\ntorch.save(result, f'{folder}/{rank}.pt')\ntorch.distributed.destroy_process_group()"
         ranks = [subprocess.Popen([sys.executable, "-c", code, str(rank), str(tmp_path)]) for rank in (0, 1)]
         try:
             assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]

@@ -363,6 +363,7 @@ judge = MethodComparison(**settings)
 for entry in entries[rank::2]:
     judge.update(*entry)
 torch.save(judge.compute_and_reset(), f"{folder}/{rank}.pt")
+torch.distributed.destroy_process_group()
 """
 
 
