@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
+from ihc2he.callbacks.sigterm import hears_signals
 from ihc2he.errors import Ihc2heError, require_setting
 from ihc2he.files import complete
 from ihc2he.internals.lightning import Saving
@@ -106,7 +106,7 @@ class LastCheckpoint(Saving):
         super().on_train_start(trainer, pl_module)
         self._step = trainer.global_step
         self._told = self._ending = False
-        if threading.current_thread() is threading.main_thread():
+        if hears_signals():
             self._handler = signal.signal(signal.SIGTERM, self._hear)
 
     def _hear(self, number: int, frame: Any) -> None:

@@ -13,6 +13,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
+def hears_signals() -> bool:
+    """Return whether this thread is the one that gets signals, and alone may say what they do."""
+    return threading.current_thread() is threading.main_thread()
+
+
 class EndOnSigterm(Callback):
     """Ends validation, test and prediction at once; the next run goes on after the last result that was written.
 
@@ -22,7 +27,7 @@ class EndOnSigterm(Callback):
     @contextmanager
     def stage(self) -> Iterator[None]:
         """Listen from before the data is prepared until the last file of the stage is written."""
-        if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        if not hears_signals():
             yield
             return
         former = signal.signal(signal.SIGTERM, _end)
@@ -33,7 +38,7 @@ class EndOnSigterm(Callback):
 
     def _listen(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the handler of Lightning, which waits until all ranks were told."""
-        if trainer.state.fn != TrainerFn.FITTING and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        if trainer.state.fn != TrainerFn.FITTING and hears_signals():
             signal.signal(signal.SIGTERM, _end)
 
     on_validation_start = on_test_start = on_predict_start = _listen

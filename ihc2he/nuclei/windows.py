@@ -200,6 +200,7 @@ class Doubles:
         """
         if top > self._top:
             self._settle(top)
+            self._top = top
         n = len(window.inside_n)
         self._inside.append(window.inside_n)
         self._areas.append(np.bincount(window.of_m, minlength=n).astype(np.int32))
@@ -236,7 +237,6 @@ class Doubles:
         self._pairs.append(pair_e)
         self._shared.append(shared_e)
         self._places, self._of = [place_m[~above_m]], [of_m[~above_m]]
-        self._top = top or self._top
 
 
 def _meetings(place_m: NDArray[np.int64], of_m: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
