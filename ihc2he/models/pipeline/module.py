@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ihc2he import __version__
 from ihc2he.errors import ConfigError, DataError, did_you_mean
-from ihc2he.internals.glibc import keep_freed_memory
+from ihc2he.internals.glibc import KeptMemory
 from ihc2he.metrics.fidelity import Card
 from ihc2he.models.handover import Handover
 from ihc2he.models.pipeline.assembly import Strip, joined
@@ -143,6 +143,7 @@ class Pipeline(Task):
         }
         self._weights = digest(self)
         self.handover: Handover[Piece] = Handover(workers)
+        self._memory = KeptMemory(steps=16)
         self._large: dict[str, OpenImage] = {}
 
     @property
@@ -322,7 +323,7 @@ class Pipeline(Task):
     def _submit(self, pieces: Sequence[Piece]) -> None:
         """Give blocks of the same size the promises of their nuclei."""
         if self.device.type == "cpu":  # not before: readers are copies of this process, with all that it keeps
-            keep_freed_memory()
+            self._memory.step()
         inks = [piece.image.ink.region(piece.block.rows, piece.block.columns) for piece in pieces]
         for name, translator in self._running.items():
             self.handover.wait()
