@@ -84,7 +84,7 @@ def _named_errors(path: Path) -> Iterator[None]:
         msg = f"{path}: cannot be read ({error.strerror or error}). Check the path and its permissions."
         raise DataError(msg) from error
     except ValueError as error:
-        msg = f"{path}: {error}. Expected a whole PNG, JPEG or TIFF image: copy or export the file again."
+        msg = f"{path}: {error}. Expected a whole PNG, JPEG or TIFF image; if it is one, copy or export it again."
         raise DataError(msg) from error
 
 
