@@ -4,7 +4,9 @@ import csv
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
+from ihc2he import config
 from ihc2he.images.labels import read_labels
 from ihc2he.loggers.lineage import inputs
 from ihc2he.models.bundle import load_bundle
@@ -36,6 +38,15 @@ def test_their_types_have_classes_of_endonuke():
     network, info = load_bundle("builtin")
     assert not network.training
     assert (info["mpp"], info["classes"]) == (0.5, ["epithelial", "inflammatory", "spindle", "miscellaneous"])
+
+
+@pytest.mark.parametrize("experiment", ["nuclei_finetune", "nuclei_adapt"])
+def test_what_goes_on_from_them_begins_with_their_thresholds(experiment):
+    config.register()
+    with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
+        model = compose("train", overrides=[f"experiment={experiment}"]).model
+    assert model.init == "builtin"
+    assert model.decoder == load_bundle("builtin")[1]["decoder"]
 
 
 def test_a_run_notes_which_weights_it_used(tmp_path):
