@@ -5,7 +5,8 @@ Shape suffixes: b = image, n = patch, c = channel or feature, h, w = height, wid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from numpy.random import Generator
@@ -23,7 +24,8 @@ class PatchContrast(nn.Module):
 
     For each compared layer a head of two linear layers maps the features of a patch. The reference makes the heads at
     the first step and gives them an optimiser of their own. Here they exist from the start, and the optimiser of the
-    generators steps them too, which for Adam is the same. So checkpoints and all processes have them.
+    generators steps them too, which for Adam is the same. So checkpoints and all processes have them. Features are
+    taken without dropout, or a place would hardly resemble itself.
 
     Args:
         generator: whose features are compared; it is not kept.
@@ -102,11 +104,24 @@ class PatchContrast(nn.Module):
         """Return what the layers make of images, each (B, C, H, W)."""
         found = []
         model: nn.Sequential = generator.model  # type: ignore[assignment]  # checked
-        for i, layer in enumerate(model[: self.layers[-1] + 1]):
-            x_bchw = layer(x_bchw)
-            if i in self.layers:
-                found.append(x_bchw)
+        with _without_dropout(generator):
+            for i, layer in enumerate(model[: self.layers[-1] + 1]):
+                x_bchw = layer(x_bchw)
+                if i in self.layers:
+                    found.append(x_bchw)
         return found
+
+
+@contextmanager
+def _without_dropout(network: nn.Module) -> Iterator[None]:
+    active = [layer for layer in network.modules() if isinstance(layer, nn.Dropout) and layer.training]
+    for layer in active:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in active:
+            layer.train()
 
 
 def _patches(x_bchw: Tensor, places_n: Tensor) -> Tensor:

@@ -62,6 +62,16 @@ def features(x_bchw, weight, bias, weight_2, bias_2):
     return y_bnc / np.sqrt((y_bnc**2).sum(-1, keepdims=True))
 
 
+def test_dropout_does_not_blur_the_features_and_stays_on_for_the_rest(images):
+    generator = ResnetGenerator(4, 1, dropout=0.5)
+    contrast = PatchContrast(generator, [0, 10])
+    values = [contrast(generator, images[0], images[0], draws()).item() for _ in range(2)]
+    assert values[0] == values[1] == contrast(generator.eval(), images[0], images[0], draws()).item()
+    generator.train()
+    contrast(generator, *images, draws())
+    assert not torch.equal(generator(images[0]), generator(images[0]))
+
+
 def test_places_are_those_of_the_draws(generator, images):
     contrast = PatchContrast(generator, [0, 4], n_patches=5, width=6)
     first, again, other = (contrast(generator, *images, np.random.default_rng(s)).item() for s in (0, 0, 1))
