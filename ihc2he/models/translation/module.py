@@ -62,7 +62,7 @@ class StainTranslation(AdversarialTask):
         n_epochs: epochs at the full learning rate.
         n_epochs_decay: epochs over which it then falls linearly towards 0.
         adversarial: `lsgan`, `bce`, `hinge` or `wgan_gp`.
-        lambda_gp: weight of the gradient penalty of `wgan_gp`.
+        lambda_gp: weight of the gradient penalty of `wgan_gp` against the critic's loss, as published.
         label_smoothing: one-sided, of the discriminators' target for real images; `lsgan` and `bce`.
         ema_decay: of an exponential moving average of the generators, which then evaluates and is exported; 0 is off.
         gradient_clip_val: largest norm of the gradients, per optimiser; None is off.
@@ -254,7 +254,7 @@ class StainTranslation(AdversarialTask):
         real_logits, fake_logits = gan.together(discriminator, real, fake)
         loss = gan.discriminator_loss(real_logits, fake_logits, self.adversarial, self.label_smoothing)
         if self.adversarial == "wgan_gp":
-            loss = loss + self.lambda_gp * gan.gradient_penalty(discriminator, real, fake)
+            loss = loss + 0.5 * self.lambda_gp * gan.gradient_penalty(discriminator, real, fake)  # half, as the loss
         return loss
 
     # ------------------------------------------------------------------ training
