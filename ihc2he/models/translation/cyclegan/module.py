@@ -33,9 +33,9 @@ class CycleGAN(StainTranslation):
         lambda_identity: weight of the identity loss, relative to `lambda_cycle`; 0 leaves it out.
         lambda_nuclear: weight of `nuclear_loss` between images and their translations, in both directions; 0 is off.
         nuclear_dab: how much DAB counts as nuclear stain in it; 0 for markers that are not in nuclei.
-        lambda_segmentation: weight of the segmentation loss, 0 is off: with S a frozen segmenter of H&E and b H&E that
-            becomes F(b) and again G(F(b)), |S(G(F(b))) - S(b)| + |S(F(b)) - S(b)|.
-        segmenter: S, a bundle or checkpoint.
+        lambda_segmentation: weight of the segmentation loss, 0 is off: with S a frozen segmenter and b H&E that becomes
+            F(b) and again G(F(b)), |S(G(F(b))) - S(b)| + |S(F(b)) - S(b)|.
+        segmenter: S, a bundle or checkpoint that reads H&E and IHC.
         lambda_nce: weight of the contrast of patches between images and their translations, as in CUT, in both
             directions; 0 is off.
         nce_layers: whose features are compared, by index in the generator's `model`.
