@@ -208,6 +208,11 @@ def collapsed(values: Mapping[str, float], levels: Sequence[str]) -> list[str]:
     return [level for level in levels if has(level)]
 
 
+def shares(values: Mapping[str, float], level: str) -> str:
+    """Return in words how much of a level is covered, and how much of it looks real."""
+    return ", ".join(f"{name} {values[f'{name}/{level}']:.2f}" for name in ("coverage", "recall", "precision"))
+
+
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the means of the columns of numbers; of the distance ratio the median, and the share of copies."""
     names = {name for row in rows[:1] for name, value in row.items() if isinstance(value, float)} - {"train_ratio"}

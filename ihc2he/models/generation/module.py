@@ -27,7 +27,8 @@ from ihc2he.models.adversarial import AdversarialTask
 from ihc2he.models.generation.blocks import Verdict
 from ihc2he.models.generation.diffaugment import POLICIES, diff_augment
 from ihc2he.models.generation.draws import Draws, between, latents
-from ihc2he.models.generation.evaluation import GenerationEvaluation, collapsed, copies
+from ihc2he.models.generation.evaluation import GenerationEvaluation, collapsed, copies, shares
+from ihc2he.models.generation.statistics import measure_statistics
 from ihc2he.models.task import Export, Scores
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class Gan(AdversarialTask):
         n_epochs_decay: epochs over which it then falls linearly towards 0.
         ema_decay: of an exponential moving average of the generator, which then evaluates and is exported; 0 is off. It
             rises to this value by (1 + step) / (10 + step), so that nothing is left of the random weights.
+        ema_own_statistics: measure the batch statistics of the averaged generator before each validation and test, so
+            that the best checkpoint has them; otherwise it has those of the generator that is trained.
         diffaugment: changes of real and made tiles before the discriminator: `colour`, `translation`, `cutout`.
         gradient_clip_val: largest norm of the gradients, per optimiser; None is off.
         seed: of the latent vectors and other random numbers of training.
@@ -95,6 +98,7 @@ class Gan(AdversarialTask):
         n_epochs: int = 100,
         n_epochs_decay: int = 0,
         ema_decay: float = 0.0,
+        ema_own_statistics: bool = True,
         diffaugment: Sequence[str] = (),
         gradient_clip_val: float | None = None,
         seed: int = 0,
@@ -137,6 +141,7 @@ class Gan(AdversarialTask):
             self.g_ema = copy.deepcopy(self.generator).requires_grad_(False)
         if channels_last:
             self.to(memory_format=torch.channels_last)
+        self.ema_own_statistics = ema_own_statistics
         self.draws = Draws((seed,))  # of a training step
         self.evaluation = GenerationEvaluation(metrics or [], features)
 
@@ -306,19 +311,21 @@ class Gan(AdversarialTask):
 
     # ------------------------------------------------------------------ evaluation
 
+    def on_validation_start(self) -> None:
+        """Measure the batch statistics of the averaged generator, where asked."""
+        if self.g_ema is not None and self.ema_own_statistics:
+            measure_statistics(self.g_ema, self.latent_size, self.n_classes)
+
+    on_test_start = on_validation_start
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Scores:
         """Compare real tiles with as many made ones of the same levels."""
-        return self._evaluate(batch)
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Scores:
-        """Compare real tiles with as many made ones of the same levels."""
-        return self._evaluate(batch)
-
-    def _evaluate(self, batch: dict[str, Any]) -> Scores:
         self._check_tiles(batch["image"])
         self.evaluation.update(batch, self._counterparts(batch))
         named = zip(batch["name"], self._levels_of(batch), strict=True)
         return {"rows": [{"name": name, "group": level} for name, level in named]}
+
+    test_step = validation_step
 
     def _levels_of(self, batch: dict[str, Any]) -> list[str]:
         levels = self.levels
@@ -339,7 +346,7 @@ class Gan(AdversarialTask):
         if found := collapsed(values, self.levels):
             log.warning(
                 "MODE COLLAPSE, or tiles unlike real ones where the precision is low: %s.",
-                ", ".join(f"{level} ({_shares(values, level)})" for level in found),
+                ", ".join(f"{level} ({shares(values, level)})" for level in found),
             )
 
     def _log_evaluation(self, stage: str) -> dict[str, float]:
@@ -389,7 +396,3 @@ class Gan(AdversarialTask):
             ]
             for name, z in rows.items()
         }
-
-
-def _shares(values: Mapping[str, float], level: str) -> str:
-    return ", ".join(f"{name} {values[f'{name}/{level}']:.2f}" for name in ("coverage", "recall", "precision"))

@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
+from torch import nn
 
 from ihc2he.callbacks.checkpoint import LastCheckpoint
 from ihc2he.errors import ConfigError
 from ihc2he.losses.adversarial import gradient_penalty
 from ihc2he.models.generation.draws import Draws
 from ihc2he.models.generation.module import Gan
+from ihc2he.models.generation.statistics import measure_statistics
 
 NAMES = ("dcgan", "acgan", "wgan_gp", "sngan")
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.01}
@@ -168,6 +170,25 @@ def test_the_average_never_keeps_more_than_asked(tiny, monkeypatch):
     for step, decay in ((1, 2 / 11), (90, 0.91), (10**6, 0.999)):
         monkeypatch.setattr(Gan, "global_step", step)
         assert module.averaging() == pytest.approx(decay)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_average_is_judged_by_its_own_batch_statistics(tiny, run, own):
+    module = tiny(ema_decay=0.5, ema_own_statistics=own)
+    run(module, max_epochs=1)
+    kept, online = (dict(net.named_buffers()) for net in (module.g_ema, module.generator))
+    assert all(torch.equal(kept[name], online[name]) for name in kept) == (not own)
+    if not own:
+        return
+    before, inputs = copy.deepcopy(kept), []
+    layer = next(layer for layer in module.g_ema.modules() if isinstance(layer, nn.BatchNorm2d))
+    layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    measure_statistics(module.g_ema, module.latent_size, module.n_classes)
+    assert differing(before, kept) == []  # always the same latents
+    x = torch.cat(inputs)
+    torch.testing.assert_close(layer.running_mean, x.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(layer.running_var, x.var((0, 2, 3)), atol=1e-5, rtol=0.05)
+    assert layer.momentum == 0.1
 
 
 @pytest.mark.parametrize("name", NAMES)
