@@ -17,9 +17,12 @@ from ihc2he.datainfo import DataInfo
 from ihc2he.models.bundle import save_bundle
 from ihc2he.models.pipeline.module import Pipeline
 from ihc2he.models.segmentation.hovernet.module import HoverNetSegmenter
+from ihc2he.models.segmentation.unet.adapting import AdaptedUNet
 from ihc2he.models.segmentation.unet.module import UNetSegmenter
+from ihc2he.models.translation.cut.module import CUT
 from ihc2he.models.translation.cyclegan.networks import ResnetGenerator
 from ihc2he.models.translation.frozen import FrozenSegmenter
+from ihc2he.models.translation.pix2pix.module import Pix2Pix
 from ihc2he.nuclei.decoders.base import Decoder
 
 CUDA = torch.device("cuda", 0)
@@ -175,6 +178,46 @@ def test_the_cyclegan_with_terms_that_keep_the_content(gpu, small, precision, tm
         module.eval()
         rows = module.test_step(batch | {"mpp": on_gpu(2)}, 0)["rows"]
     assert all("he/lost" in row for row in rows)
+
+
+NETWORKS = "ihc2he.models.translation.cyclegan.networks"
+GENERATOR = {"_target_": f"{NETWORKS}.ResnetGenerator", "width": 4, "n_blocks": 1}
+JUDGE = {"_target_": f"{NETWORKS}.PatchDiscriminator", "width": 4}
+ONE_WAY = {
+    "cut": lambda: CUT(GENERATOR, JUDGE, ADAM, layers=[0, 4, 10]),
+    "fastcut": lambda: CUT(GENERATOR, JUDGE, ADAM, layers=[0, 4, 10], identity=False, flip_equivariance=True),
+    "pix2pix": lambda: Pix2Pix(
+        GENERATOR, {**JUDGE, "channels": 6}, ADAM, layers=[0, 4, 10], lambda_pyramid=1, lambda_asp=1, lambda_nce=1
+    ),
+}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", ONE_WAY)
+def test_translations_of_one_direction(gpu, name, precision):
+    module = attached(moved(real(ONE_WAY[name])))
+    module._trainer.current_epoch = 0
+    batch = {"ihc": on_gpu(2, 3, 64, 64), "he": on_gpu(2, 3, 64, 64)}
+    with autocast(precision):
+        losses, made = module.generator_losses(batch)
+        losses |= module.discriminator_losses(batch, {stain: image.detach() for stain, image in made.items()})
+    assert {(loss.device, loss.dtype) for loss in losses.values()} == {(CUDA, torch.float32)}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_mean_teacher(gpu, precision):
+    views = {"none": {"_target_": f"{TRANSLATORS}.Identity"}}
+    views["recolour"] = {"_target_": f"{TRANSLATORS}.Recolour", **RECOLOUR}
+    decoder = {"_target_": f"{DECODERS}.centres.CentresDecoder"}
+    settings = {"width": 4, "translators": views, "teacher_views": [*views], **WINDOWS}
+    module = attached(moved(real(lambda: AdaptedUNet(PREACT, decoder, ADAM, **settings))))
+    module._trainer.global_step = 1
+    batch = {name: on_gpu(2, 3, 64, 64) for name in ("image", "weak", "strong")} | {"centre": on_gpu(2, 64, 64)}
+    batch |= {"inst": on_gpu(2, 64, 64, dtype=torch.int32), "type": on_gpu(2, 64, 64, dtype=torch.int64)}
+    with autocast(precision):
+        loss = module.training_step(batch, 0)
+    assert (loss.device, loss.dtype) == (CUDA, torch.float32)
+    module._follow()
 
 
 @pytest.fixture
