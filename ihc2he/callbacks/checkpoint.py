@@ -165,7 +165,7 @@ class LastCheckpoint(Saving):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the checkpoint with the best validation metric; if the metric is not logged, warns and keeps none.
+    """Keeps the checkpoint with the best validation metric; where it is not logged, or NaN, warns and keeps none.
 
     Args:
         dirpath: folder of the checkpoints.
@@ -191,10 +191,15 @@ class BestCheckpoint(ModelCheckpoint):
         """Save if the metric is among the best."""
         if trainer.sanity_checking:
             return
-        if self.monitor in trainer.callback_metrics:
+        value = trainer.callback_metrics.get(str(self.monitor))
+        if value is not None and not value.isnan():  # Lightning would keep the first NaN, and no other after it
             super().on_validation_end(trainer, pl_module)
         elif not self._said:
             self._said = True
+            if value is not None:
+                log.warning("'%s' is NaN in epoch %d, so it does not count for the best checkpoint.",
+                            self.monitor, trainer.current_epoch)  # fmt: skip
+                return
             known = sorted(key for key in trainer.callback_metrics if key.startswith("val/"))
             log.warning("'%s' is not logged, so only the last checkpoint is kept, not the best. Logged: %s.",
                         self.monitor, ", ".join(known) or "nothing")  # fmt: skip

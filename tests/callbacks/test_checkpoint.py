@@ -45,6 +45,21 @@ def test_a_metric_that_is_not_logged_is_said_once(toy, tiles, trainer, tmp_path,
     assert checkpoints(tmp_path) == ["last.ckpt"]
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"), [((NAN, NAN, NAN), ["last.ckpt"]), ((NAN, 0.5, NAN), ["best_epoch001.ckpt", "last.ckpt"])]
+)
+def test_a_metric_that_is_nan_makes_no_checkpoint_the_best(toy, tiles, trainer, tmp_path, caplog, scores, kept):
+    with caplog.at_level(logging.WARNING, "ihc2he"):
+        trainer(*keepers(tmp_path)).fit(toy(scores=scores), tiles)
+    assert [r.getMessage() for r in caplog.records if r.name.startswith("ihc2he")] == [
+        "'val/score' is NaN in epoch 0, so it does not count for the best checkpoint."
+    ]
+    assert checkpoints(tmp_path) == kept
+
+
 def spoilt_loss(toy, epoch, value):
     class Spoilt(toy):
         def loss(self, batch, batch_idx):
