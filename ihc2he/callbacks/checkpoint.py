@@ -192,7 +192,7 @@ class BestCheckpoint(ModelCheckpoint):
         if trainer.sanity_checking:
             return
         value = trainer.callback_metrics.get(str(self.monitor))
-        if value is not None and not value.isnan():  # Lightning would keep the first NaN, and no other after it
+        if value is not None and not value.isnan():  # where all are, Lightning would keep the first
             super().on_validation_end(trainer, pl_module)
         elif not self._said:
             self._said = True
