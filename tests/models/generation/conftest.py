@@ -69,7 +69,7 @@ def published() -> dict[str, dict[str, Any]]:
     config.register()
     found = {}
     with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
-        for name in NAMES:
+        for name in (*NAMES, "acgan_small"):
             cfg = compose("train", overrides=["model=gan", f"model/gan={name}", "seed=0"])
             found[name] = OmegaConf.to_container(cfg.model, resolve=True)
     return found  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from math import log
 
 import pytest
 import torch
@@ -106,6 +107,15 @@ def test_a_run_in_two_parts_equals_the_run_in_one(tiny, run, tmp_path, name):
     assert whole["global_step"] == 2  # of the generator: 2 epochs of 2 batches, and 2 steps of the discriminator each
     other = state(run(begin(seed=1), max_epochs=2, **plain))
     assert any(path.startswith("/state_dict") for path in differing(whole, other))  # of other latent vectors
+
+
+def test_the_small_acgan_begins_with_levels_at_chance(published, levels):
+    """Logits of the published one vary by 3 with the dropout alone, which few steps do not overcome."""
+    torch.manual_seed(0)
+    module = Gan(**{key: value for key, value in published["acgan_small"].items() if key != "_target_"})
+    batch = first_batch(levels(size=64))
+    loss = module.discriminator_losses(batch["image"], batch["label"])["d_level"]
+    assert loss.item() == pytest.approx(log(4), abs=0.1)
 
 
 @pytest.mark.parametrize("d_steps", [1, 2, 3])
