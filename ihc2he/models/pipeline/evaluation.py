@@ -243,7 +243,9 @@ class MethodComparison:
                 continue
             three = {"floor": counts[floor], "ceiling": counts[ceiling], "own": counts[method]}
             joint = {f"{role}/{key}": own.columns[key] for role, own in three.items() for key in ("tp", "true", "pred")}
-            found[method] |= intervals(Counts(counts[method].names, joint), _gap_closed, drawn)
+            gap = intervals(Counts(counts[method].names, joint), _gap_closed, drawn)
+            clear = gap["gap"].low > 0 or (np.isnan(gap["gap"].low) and gap["gap"].value > 0)
+            found[method]["gap_closed"] = gap["gap_closed"] if clear else _NO_INTERVAL
         return found
 
     def _comparison(
@@ -313,12 +315,14 @@ class MethodComparison:
 
 
 def _gap_closed(sums: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    """Return how much F1 gains on the true H&E, and the share of it that a method reaches."""
     with np.errstate(invalid="ignore", divide="ignore"):
         floor, ceiling, own = (
             2 * sums[f"{role}/tp"] / (sums[f"{role}/true"] + sums[f"{role}/pred"])
             for role in ("floor", "ceiling", "own")
         )
-        return {"gap_closed": np.where(ceiling > floor, (own - floor) / (ceiling - floor), np.nan)}
+        gap = ceiling - floor
+        return {"gap": gap, "gap_closed": np.where(gap > 0, (own - floor) / gap, np.nan)}
 
 
 def summary(comparison: Sequence[Mapping[str, Any]]) -> str:
@@ -336,7 +340,7 @@ def summary(comparison: Sequence[Mapping[str, Any]]) -> str:
     cells: dict[tuple[str, str], str] = {}
     for row in comparison:
         interval = "" if np.isnan(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}]"
-        cells[row["method"], row["metric"]] = f"{row['value']:.3f}{interval}"
+        cells[row["method"], row["metric"]] = "" if np.isnan(row["value"]) else f"{row['value']:.3f}{interval}"
     titles = {"f1": "F1", "precision": "precision", "recall": "recall", "ap": "AP", "gap_closed": "gap closed"}
     titles = {key: title for key, title in titles.items() if any(metric == key for _, metric in cells)}
     lines = [["method", *titles.values()], ["---"] * (len(titles) + 1)]

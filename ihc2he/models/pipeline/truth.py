@@ -31,7 +31,8 @@ _ALL = (
     CONTENT_CARDS["dab_leakage"],
     Card(
         "gap_closed", "Gap closed", True, "share", 1,
-        "(F1 - F1 without translation) / (F1 on the true H&E - F1 without translation), where the latter is a gain",
+        "(F1 - F1 without translation) / (F1 on the true H&E - F1 without translation), "
+        "where the 95 % interval of the latter is above 0",
     ),
 )  # fmt: skip
 

@@ -264,6 +264,23 @@ def test_where_the_true_stain_brings_nothing_there_is_no_gap_to_close(ceiling):
     assert np.isnan(values["gap_closed/mine+s"])
 
 
+def test_no_share_is_stated_of_a_gap_that_may_be_none():
+    points = [(10 * i, 10, 0) for i in range(1, 6)]
+
+    def first(n):
+        return IMAGE, found([(x, y) for x, y, _ in points[:n]], [2] * n)
+
+    types = {Method(name, "s"): TYPES for name in ("none", "mine", "rendered")}
+    numbers = {"a": (1, 2, 4), "b": (2, 2, 1)}  # a gain on one tile, a loss on the other
+    entries = [
+        (tile(name, points), {str(method): first(n) for method, n in zip(types, found_n, strict=True)})
+        for name, found_n in numbers.items()
+    ]
+    _, _, values, tables = judged(entries, types=types)
+    assert np.isnan(values["gap_closed/mine+s"])
+    assert "nan" not in summary(tables["comparison.csv"])
+
+
 @pytest.mark.filterwarnings("error")
 def test_tiles_without_points_and_methods_that_find_nothing():
     nothing, something = (IMAGE, found([], [])), (IMAGE, found([(10, 10)], [1]))
