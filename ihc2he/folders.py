@@ -28,7 +28,7 @@ LOCK = ".lock"
 FREE = {
     "n_epochs", "n_epochs_decay", "T_max", "compile", "channels_last", "workers", "num_workers", "root", "path",
     "store", "download", "rebuild", "weights", "eval_batch_size", "metrics", "features", "window", "overlap", "tta",
-    "ensemble", "init", "ema_own_statistics",
+    "ensemble", "init",
 }  # fmt: skip
 BINDING = ("seed", "model", "data")  # keys of the root that decide what is learned
 OF_A_LAUNCH = ("ckpt_path", "out", "paths", "stages")  # of a command, not of the run

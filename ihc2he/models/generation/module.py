@@ -65,8 +65,6 @@ class Gan(AdversarialTask):
         n_epochs_decay: epochs over which it then falls linearly towards 0.
         ema_decay: of an exponential moving average of the generator, which then evaluates and is exported; 0 is off. It
             rises to this value by (1 + step) / (10 + step), so that nothing is left of the random weights.
-        ema_own_statistics: measure the batch statistics of the averaged generator before each validation and test, so
-            that the best checkpoint has them; otherwise it has those of the generator that is trained.
         diffaugment: changes of real and made tiles before the discriminator: `colour`, `translation`, `cutout`.
         gradient_clip_val: largest norm of the gradients, per optimiser; None is off.
         seed: of the latent vectors and other random numbers of training.
@@ -98,7 +96,6 @@ class Gan(AdversarialTask):
         n_epochs: int = 100,
         n_epochs_decay: int = 0,
         ema_decay: float = 0.0,
-        ema_own_statistics: bool = True,
         diffaugment: Sequence[str] = (),
         gradient_clip_val: float | None = None,
         seed: int = 0,
@@ -141,7 +138,6 @@ class Gan(AdversarialTask):
             self.g_ema = copy.deepcopy(self.generator).requires_grad_(False)
         if channels_last:
             self.to(memory_format=torch.channels_last)
-        self.ema_own_statistics = ema_own_statistics
         self.draws = Draws((seed,))  # of a training step
         self.evaluation = GenerationEvaluation(metrics or [], features)
 
@@ -312,8 +308,8 @@ class Gan(AdversarialTask):
     # ------------------------------------------------------------------ evaluation
 
     def on_validation_start(self) -> None:
-        """Measure the batch statistics of the averaged generator, where asked."""
-        if self.g_ema is not None and self.ema_own_statistics:
+        """Measure the batch statistics of the averaged generator, so that the best checkpoint has them."""
+        if self.g_ema is not None:
             measure_statistics(self.g_ema, self.latent_size, self.n_classes)
 
     on_test_start = on_validation_start
