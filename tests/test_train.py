@@ -375,7 +375,7 @@ def test_content_terms_and_the_local_generator_train_in_two_processes(command, t
     save_bundle(build(network, torch.nn.Module), tmp_path / "segmenter", info)
     done = command(
         SMOKE, "trainer=ddp_cpu", "data.simulate.tiles=9", "model/generator=unet_local", "~model.generator.n_blocks",
-        "model.generator.depth=1", "model.lambda_nuclear=5", "model.lambda_segmentation=1",
+        "model.generator.depth=1", "model.lambda_nuclear=5", "model.nuclear_dab=0", "model.lambda_segmentation=1",
         f"model.segmenter={tmp_path / 'segmenter'}", "trainer.precision=bf16-mixed", timeout=280,
     )  # fmt: skip
     assert done.status == 0, done.err

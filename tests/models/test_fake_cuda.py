@@ -165,7 +165,7 @@ def test_the_cyclegan_with_terms_that_keep_the_content(gpu, small, precision, tm
         return FrozenSegmenter(str(save_bundle(network, tmp_path / "lite", {**described, "mpp": 0.25})), 0.5)
 
     local = {"_target_": "ihc2he.models.translation.local.LocalUNet", "width": 4, "depth": 2}
-    terms = {"lambda_nuclear": 5.0, "lambda_segmentation": 1.0, "segmenter": "lite"}
+    terms = {"lambda_nuclear": 5.0, "nuclear_dab": 1.0, "lambda_segmentation": 1.0, "segmenter": "lite"}
     module = attached(moved(real(lambda: small(generator=local, **terms))))
     module.frozen = real(frozen)
     moved(module.frozen.network)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ihc2he.errors import ConfigError
 from ihc2he.losses.adversarial import together
 from ihc2he.losses.content import nuclear_loss, segmentation_loss
 from ihc2he.models.task import required_mpp
@@ -32,7 +33,8 @@ class CycleGAN(StainTranslation):
         lambda_cycle: weight of the cycle loss.
         lambda_identity: weight of the identity loss, relative to `lambda_cycle`; 0 leaves it out.
         lambda_nuclear: weight of `nuclear_loss` between images and their translations, in both directions; 0 is off.
-        nuclear_dab: how much DAB counts as nuclear stain in it; 0 for markers that are not in nuclei.
+        nuclear_dab: how much DAB counts as nuclear stain in it: 1 for nuclear markers, 0 for others. It has no default,
+            because the wrong one rewards what the term is to prevent.
         lambda_segmentation: weight of the segmentation loss, 0 is off: with S a frozen segmenter and b H&E that becomes
             F(b) and again G(F(b)), |S(G(F(b))) - S(b)| + |S(F(b)) - S(b)|.
         segmenter: S, a bundle or checkpoint that reads H&E and IHC.
@@ -61,7 +63,7 @@ class CycleGAN(StainTranslation):
         lambda_cycle: float = 10.0,
         lambda_identity: float = 0.5,
         lambda_nuclear: float = 0.0,
-        nuclear_dab: float = 1.0,
+        nuclear_dab: float | None = None,
         lambda_segmentation: float = 0.0,
         segmenter: str | None = None,
         lambda_nce: float = 0.0,
@@ -73,7 +75,13 @@ class CycleGAN(StainTranslation):
         require("lambda_cycle", lambda_cycle, lambda_cycle >= 0, "0 or more")
         require("lambda_identity", lambda_identity, lambda_identity >= 0, "0 or more")
         require("lambda_nuclear", lambda_nuclear, lambda_nuclear >= 0, "0 or more")
-        require("nuclear_dab", nuclear_dab, nuclear_dab >= 0, "0 or more")
+        require("nuclear_dab", nuclear_dab, nuclear_dab is None or nuclear_dab >= 0, "0 or more")
+        if lambda_nuclear and nuclear_dab is None:
+            msg = (
+                f"model.lambda_nuclear={lambda_nuclear:g} needs model.nuclear_dab: 1 where the marker is in nuclei, as "
+                "Ki-67 is, or 0 where it is not, as HER2 in BCI."
+            )
+            raise ConfigError(msg)
         require("lambda_segmentation", lambda_segmentation, lambda_segmentation >= 0, "0 or more")
         require("segmenter", segmenter, bool(segmenter) or not lambda_segmentation, "a bundle, for lambda_segmentation")
         require("lambda_nce", lambda_nce, lambda_nce >= 0, "0 or more")
@@ -86,7 +94,7 @@ class CycleGAN(StainTranslation):
             **options,
         )
         self.lambda_cycle, self.lambda_identity = lambda_cycle, lambda_identity
-        self.lambda_nuclear, self.nuclear_dab = lambda_nuclear, nuclear_dab
+        self.lambda_nuclear, self.nuclear_dab = lambda_nuclear, nuclear_dab or 0.0
         self.lambda_segmentation, self.segmenter = lambda_segmentation, segmenter
         self.frozen: FrozenSegmenter | None = None
         self.lambda_nce, self.seed = lambda_nce, seed

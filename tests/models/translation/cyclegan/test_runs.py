@@ -112,7 +112,7 @@ def test_two_pairs_are_learnt(small, fit, upsample):
 
 def test_two_pairs_are_learnt_by_the_local_generator_with_its_nuclei_in_place(small, fit):
     generator = {"_target_": "ihc2he.models.translation.local.LocalUNet", "width": 8, "depth": 1}
-    module, losses, data = small(generator=generator, lambda_nuclear=1.0), Losses(), Blobs()
+    module, losses, data = small(generator=generator, lambda_nuclear=1.0, nuclear_dab=1.0), Losses(), Blobs()
     fit(module, losses, data=data, max_epochs=30)
     assert sum(losses.cycle[-2:]) < 0.5 * sum(losses.cycle[:2])
     made = module.translate(data.ihc, "he")

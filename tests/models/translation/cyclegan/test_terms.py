@@ -6,10 +6,8 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback
 
-from ihc2he import config
 from ihc2he.callbacks.bundles import Bundles
 from ihc2he.callbacks.checkpoint import LastCheckpoint
 from ihc2he.datainfo import DataInfo
@@ -91,13 +89,6 @@ def test_on_they_are_their_formulas_and_the_rest_stays(small, fit, tiles, on):
         assert torch.equal(logged[f"train/loss_{key}"], without[f"train/loss_{key}"])
 
 
-@pytest.mark.parametrize(("experiment", "dab"), [("cyclegan_bci", 0.0), ("cyclegan_unpaired", 1.0)])
-def test_brown_membranes_of_her2_do_not_count_as_nuclei(experiment, dab):
-    config.register()
-    with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
-        assert compose("train", overrides=[f"experiment={experiment}"]).model.nuclear_dab == dab
-
-
 @pytest.mark.parametrize("term", ["lambda_nuclear", "lambda_segmentation"])
 def test_each_term_moves_both_generators(small, tiles, on, fit, term):
     quiet = {"lambda_cycle": 0.0, "lambda_identity": 0.0, "lambda_nuclear": 0.0, "lambda_segmentation": 0.0}
@@ -174,6 +165,7 @@ def test_bundles_carry_the_terms_and_how_far_a_pixel_sees(small, fit, on, tmp_pa
     ("changes", "message"),
     [
         ({"lambda_nuclear": -1.0}, r"model\.lambda_nuclear=-1\.0"),
+        ({"lambda_nuclear": 5.0}, r"model\.lambda_nuclear=5 needs model\.nuclear_dab: 1 .* or 0 "),
         ({"nuclear_dab": -0.5}, r"model\.nuclear_dab=-0\.5"),
         ({"lambda_segmentation": 1.0}, r"model\.segmenter=None.*a bundle"),
     ],
