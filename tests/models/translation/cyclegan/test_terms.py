@@ -155,10 +155,10 @@ def test_bundles_carry_the_terms_and_how_far_a_pixel_sees(small, fit, on, tmp_pa
         for run in ("on", "off")
         for name in ("g_ihc2he", "g_he2ihc")
     }
-    for (run, _), described in info.items():
+    for (run, _), config in info.items():
         every = {"adversarial": 1.0, "cycle": 10.0, "identity": 5.0, "nuclear": 5.0, "segmentation": 2.0}
-        assert described["terms"] == (every if run == "on" else {"adversarial": 1.0, "cycle": 10.0})
-        assert described["halo"] == (11 if run == "on" else None)
+        assert config["terms"] == (every if run == "on" else {"adversarial": 1.0, "cycle": 10.0})
+        assert config["halo"] == (11 if run == "on" else None)
 
 
 @pytest.mark.parametrize(
